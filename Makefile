@@ -1,0 +1,44 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Constraints are given on every pip call: without them a far larger build of torch is fetched.
+PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
+
+.PHONY: help demo test check format install venv
+
+help:
+	@echo "make demo    set up .venv and run the demo, offline once installed"
+	@echo "make test    set up .venv and run the whole test suite"
+	@echo "make check   lint, formatting and types"
+	@echo "make format  rewrite the code in the house's format"
+
+demo: $(VENV)/.core
+	$(BIN)/demr demo
+
+test: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --doctest-modules src/demr tests
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix-only
+	$(BIN)/ruff format
+
+install: $(VENV)/.dev
+
+venv: $(BIN)/python
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# Stamps: a set-up is repeated only where what it was made from has changed.
+$(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e '.[train,dev]'
+	@touch $(VENV)/.core $@
