@@ -1,0 +1,501 @@
+"""Files of queries -> :class:`Annotation`; what real files get wrong is repaired and counted."""
+
+import gzip
+import json
+import math
+import os
+import re
+import tempfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from demr.errors import AnnotationError
+
+Window = tuple[float, float]
+
+MAX_SALIENCY = 4.0  # QVHighlights: each annotator gives 0 (very bad) to 4 (very good)
+_SHOWN = 80  # characters of a faulty value that a message repeats
+_TEXT_LINE = re.compile(r"^(?P<vid>\S+)\s+(?P<start>\S+)\s+(?P<end>\S+?)\s*##(?P<query>.*)$")
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """One query about one video.
+
+    Args:
+        qid: Name of the query, unique within its file.
+        query: The sentence; runs of white space become one blank.
+        vid: Name of the video.
+        duration_s: Length of the video in seconds.
+        windows_s: (start, end) in seconds, each ``0 <= start < end <= duration_s``. ``None``:
+            nobody says where (test splits). ``()``: the moment is not in this video.
+        saliency: Clip index -> mean score in 0..1; clips left out were not scored.
+        event: Queries that name the same event are not each other's negatives.
+        kind: What sort of query it is; the shapes world uses present, absent, vague and unknown.
+
+    Raises:
+        AnnotationError: If a value breaks these rules.
+    """
+
+    qid: str
+    query: str
+    vid: str
+    duration_s: float
+    windows_s: tuple[Window, ...] | None
+    saliency: Mapping[int, float] | None = field(default=None, hash=False)
+    event: str | None = None
+    kind: str = "present"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "query", tidy_query(self.query))
+        subject = f"query {self.qid!r}"
+        for name in ("qid", "query", "vid"):
+            value = getattr(self, name)
+            if not value or not _is_writable(value):
+                raise _broken(subject, f"a {name} of printable text", repr(value))
+        if not (math.isfinite(self.duration_s) and self.duration_s > 0):
+            raise _broken(subject, "a duration above 0 s", repr(self.duration_s))
+        for start, end in self.windows_s or ():
+            if not 0 <= start < end <= self.duration_s:
+                expected = f"windows with 0 <= start < end <= {self.duration_s:g} s"
+                raise _broken(subject, expected, f"{start!r} to {end!r}")
+        for clip, score in (self.saliency or {}).items():
+            if clip < 0 or not 0 <= score <= 1:
+                raise _broken(subject, "saliency in 0..1 for clips from 0", f"{score!r} at {clip}")
+
+    @property
+    def is_present(self) -> bool:
+        """True where at least one window is known (so not for test splits without windows)."""
+        return bool(self.windows_s)
+
+
+@dataclass
+class RepairReport:
+    """What reading a file found and mended; every field is a count.
+
+    Args:
+        queries: Annotations returned.
+        swapped: Windows with start and end exchanged.
+        clipped: Windows cut at the end of the video (or at 0).
+        after_end: Windows dropped because they start at or after the end of the video.
+        zero_length: Windows dropped because they have no length.
+        emptied: Queries that lost every window by this; their windows are unknown now, since
+            somebody did see the moment.
+        unknown: Queries that came without windows (null or no such key).
+        absent: Queries with an empty list of windows.
+        tidied: Queries with surplus blanks or line breaks removed.
+        repeated: Records dropped because the same qid came before with the same content.
+        named: Queries without a qid, named after video and line.
+        guessed_durations: Videos whose file states no duration; the last window's end stands in.
+    """
+
+    queries: int = 0
+    swapped: int = 0
+    clipped: int = 0
+    after_end: int = 0
+    zero_length: int = 0
+    emptied: int = 0
+    unknown: int = 0
+    absent: int = 0
+    tidied: int = 0
+    repeated: int = 0
+    named: int = 0
+    guessed_durations: int = 0
+
+    def summary(self) -> str:
+        """One line with the counts that are not zero."""
+        dropped = [
+            text
+            for count, text in (
+                (self.after_end, f"{self.after_end} dropped: start after the end"),
+                (self.zero_length, f"{self.zero_length} dropped: zero length"),
+            )
+            if count
+        ]
+        notes = [
+            text
+            for count, text in (
+                (self.clipped, f"{self.clipped} windows clipped to the duration"),
+                (self.swapped, f"{self.swapped} windows reversed: start and end swapped"),
+                (len(dropped), ", ".join(dropped)),
+                (self.emptied, f"{self.emptied} queries left without a window: unknown"),
+                (self.unknown, f"{self.unknown} queries without windows: unknown"),
+                (self.absent, f"{self.absent} absent"),
+                (self.tidied, f"{self.tidied} queries with surplus blanks tidied"),
+                (self.repeated, f"{self.repeated} exact repetitions dropped"),
+                (self.named, f"{self.named} queries without a qid named"),
+                (
+                    self.guessed_durations,
+                    f"{self.guessed_durations} videos without a duration: last window's end taken",
+                ),
+            )
+            if count
+        ]
+        return f"{self.queries} queries" + (": " + ", ".join(notes) if notes else ", no repairs")
+
+
+def tidy_query(query: str) -> str:
+    """The query with every run of white space as one blank and none at its ends.
+
+    >>> tidy_query("  a man  opens   a door ")
+    'a man opens a door'
+    """
+    return " ".join(query.split())
+
+
+def read_annotations(path: str | os.PathLike[str]) -> list[Annotation]:
+    """Read a file of queries; see :func:`read_annotations_with_report`."""
+    return read_annotations_with_report(path)[0]
+
+
+def read_annotations_with_report(
+    path: str | os.PathLike[str], *, durations_s: Mapping[str, float] | None = None
+) -> tuple[list[Annotation], RepairReport]:
+    """Read a file of queries and say what had to be repaired.
+
+    Understood, plain or gzipped: JSON Lines with the field's keys (QVHighlights, UniVTG,
+    lighthouse), the JSON object of ActivityNet Captions and Charades-CD
+    (``{vid: {timestamps, sentences, duration or video_duration}}``), and the text form of
+    Charades-STA (``vid start end##sentence``). The name's ending decides, then the content.
+
+    Args:
+        path: The file.
+        durations_s: Length of each video in seconds, for the text form, which states none. A video
+            without one is taken to end where its last window ends.
+
+    Returns:
+        The annotations in the file's order, and the counts of what was repaired.
+
+    Raises:
+        AnnotationError: If the file cannot be read or a record cannot be understood; names the
+            file and the line.
+    """
+    source = Path(path)
+    text = _read_text(source)
+    report = RepairReport()
+    suffix = (source.with_suffix("") if source.suffix == ".gz" else source).suffix
+    if suffix == ".txt" or (suffix not in (".json", ".jsonl") and "##" in text.partition("\n")[0]):
+        records = _text_records(source, text, durations_s or {}, report)
+    else:
+        records = _json_records(source, text)
+    annotations: list[Annotation] = []
+    seen: dict[str, Annotation] = {}
+    for place, fallback, record in records:
+        annotation = _annotation(place, fallback, record, report)
+        known = seen.setdefault(annotation.qid, annotation)
+        if known is annotation:
+            annotations.append(annotation)
+        elif known == annotation:
+            report.repeated += 1
+        else:
+            raise AnnotationError(
+                place,
+                expected="a qid of its own",
+                got=f"qid {annotation.qid!r} again, with other content",
+                remedy="rename one of the two",
+            )
+    if not annotations:
+        raise AnnotationError(
+            str(source), expected="at least one query", got="none", remedy="add a query"
+        )
+    report.queries = len(annotations)
+    return annotations, report
+
+
+def write_annotations(path: str | os.PathLike[str], annotations: Iterable[Annotation]) -> None:
+    """Write JSON Lines with the field's keys, the whole file or nothing.
+
+    A name that ends in .gz makes a gzipped file. Reading the file back gives equal annotations. A clip's saliency is written as three equal
+    scores of 0..4, the shape other tools expect.
+
+    Args:
+        path: The file; folders above it are made, an old file is replaced.
+        annotations: At least one, qids unique.
+
+    Raises:
+        AnnotationError: If there is nothing to write, a qid repeats, or the disk refuses.
+    """
+    target = Path(path)
+    lines: dict[str, str] = {}
+    for annotation in annotations:
+        if annotation.qid in lines:
+            raise AnnotationError(
+                str(target),
+                expected="unique qids",
+                got=f"{annotation.qid!r} twice",
+                remedy="rename one of the two",
+            )
+        lines[annotation.qid] = json.dumps(_record(annotation), ensure_ascii=False) + "\n"
+    if not lines:
+        raise AnnotationError(
+            str(target), expected="at least one query", got="none", remedy="nothing was written"
+        )
+    data = "".join(lines.values()).encode()
+    if target.suffix == ".gz":
+        data = gzip.compress(data, mtime=0)  # no time stamp: the same queries give the same bytes
+    try:
+        _replace(target, data)
+    except OSError as error:
+        raise AnnotationError(
+            str(target),
+            expected="a file that can be written",
+            got=error.strerror or str(error),
+            remedy="free some space or choose another place; nothing was changed",
+        ) from error
+
+
+def _replace(target: Path, data: bytes) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o644)  # mkstemp makes files that only their owner can read
+        Path(name).replace(target)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _record(annotation: Annotation) -> dict[str, Any]:
+    record: dict[str, Any] = {
+        "qid": annotation.qid,
+        "query": annotation.query,
+        "vid": annotation.vid,
+        "duration": annotation.duration_s,
+        "relevant_windows": None
+        if annotation.windows_s is None
+        else [list(window) for window in annotation.windows_s],
+    }
+    if annotation.saliency is not None:
+        record["relevant_clip_ids"] = list(annotation.saliency)
+        record["saliency_scores"] = [[s * MAX_SALIENCY] * 3 for s in annotation.saliency.values()]
+    if annotation.event is not None:
+        record["event"] = annotation.event
+    if annotation.kind != _default_kind(annotation.windows_s):
+        record["kind"] = annotation.kind
+    return record
+
+
+def _default_kind(windows_s: Sequence[Window] | None) -> str:
+    return "absent" if windows_s is not None and not windows_s else "present"
+
+
+def _read_text(source: Path) -> str:
+    try:
+        data = source.read_bytes()
+        if data[:2] == b"\x1f\x8b":
+            data = gzip.decompress(data)
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        place, got = f"{source}:{line}", f"byte 0x{data[error.start]:02x}"
+        raise AnnotationError(
+            place, expected="UTF-8 text", got=got, remedy="is this the right file?"
+        ) from error
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise AnnotationError(
+            str(source), expected="a file of queries", got=reason, remedy="check path and download"
+        ) from error
+
+
+def _json_records(source: Path, text: str) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """(place for messages, ending of a made-up qid, record) of a JSON document or JSON Lines."""
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        document = None  # several lines of JSON, or broken: the line reader says where
+    if isinstance(document, dict) and "query" not in document and _is_captions(document):
+        yield from _caption_records(source, document)
+        return
+    if isinstance(document, list):
+        for number, record in enumerate(document, 1):
+            place = f"{source}: record {number}"
+            if not isinstance(record, dict):
+                raise _broken(place, "an object", repr(record))
+            yield place, str(number), record
+        return
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        place = f"{source}:{number}"
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise _broken(place, "one JSON object a line", repr(line.strip())) from error
+        if not isinstance(record, dict):
+            raise _broken(place, "one JSON object a line", repr(line.strip()))
+        yield place, str(number), record
+
+
+def _is_captions(document: Mapping[str, Any]) -> bool:
+    return bool(document) and all(
+        isinstance(entry, dict) and "timestamps" in entry and "sentences" in entry
+        for entry in document.values()
+    )
+
+
+def _caption_records(
+    source: Path, document: Mapping[str, Any]
+) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    for vid, entry in document.items():
+        place = f"{source}: video {vid!r}"
+        windows, sentences = entry["timestamps"], entry["sentences"]
+        if not (isinstance(windows, list) and isinstance(sentences, list)):
+            raise _broken(place, "lists of timestamps and sentences", "something else")
+        if len(windows) != len(sentences):
+            raise _broken(
+                place, "as many timestamps as sentences", f"{len(windows)} and {len(sentences)}"
+            )
+        timing = "video_duration" if "video_duration" in entry else "duration"
+        shared = {"vid": vid, **({"duration": entry[timing]} if timing in entry else {})}
+        for index, (window, sentence) in enumerate(zip(windows, sentences, strict=True)):
+            record = {**shared, "query": sentence, "relevant_windows": [window]}
+            yield f"{place}, sentence {index}", str(index), record
+
+
+def _text_records(
+    source: Path, text: str, durations_s: Mapping[str, float], report: RepairReport
+) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    parsed: list[tuple[int, str, Window, str]] = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        match = _TEXT_LINE.match(line.strip())
+        try:
+            if match is None:
+                raise ValueError("no match")
+            window = float(match["start"]), float(match["end"])
+        except ValueError as error:
+            got = repr(line.strip())
+            raise _broken(f"{source}:{number}", "'vid start end##sentence'", got) from error
+        parsed.append((number, match["vid"], window, match["query"]))
+    last: dict[str, float] = {}
+    for _, vid, window, _ in parsed:
+        last[vid] = max(last.get(vid, 0.0), *window)
+    report.guessed_durations = sum(vid not in durations_s for vid in last)
+    for number, vid, window, query in parsed:
+        duration = durations_s.get(vid, last[vid])
+        record = {
+            "vid": vid,
+            "duration": duration,
+            "query": query,
+            "relevant_windows": [list(window)],
+        }
+        yield f"{source}:{number}", str(number), record
+
+
+def _annotation(
+    place: str, fallback: str, record: Mapping[str, Any], report: RepairReport
+) -> Annotation:
+    for key in ("query", "vid", "duration"):
+        if key not in record:
+            raise _broken(place, f"the key {key!r}", f"{', '.join(record) or 'nothing'}")
+    query, vid = record["query"], _name(place, "vid", record["vid"])
+    if not isinstance(query, str) or not query.strip():
+        raise _broken(place, "a query of at least one word", repr(query))
+    report.tidied += tidy_query(query) != query
+    duration = _number(place, "duration", record["duration"])
+    if duration <= 0:
+        raise _broken(place, "a duration above 0 s", repr(record["duration"]))
+    windows = _windows(place, record.get("relevant_windows"), duration, report)
+    if record.get("qid") is None:
+        report.named += 1
+        qid = f"{vid}_{fallback}"
+    else:
+        qid = _name(place, "qid", record["qid"])
+    event, kind = record.get("event"), record.get("kind", _default_kind(windows))
+    if not isinstance(event, str | None) or not isinstance(kind, str):
+        raise _broken(place, "text under 'event' and 'kind'", f"{event!r} and {kind!r}")
+    saliency = _saliency(place, record)
+    try:
+        return Annotation(qid, query, vid, duration, windows, saliency, event, kind)
+    except AnnotationError as error:
+        raise _broken(place, error.expected, error.got) from error
+
+
+def _windows(
+    place: str, value: object, duration: float, report: RepairReport
+) -> tuple[Window, ...] | None:
+    if value is None:
+        report.unknown += 1
+        return None
+    if not isinstance(value, list):
+        raise _broken(place, "a list of [start, end] under 'relevant_windows'", repr(value))
+    report.absent += not value
+    kept: list[Window] = []
+    for window in value:
+        if not isinstance(window, list) or len(window) != 2:
+            raise _broken(place, "windows of [start, end]", repr(window))
+        start, end = (_number(place, "window", bound) for bound in window)
+        if start > end:
+            report.swapped += 1
+            start, end = end, start
+        if start == end:
+            report.zero_length += 1
+        elif start >= duration or end <= 0:
+            report.after_end += 1
+        else:
+            report.clipped += start < 0 or end > duration
+            kept.append((max(start, 0.0), min(end, duration)))
+    if value and not kept:
+        report.emptied += 1
+        return None
+    return tuple(kept)
+
+
+def _saliency(place: str, record: Mapping[str, Any]) -> dict[int, float] | None:
+    clips, scores = record.get("relevant_clip_ids"), record.get("saliency_scores")
+    if clips is None or scores is None:
+        return None
+    if not isinstance(clips, list) or not isinstance(scores, list) or len(clips) != len(scores):
+        raise _broken(place, "one saliency score list per relevant clip", "lists that do not match")
+    saliency: dict[int, float] = {}
+    for clip, votes in zip(clips, scores, strict=True):
+        if isinstance(clip, bool) or not isinstance(clip, int):
+            raise _broken(place, "whole clip numbers", repr(clip))
+        if not isinstance(votes, list) or not votes:
+            raise _broken(place, "a list of saliency scores per clip", repr(votes))
+        values = [_number(place, "saliency", vote) for vote in votes]
+        # Equal votes are taken as they are: their rounded mean may differ in the last bit, and
+        # what was written must come back the same.
+        mean = values[0] if len(set(values)) == 1 else math.fsum(values) / len(values)
+        saliency[clip] = mean / MAX_SALIENCY
+    return saliency
+
+
+def _number(place: str, name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _broken(place, f"a number as {name}", repr(value))
+    try:
+        number = float(value)
+    except OverflowError:  # JSON's whole numbers know no bound
+        number = math.inf
+    if not math.isfinite(number):
+        raise _broken(place, f"a finite number as {name}", str(number))
+    return number
+
+
+def _name(place: str, key: str, value: object) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
+        raise _broken(place, f"text or a whole number as {key}", repr(value))
+    return str(value)
+
+
+def _is_writable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can spell and UTF-8 cannot
+        return False
+    return True
+
+
+def _broken(place: str, expected: str, got: str) -> AnnotationError:
+    shown = got if len(got) <= _SHOWN else got[:_SHOWN] + "..."
+    return AnnotationError(place, expected=expected, got=shown, remedy="correct the record")
