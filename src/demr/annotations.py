@@ -17,6 +17,8 @@ from demr.errors import AnnotationError
 Window = tuple[float, float]
 
 MAX_SALIENCY = 4.0  # QVHighlights: each annotator gives 0 (very bad) to 4 (very good)
+ROUNDING_S = 0.05  # what one decimal of a second, or half a frame, can be off
+_NOISE_S = 1e-6  # floating point's own; cut as well, but nothing worth reporting
 _SHOWN = 80  # characters of a faulty value that a message repeats
 _TEXT_LINE = re.compile(r"^(?P<vid>\S+)\s+(?P<start>\S+)\s+(?P<end>\S+?)\s*##(?P<query>.*)$")
 
@@ -79,7 +81,8 @@ class RepairReport:
     Args:
         queries: Annotations returned.
         swapped: Windows with start and end exchanged.
-        clipped: Windows cut at the end of the video (or at 0).
+        clipped: Windows that leave the video by more than ``ROUNDING_S``, cut to it.
+        trimmed: The same for windows that leave it by less: two sources rounded differently.
         after_end: Windows dropped because they start at or after the end of the video.
         zero_length: Windows dropped because they have no length.
         emptied: Queries that lost every window by this; their windows are unknown now, since
@@ -95,6 +98,7 @@ class RepairReport:
     queries: int = 0
     swapped: int = 0
     clipped: int = 0
+    trimmed: int = 0
     after_end: int = 0
     zero_length: int = 0
     emptied: int = 0
@@ -119,6 +123,7 @@ class RepairReport:
             text
             for count, text in (
                 (self.clipped, f"{self.clipped} windows clipped to the duration"),
+                (self.trimmed, f"{self.trimmed} trimmed by at most {ROUNDING_S} s"),
                 (self.swapped, f"{self.swapped} windows reversed: start and end swapped"),
                 (len(dropped), ", ".join(dropped)),
                 (self.emptied, f"{self.emptied} queries left without a window: unknown"),
@@ -208,8 +213,8 @@ def read_annotations_with_report(
 def write_annotations(path: str | os.PathLike[str], annotations: Iterable[Annotation]) -> None:
     """Write JSON Lines with the field's keys, the whole file or nothing.
 
-    A name that ends in .gz makes a gzipped file. Reading the file back gives equal annotations. A clip's saliency is written as three equal
-    scores of 0..4, the shape other tools expect.
+    A name that ends in .gz makes a gzipped file. Reading it back gives equal annotations. A clip's
+    saliency is written as three equal scores of 0..4, the shape other tools expect.
 
     Args:
         path: The file; folders above it are made, an old file is replaced.
@@ -442,7 +447,9 @@ def _windows(
         elif start >= duration or end <= 0:
             report.after_end += 1
         else:
-            report.clipped += start < 0 or end > duration
+            outside = max(-start, end - duration)
+            report.clipped += outside > ROUNDING_S
+            report.trimmed += _NOISE_S < outside <= ROUNDING_S
             kept.append((max(start, 0.0), min(end, duration)))
     if value and not kept:
         report.emptied += 1
