@@ -1,0 +1,221 @@
+"""The encoder without weights: colour, form and motion of the objects in each clip.
+
+Tensor-product binding: were the codes of all objects simply added, "a red one moves, a blue one
+stands" and "a blue one moves, a red one stands" would be equal. So each object's codes are
+multiplied with each other first (hue x motion, form x motion, hue x form), and the products are
+added: which property goes with which stays readable by a linear layer, whatever the number of
+objects. Objects are not weighted by their size.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from demr.encoders.base import EncoderIdentity, QueryFeatures, VideoFeatures, clip_count
+from demr.encoders.motion import HUE_DIM, MOTION_DIM, SAMPLES_PER_S, SHAPE_DIM, TrackCodes
+from demr.encoders.objects import GLOBALS, Floats, FrameAnalyser, Linker, Track
+from demr.encoders.words import TEXT_DIM, split_words, word_vector
+from demr.errors import InputError
+from demr.video import iter_frames, probe_video
+
+CLIP_S = 1.0
+_HEIGHT = 108
+_MAX_WIDTH = 384
+_BATCH = 8
+_MIN_LENGTH = 4
+_SCENE_DIM = GLOBALS + 1
+VIDEO_DIM = (
+    HUE_DIM * MOTION_DIM
+    + SHAPE_DIM * MOTION_DIM
+    + HUE_DIM * SHAPE_DIM
+    + HUE_DIM
+    + SHAPE_DIM
+    + MOTION_DIM
+    + _SCENE_DIM
+)
+
+
+class BuiltinEncoder:
+    """Statistics of tracked objects for videos, hashed vectors for words; nothing is learned."""
+
+    @property
+    def identity(self) -> EncoderIdentity:
+        """What is stored beside the features."""
+        return EncoderIdentity(
+            name="builtin",
+            version="1",
+            clip_s=CLIP_S,
+            streams=(("objects", VIDEO_DIM),),
+            text_dim=TEXT_DIM,
+            normalization="none",
+        )
+
+    def encode_video(self, path: str | Path) -> VideoFeatures:
+        """Describe each second of a video.
+
+        Args:
+            path: Any video file.
+
+        Raises:
+            VideoError: If it cannot be decoded.
+        """
+        info = probe_video(path)
+        clips = clip_count(info.duration_s, CLIP_S)
+        samples = max(1, min(clips * SAMPLES_PER_S, int(info.duration_s * SAMPLES_PER_S + 0.5)))
+        # The middle of each sample's interval: the clip's frames are those shown within it.
+        times = ((index + 0.5) / SAMPLES_PER_S for index in range(samples))
+        height = min(_HEIGHT, info.height)
+        if info.width * height > _MAX_WIDTH * info.height:
+            height = max(1, _MAX_WIDTH * info.height // info.width)
+        frames = (frame.rgb for frame in iter_frames(info.path, times, height=height))
+        features = describe_frames(frames, clips)
+        return VideoFeatures(Path(path).stem, info.duration_s, CLIP_S, features)
+
+    def encode_queries(self, queries: Sequence[str]) -> list[QueryFeatures]:
+        """Hashed vectors of each query's words.
+
+        Args:
+            queries: Sentences; words past the 77th are dropped.
+
+        Raises:
+            InputError: If a query holds no word.
+        """
+        return [_encode_query(query) for query in queries]
+
+
+def describe_frames(frames: Iterable[NDArray[np.uint8]], clips: int) -> Floats:
+    """Features of each clip from frames sampled eight times a second.
+
+    Args:
+        frames: uint8 RGB ``(H, W, 3)``; the very same array again stands for a repeated picture
+            and costs nothing.
+        clips: Number of clips, L; frames beyond them are not read, missing ones leave zeros.
+
+    Returns:
+        float32, ``(L, VIDEO_DIM)``, finite.
+    """
+    linker = Linker(_MIN_LENGTH)
+    scene = np.zeros((clips * SAMPLES_PER_S, GLOBALS), dtype=np.float32)
+    samples = 0
+    for regions, row in _analysed(frames, clips * SAMPLES_PER_S):
+        linker.add(samples, regions)
+        scene[samples] = row
+        samples += 1
+    camera = np.cumsum(scene[:, 5:7], axis=0)
+    features = np.zeros((clips, VIDEO_DIM), dtype=np.float32)
+    if samples == 0:
+        return features
+    count = np.zeros(clips, dtype=np.float32)
+    for track in linker.tracks():
+        _add_track(track, camera, samples, features, count)
+    # A crowd of objects would leave the range that a model knows.
+    features /= np.maximum(1, count / 6)[:, None]
+    features[:, -_SCENE_DIM:-1] = _per_clip(scene, samples, clips)
+    features[:, -1] = np.tanh(count / 6)
+    return np.nan_to_num(features, nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _analysed(frames: Iterable[NDArray[np.uint8]], limit: int) -> Iterator[tuple[Floats, Floats]]:
+    """Regions and scene row of each frame; distinct frames are analysed in batches."""
+    analyser = FrameAnalyser()
+    waiting: list[NDArray[np.uint8]] = []
+    repeats: list[int] = []
+    left = limit
+    for frame in frames:
+        if left == 0:
+            break
+        left -= 1
+        if waiting and frame is waiting[-1]:
+            repeats[-1] += 1
+            continue
+        if len(waiting) == _BATCH:
+            yield from _flush(analyser, waiting, repeats)
+            waiting, repeats = [], []
+        waiting.append(frame)
+        repeats.append(1)
+    if waiting:
+        yield from _flush(analyser, waiting, repeats)
+
+
+def _flush(
+    analyser: FrameAnalyser, frames: list[NDArray[np.uint8]], repeats: list[int]
+) -> Iterator[tuple[Floats, Floats]]:
+    found = analyser.analyse(np.stack(frames))
+    for regions, row, times in zip(found.regions, found.scene, repeats, strict=True):
+        for repeat in range(times):
+            if repeat == 1:
+                # The camera moved once, not with every repetition.
+                row = row.copy()
+                row[5:7] = 0
+            yield regions, row
+
+
+def _add_track(track: Track, camera: Floats, samples: int, features: Floats, count: Floats) -> None:
+    codes = TrackCodes(track, camera, samples)
+    length = len(codes.motion)
+    first_clip = codes.first // SAMPLES_PER_S
+    last_clip = (codes.first + length - 1) // SAMPLES_PER_S
+    clips = last_clip - first_clip + 1
+    lead = codes.first - first_clip * SAMPLES_PER_S
+
+    def mean(code: Floats, over_all: bool) -> Floats:
+        padded = np.zeros((clips * SAMPLES_PER_S, code.shape[1]), dtype=np.float32)
+        padded[lead : lead + length] = code
+        total: Floats = padded.reshape(clips, SAMPLES_PER_S, -1).sum(axis=1)
+        if over_all:
+            available = np.full((clips, 1), SAMPLES_PER_S, dtype=np.float32)
+            available[-1] = min(SAMPLES_PER_S, samples - last_clip * SAMPLES_PER_S)
+        else:
+            ones = np.zeros((clips * SAMPLES_PER_S, 1), dtype=np.float32)
+            ones[lead : lead + length] = 1
+            available = ones.reshape(clips, SAMPLES_PER_S, 1).sum(axis=1)
+        return total / available
+
+    # Hue and form are averaged over the object's own time; motion over the whole clip, so that an
+    # object that comes or goes within the clip counts by its share.
+    hue, shape, motion = mean(codes.hue, False), mean(codes.shape, False), mean(codes.motion, True)
+    there = mean(np.ones((length, 1), dtype=np.float32), True)
+    # Short tracks are often noise.
+    trust = np.float32(min(1.0, len(track.index) / (2 * SAMPLES_PER_S)))
+    blocks = (
+        _outer(hue, motion),
+        _outer(shape, motion),
+        _outer(hue, shape * there),
+        hue * there,
+        shape * there,
+        motion,
+    )
+    row = np.concatenate(blocks, axis=1) * trust
+    features[first_clip : last_clip + 1, : row.shape[1]] += row
+    count[first_clip : last_clip + 1] += there[:, 0] * trust
+
+
+def _outer(left: Floats, right: Floats) -> Floats:
+    return (left[:, :, None] * right[:, None, :]).reshape(len(left), -1)
+
+
+def _per_clip(scene: Floats, samples: int, clips: int) -> Floats:
+    """Mean of each scene column over the samples that a clip has."""
+    rows = scene.copy()
+    rows[:, 5:7] = np.tanh(np.abs(rows[:, 5:7]) * 100)
+    rows[:, 2] = np.tanh(rows[:, 2] * 10)
+    there = np.zeros(clips * SAMPLES_PER_S, dtype=np.float32)
+    there[:samples] = 1
+    number = np.maximum(there.reshape(clips, SAMPLES_PER_S).sum(axis=1), 1)
+    total: Floats = (rows * there[:, None]).reshape(clips, SAMPLES_PER_S, GLOBALS).sum(axis=1)
+    return total / number[:, None]
+
+
+def _encode_query(query: str) -> QueryFeatures:
+    words = split_words(query)
+    if not words:
+        raise InputError(
+            "query",
+            expected="a sentence with at least one word",
+            got=repr(query),
+            remedy="describe the moment in words",
+        )
+    features = np.stack([word_vector(word) for word in words])
+    return QueryFeatures(query, features, words, np.arange(len(words), dtype=np.int64))

@@ -1,0 +1,382 @@
+"""Objects of a video without a detector: coloured regions of each frame, linked into tracks.
+
+A frame's background is its most common colour; what differs from it in chroma is foreground. The
+hues of the foreground are cut at the valleys of their own histogram, connected pixels of one hue
+make a region, and regions of neighbouring frames are linked by place, hue and size. Nothing here
+knows which colours or forms to expect.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+from scipy.optimize import linear_sum_assignment
+
+Floats = NDArray[np.float32]
+
+# Orders of rotational symmetry that are measured: an order n is the strength of a form that
+# repeats n times in a full turn.
+ORDERS = (2, 3, 4, 5, 6)
+
+# Columns of a region's row. Lengths are in heights of the frame, so that a video's size in pixels
+# does not matter.
+X, Y, AREA, CONTRAST, HUE_COS, HUE_SIN, LIGHT, SPREAD, BORDER = range(9)
+HARMONICS = 9
+COLUMNS = HARMONICS + 2 * len(ORDERS)
+
+_MAX_REGIONS = 12
+_MAX_HUES = 8
+_HUE_BINS = 72
+# Chroma (0..255) by which a pixel has to differ from the background, whatever the noise.
+_MIN_DEVIATION = 14.0
+_NOISE_FACTOR = 5.0
+_MIN_AREA = 8e-4
+_MIN_PIXELS = 6
+# Frames that an object may stay unseen (blinking, hidden) and still be the same one.
+_MAX_GAP = 10
+_MAX_COST = 2.2
+_MAX_ACTIVE = 32
+# Names of the global columns: mean and spread of lightness, fine texture, mean chroma,
+# share of foreground, camera shift in x and y since the previous frame (in heights).
+GLOBALS = 7
+
+
+@dataclass(frozen=True)
+class FrameObjects:
+    """What a batch of frames holds.
+
+    Attributes:
+        regions: One array ``(n, COLUMNS)`` per frame.
+        scene: ``(F, GLOBALS)``.
+    """
+
+    regions: list[Floats]
+    scene: Floats
+
+
+class FrameAnalyser:
+    """Finds regions in batches of consecutive frames of one video."""
+
+    def __init__(self) -> None:
+        self._last_light: Floats | None = None
+
+    def analyse(self, frames: NDArray[np.uint8]) -> FrameObjects:
+        """Regions and scene statistics of consecutive frames.
+
+        Args:
+            frames: uint8 RGB, ``(F, H, W, 3)``.
+        """
+        alpha, beta, light = _opponent(frames)
+        deviation, chroma = _deviate_from_background(alpha, beta)
+        foreground = deviation > 0
+        scene = np.empty((len(frames), GLOBALS), dtype=np.float32)
+        scene[:, 0] = light.mean(axis=(1, 2)) / 255
+        scene[:, 1] = light.std(axis=(1, 2)) / 255
+        scene[:, 2] = (
+            np.abs(np.diff(light, axis=2)).mean(axis=(1, 2)) / 255 if light.shape[2] > 1 else 0
+        )
+        scene[:, 3] = chroma / 255
+        scene[:, 4] = foreground.mean(axis=(1, 2))
+        scene[:, 5:7] = self._camera_shift(light, foreground)
+        return FrameObjects(_regions(alpha, beta, deviation, light), scene)
+
+    def _camera_shift(self, light: Floats, foreground: NDArray[np.bool_]) -> Floats:
+        """Shift of the background since the previous frame, by least squares on its gradient."""
+        last = self._last_light
+        self._last_light = light[-1]
+        frames, height, width = light.shape
+        shift = np.zeros((frames, 2), dtype=np.float32)
+        if height < 8 or width < 8:
+            return shift
+        before = np.concatenate([light[:1] if last is None else last[None], light[:-1]])
+        total = _blur(before + light)
+        gradient_x = (total[:, 1:-1, 2:] - total[:, 1:-1, :-2]) / 4
+        gradient_y = (total[:, 2:, 1:-1] - total[:, :-2, 1:-1]) / 4
+        change = _blur(light - before)[:, 1:-1, 1:-1]
+        inside = (slice(None), slice(2, -2), slice(2, -2))
+        mask = ~foreground[inside]
+        mask[1:] &= mask[:-1].copy()
+        weight = mask.astype(np.float32)
+        # A drift of brightness is a constant change: subtract it, or it would look like motion.
+        count = np.maximum(weight.sum(axis=(1, 2), keepdims=True), 1)
+        change = (change - (change * weight).sum(axis=(1, 2), keepdims=True) / count) * weight
+        xx, xy, yy = (
+            (left * right * weight).sum(axis=(1, 2)).astype(np.float64)
+            for left, right in (
+                (gradient_x, gradient_x),
+                (gradient_x, gradient_y),
+                (gradient_y, gradient_y),
+            )
+        )
+        xt = (gradient_x * change).sum(axis=(1, 2))
+        yt = (gradient_y * change).sum(axis=(1, 2))
+        ridge = count[:, 0, 0] * 0.05
+        determinant = (xx + ridge) * (yy + ridge) - xy**2
+        shift[:, 0] = -((yy + ridge) * xt - xy * yt) / determinant
+        shift[:, 1] = -((xx + ridge) * yt - xy * xt) / determinant
+        # Beyond two pixels the linear picture does not hold: a cut, not a shake.
+        return np.clip(shift, -2, 2) / np.float32(height)
+
+
+def _opponent(frames: NDArray[np.uint8]) -> tuple[Floats, Floats, Floats]:
+    """Opponent colours and lightness at half size; H.264 stores chroma no finer than that."""
+    _, height, width, _ = frames.shape
+    if min(height, width) >= 32:
+        frames = frames[:, : height // 2 * 2, : width // 2 * 2]
+        parts = frames.astype(np.uint16)
+        parts = parts[:, 0::2] + parts[:, 1::2]
+        parts = parts[:, :, 0::2] + parts[:, :, 1::2]
+        scale = np.float32(0.25)
+    else:
+        parts = frames.astype(np.uint16)
+        scale = np.float32(1)
+    red, green, blue = (parts[..., channel] * scale for channel in range(3))
+    alpha = red - (green + blue) * np.float32(0.5)
+    beta = (green - blue) * np.float32(np.sqrt(0.75))
+    light = np.float32(0.3) * red + np.float32(0.59) * green + np.float32(0.11) * blue
+    return alpha, beta, light
+
+
+def _deviate_from_background(alpha: Floats, beta: Floats) -> tuple[Floats, Floats]:
+    """Distance of each pixel's chroma from the background's, 0 where it is within the noise.
+
+    ``alpha`` and ``beta`` are shifted in place so that the background is their origin: the hue of
+    a half transparent object is then the hue of the object.
+    """
+    step = max(1, min(alpha.shape[1:]) // 24)
+    chroma = np.zeros(len(alpha), dtype=np.float32)
+    noise = np.zeros((len(alpha), 1, 1), dtype=np.float32)
+    for plane in (alpha, beta):
+        sample = plane[:, ::step, ::step].reshape(len(plane), -1)
+        centre = np.median(sample, axis=1, keepdims=True)
+        spread = np.median(np.abs(sample - centre), axis=1, keepdims=True)
+        plane -= centre[:, :, None]
+        chroma += centre[:, 0] ** 2
+        noise = np.maximum(noise, spread[:, :, None])
+    deviation = np.sqrt(alpha**2 + beta**2)
+    threshold = np.clip(_NOISE_FACTOR * noise, _MIN_DEVIATION, 80)
+    deviation[deviation < threshold] = 0
+    return deviation, np.sqrt(chroma)
+
+
+def _hue_modes(bins: NDArray[np.int64], weight: Floats) -> NDArray[np.int64]:
+    """Which mode of the hue histogram each hue bin belongs to."""
+    histogram = np.bincount(bins, weights=weight, minlength=_HUE_BINS)
+    smooth = ndimage.gaussian_filter1d(histogram, 1.5, mode="wrap")
+    peak = (smooth > np.roll(smooth, 1)) & (smooth >= np.roll(smooth, -1))
+    peaks = np.flatnonzero(peak & (smooth > 0.01 * smooth.max()))
+    if len(peaks) > _MAX_HUES:
+        peaks = np.sort(peaks[np.argsort(-smooth[peaks])[:_MAX_HUES]])
+    modes = np.zeros(_HUE_BINS, dtype=np.int64)
+    if len(peaks) < 2:
+        return modes
+    cuts = []
+    for first, second in zip(peaks, np.append(peaks[1:], peaks[0] + _HUE_BINS), strict=True):
+        between = np.arange(first, second + 1)
+        cuts.append(int(between[np.argmin(smooth[between % _HUE_BINS])]) % _HUE_BINS)
+    for cut in cuts:
+        modes[cut:] += 1
+    return modes % len(cuts)
+
+
+def _regions(alpha: Floats, beta: Floats, deviation: Floats, light: Floats) -> list[Floats]:
+    frames, height, width = deviation.shape
+    empty = np.zeros((0, COLUMNS), dtype=np.float32)
+    where = np.flatnonzero(deviation)
+    if len(where) == 0:
+        return [empty] * frames
+    frame, rest = np.divmod(where, height * width)
+    row, column = np.divmod(rest, width)
+    strength = deviation.ravel()[where]
+    along, across = alpha.ravel()[where], beta.ravel()[where]
+    turn = np.arctan2(across, along) * np.float32(_HUE_BINS / (2 * np.pi))
+    bins = np.floor(turn).astype(np.int64) % _HUE_BINS
+    modes = _hue_modes(bins, strength)
+    mode = modes[bins]
+    # Frames and hues side by side in one picture with empty seams: one call labels them all, and
+    # neither two frames nor two hues grow together.
+    hues = int(modes.max()) + 1
+    place = ((frame * (height + 1) + row) * hues + mode) * (width + 1) + column
+    mosaic = np.zeros(frames * (height + 1) * hues * (width + 1), dtype=np.uint8)
+    mosaic[place] = 1
+    labelled, count = ndimage.label(
+        mosaic.reshape(frames * (height + 1), hues * (width + 1)), structure=np.ones((3, 3))
+    )
+    label = labelled.ravel()[place]
+    keep = _largest(label, count, frame, frames, height * width)
+    if not keep.any():
+        return [empty] * frames
+    # Numbered by frame, so that a frame's regions are neighbours in the table.
+    owner = np.zeros(count + 1, dtype=np.int64)
+    owner[label] = frame
+    order = np.flatnonzero(keep)
+    order = order[np.argsort(owner[order], kind="stable")]
+    number = np.full(count + 1, -1)
+    number[order] = np.arange(len(order))
+    chosen = number[label] >= 0
+    table = _describe(
+        number[label[chosen]],
+        len(order),
+        column[chosen],
+        row[chosen],
+        strength[chosen],
+        along[chosen],
+        across[chosen],
+        light.ravel()[where[chosen]],
+        (height, width),
+    )
+    return np.split(table, np.searchsorted(owner[order], np.arange(1, frames)))
+
+
+def _largest(
+    label: NDArray[np.int32], count: int, frame: NDArray[np.int64], frames: int, pixels: int
+) -> NDArray[np.bool_]:
+    size = np.bincount(label, minlength=count + 1)
+    keep = size >= max(_MIN_PIXELS, _MIN_AREA * pixels)
+    keep[0] = False
+    candidates = np.flatnonzero(keep)
+    if len(candidates) > _MAX_REGIONS:
+        owner = np.zeros(count + 1, dtype=np.int64)
+        owner[label] = frame
+        ranked = candidates[np.lexsort((-size[candidates], owner[candidates]))]
+        first = np.searchsorted(owner[ranked], np.arange(frames))
+        rank = np.arange(len(ranked)) - first[owner[ranked]]
+        keep[ranked[rank >= _MAX_REGIONS]] = False
+    return keep
+
+
+def _describe(
+    region: NDArray[np.int64],
+    count: int,
+    column: NDArray[np.int64],
+    row: NDArray[np.int64],
+    strength: Floats,
+    along: Floats,
+    across: Floats,
+    light: Floats,
+    size: tuple[int, int],
+) -> Floats:
+    height, width = size
+
+    def total(values: NDArray[np.floating]) -> NDArray[np.float64]:
+        return np.bincount(region, weights=values, minlength=count)
+
+    # The mean weighted by itself leans to a region's core, away from its blended edge; a pixel of
+    # the edge then counts by how much of it the object covers.
+    core = total(strength**2) / total(strength)
+    cover = np.minimum(strength / core[region].astype(np.float32), 1)
+    area = total(cover)
+    x = total(cover * column) / area
+    y = total(cover * row) / area
+    radius = np.sqrt(area / np.pi)
+    dx = ((column - x[region]) / radius[region]).astype(np.float32)
+    dy = ((row - y[region]) / radius[region]).astype(np.float32)
+    squared = dx**2 + dy**2
+    table = np.empty((count, COLUMNS), dtype=np.float32)
+    table[:, X] = (x + 0.5 - width / 2) / height
+    table[:, Y] = (y + 0.5) / height
+    table[:, AREA] = area / height**2
+    table[:, CONTRAST] = core / 255
+    hue_cos, hue_sin = total(along * strength), total(across * strength)
+    length = np.maximum(np.hypot(hue_cos, hue_sin), 1e-9)
+    table[:, HUE_COS], table[:, HUE_SIN] = hue_cos / length, hue_sin / length
+    table[:, LIGHT] = total(light * strength) / total(strength) / 255
+    # 1 for a disc, more the further a form reaches out: moment of inertia over a disc's.
+    table[:, SPREAD] = 2 * total(cover * squared) / area
+    edge = (column == 0) | (row == 0) | (column == width - 1) | (row == height - 1)
+    table[:, BORDER] = total(edge.astype(np.float32)) > 0
+    # r^n exp(i n angle) is (dx + i dy)^n; divided by the mean of r^n it is within 0..1.
+    point = dx + 1j * dy
+    power = point.copy()
+    reach = np.sqrt(squared)
+    for index, order in enumerate(ORDERS):
+        power = power * point
+        norm = np.maximum(total(cover * reach**order), 1e-9)
+        table[:, HARMONICS + 2 * index] = total(cover * power.real) / norm
+        table[:, HARMONICS + 2 * index + 1] = total(cover * power.imag) / norm
+    return table
+
+
+def _blur(planes: Floats) -> Floats:
+    """3 x 3 binomial blur, one pixel lost on every side."""
+    rows = planes[:, :-2] + 2 * planes[:, 1:-1] + planes[:, 2:]
+    blurred: Floats = (rows[:, :, :-2] + 2 * rows[:, :, 1:-1] + rows[:, :, 2:]) / np.float32(16)
+    return blurred
+
+
+@dataclass(frozen=True)
+class Track:
+    """One object through time.
+
+    Attributes:
+        index: Sample indices at which it was seen, increasing, ``(n,)``.
+        rows: Its regions, ``(n, COLUMNS)``.
+    """
+
+    index: NDArray[np.int64]
+    rows: Floats
+
+
+class Linker:
+    """Links the regions of one sample after the other into tracks.
+
+    Args:
+        min_length: Tracks seen less often are noise and are forgotten.
+    """
+
+    def __init__(self, min_length: int) -> None:
+        self._min_length = min_length
+        self._active: list[tuple[list[int], list[Floats]]] = []
+        self._finished: list[tuple[list[int], list[Floats]]] = []
+
+    def add(self, index: int, regions: Floats) -> None:
+        """Regions of sample ``index``; indices increase from call to call."""
+        self._retire(index)
+        matched: set[int] = set()
+        if self._active and len(regions):
+            cost = self._cost(index, regions)
+            for old, new in zip(*linear_sum_assignment(cost), strict=True):
+                if cost[old, new] < _MAX_COST:
+                    self._active[old][0].append(index)
+                    self._active[old][1].append(regions[new])
+                    matched.add(int(new))
+        for new in range(len(regions)):
+            if new not in matched:
+                self._active.append(([index], [regions[new]]))
+        if len(self._active) > _MAX_ACTIVE:
+            # The longest unseen go first; the order of the others stays.
+            ranked = sorted(range(len(self._active)), key=lambda i: -self._active[i][0][-1])
+            kept = set(ranked[:_MAX_ACTIVE])
+            self._finish([t for i, t in enumerate(self._active) if i not in kept])
+            self._active = [t for i, t in enumerate(self._active) if i in kept]
+
+    def tracks(self) -> list[Track]:
+        """All tracks up to now, in the order of their first sight."""
+        self._finish(self._active)
+        self._active = []
+        self._finished.sort(key=lambda track: track[0][0])
+        return [Track(np.array(index), np.stack(rows)) for index, rows in self._finished]
+
+    def _finish(self, tracks: list[tuple[list[int], list[Floats]]]) -> None:
+        self._finished += [track for track in tracks if len(track[0]) >= self._min_length]
+
+    def _retire(self, index: int) -> None:
+        if any(index - track[0][-1] > _MAX_GAP for track in self._active):
+            self._finish([t for t in self._active if index - t[0][-1] > _MAX_GAP])
+            self._active = [t for t in self._active if index - t[0][-1] <= _MAX_GAP]
+
+    def _cost(self, index: int, regions: Floats) -> Floats:
+        old = np.stack([rows[-1] for _, rows in self._active])[:, None]
+        gap = np.array([index - times[-1] for times, _ in self._active], dtype=np.float32)[:, None]
+        new = regions[None]
+        size = np.sqrt(np.maximum(old[..., AREA], new[..., AREA]))
+        distance = np.hypot(old[..., X] - new[..., X], old[..., Y] - new[..., Y]) / size
+        # An object unseen for longer may have gone further.
+        distance = distance / (1 + 0.15 * (gap - 1))
+        cosine = old[..., HUE_COS] * new[..., HUE_COS] + old[..., HUE_SIN] * new[..., HUE_SIN]
+        # Place outweighs hue: an object that changes colour where it is stays the same object.
+        hue = np.minimum((1 - cosine) * 2, 1)
+        area = np.abs(np.log(old[..., AREA] / new[..., AREA]))
+        cost: Floats = distance + hue + 0.5 * np.minimum(area, 2)
+        return cost
