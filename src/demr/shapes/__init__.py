@@ -1,0 +1,1 @@
+"""The embedded world: short videos of moving coloured shapes, with sentences and true windows."""
