@@ -19,13 +19,14 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, cast
 
 import av
 import numpy as np
 import numpy.typing as npt
 from av.container import InputContainer
 from av.error import FFmpegError
+from av.sidedata.sidedata import SideDataContainer
 from av.sidedata.sidedata import Type as SideDataType
 from av.stream import Disposition
 from av.video.frame import VideoFrame
@@ -34,12 +35,14 @@ from av.video.stream import VideoStream
 
 from demr.errors import InputError, VideoError
 
-RgbImage = npt.NDArray[np.uint8]
+Pixels = npt.NDArray[np.uint8]
 
 # Below this many pixels a frame decodes in well under a millisecond and handing it between
 # threads costs more than it saves, above all with several processes on the same cores.
 _ONE_THREAD_PIXELS = 320 * 240
 _FALLBACK_FPS = 25.0
+# A jump costs about as much as decoding a few seconds of small video.
+_SEEK_WORTH_S = 5.0
 # A stated duration beyond this is a corrupted header, not a recording.
 _LONGEST_S = 30 * 24 * 3600.0
 
@@ -85,7 +88,7 @@ class Frame:
 
     time_s: float
     pts_s: float
-    rgb: RgbImage
+    rgb: Pixels
 
 
 @dataclass(frozen=True)
@@ -102,14 +105,15 @@ class _Orientation:
             return 270 if self.mirror_x else 90
         return 180 if self.mirror_x else 0
 
-    def upright(self, rgb: RgbImage) -> RgbImage:
+    def upright(self, pixels: Pixels) -> Pixels:
+        """Turn ``(H, W)`` or ``(H, W, 3)`` pixels; the result is contiguous."""
         if self.transpose:
-            rgb = rgb.transpose(1, 0, 2)
+            pixels = pixels.swapaxes(0, 1)
         if self.mirror_x:
-            rgb = rgb[:, ::-1]
+            pixels = pixels[:, ::-1]
         if self.mirror_y:
-            rgb = rgb[::-1]
-        return np.ascontiguousarray(rgb)
+            pixels = pixels[::-1]
+        return np.ascontiguousarray(pixels)
 
 
 def probe_video(path: str | os.PathLike[str]) -> VideoInfo:
@@ -183,7 +187,7 @@ def _iter_source(
             raise source.no_frame()
         shown_pts, shown = first
         convert = _Converter(shown, height, width)
-        rgb: RgbImage | None = None
+        rgb: Pixels | None = None
         for pts_s, frame in frames:
             while time_s < pts_s:
                 if rgb is None:
@@ -233,13 +237,18 @@ class _Converter:
         # Area averaging keeps small things visible that a point or a bilinear sample would step
         # over; going up it would leave blocks.
         shrinks = height < full_h or width < full_w
-        self.interpolation = int(Interpolation.AREA if shrinks else Interpolation.BILINEAR)
+        interpolation = Interpolation.AREA if shrinks else Interpolation.BILINEAR
+        if any(component.bits > 8 for component in frame.format.components):
+            # Rounded down, 10-bit grey comes out two levels too dark (8 bits: at most one, and
+            # the fast path is worth that).
+            interpolation |= Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+        self.interpolation = int(interpolation)
         if self.orientation.transpose:
             height, width = width, height
         self.height, self.width = height, width
         self.reformatter = VideoReformatter()
 
-    def __call__(self, frame: VideoFrame) -> RgbImage:
+    def __call__(self, frame: VideoFrame) -> Pixels:
         converted = self.reformatter.reformat(
             frame,
             width=self.width,
@@ -248,7 +257,7 @@ class _Converter:
             interpolation=self.interpolation,
             threads=1,
         )
-        rgb: RgbImage = converted.to_ndarray()  # type: ignore[assignment]
+        rgb: Pixels = converted.to_ndarray()  # type: ignore[assignment]
         return rgb if self.is_upright else self.orientation.upright(rgb)
 
 
@@ -298,25 +307,56 @@ class _Source:
                 return float(rate)
         return _FALLBACK_FPS
 
-    def frames(self) -> Iterator[tuple[float, VideoFrame]]:
-        """Yield ``(seconds from the first frame, frame)``, times never decreasing."""
-        time_base, step_s = self.time_base, 1.0 / self.fps
+    def frames(self, from_s: float = 0.0) -> Iterator[tuple[float, VideoFrame]]:
+        """Yield ``(seconds from the first frame, frame)``, times never decreasing.
+
+        Args:
+            from_s: The first frame is always yielded; those after it may start as late as the
+                keyframe before this time, so that a late clip need not decode all before it.
+        """
+        step_s = 1.0 / self.fps
         origin: int | None = None
         last_s = -step_s
-        length_s = step_s
-        for frame in self._decoded():
+        can_seek = from_s > _SEEK_WORTH_S
+        has_seeked = False
+        decoded = self._decoded()
+        while True:
+            frame = next(decoded, None)
+            if frame is None:
+                if not has_seeked:
+                    return
+                has_seeked, decoded = False, self._seeked(origin)
+                continue
             pts = frame.pts
             if pts is None:
                 # No clock at all (raw streams), or a gap in it: count at the average rate.
                 pts_s = last_s + step_s
+                can_seek = False
             else:
                 if origin is None:
-                    origin = pts - round(max(last_s + step_s, 0.0) / time_base)
-                pts_s = max((pts - origin) * time_base, last_s, 0.0)
+                    origin = pts - round((last_s + step_s) / self.time_base)
+                pts_s = max((pts - origin) * self.time_base, last_s, 0.0)
+            if has_seeked:
+                has_seeked = False
+                if pts_s > from_s:
+                    # The index led past the target: nothing for it but all frames.
+                    decoded = self._seeked(origin)
+                    continue
             last_s = pts_s
-            length_s = frame.duration * time_base or step_s
-            self.end_s = pts_s + length_s
+            self.end_s = pts_s + (frame.duration * self.time_base or step_s)
             yield pts_s, frame
+            if can_seek and origin is not None:
+                decoded = self._seeked(origin, from_s)
+                can_seek, has_seeked = False, True
+
+    def _seeked(self, origin: int | None, to_s: float = 0.0) -> Iterator[VideoFrame]:
+        # What broke on the way to a keyframe is read again or not wanted.
+        self.lost_packets, self.first_loss_s = 0, None
+        # One second early: some containers search in decoding order, before display.
+        pts = (origin or 0) + round((to_s - 1.0) / self.time_base)
+        with suppress(FFmpegError):
+            self.container.seek(pts, stream=self.stream)
+        return self._decoded()
 
     def _decoded(self) -> Iterator[VideoFrame]:
         packets = self.container.demux(self.stream)
@@ -346,8 +386,23 @@ class _Source:
         stream = self.stream
         stated = stream.duration * self.time_base if stream.duration else None
         if stated is None:
-            stated = _clock(stream.metadata.get("DURATION", ""))
-        return stated if stated is not None and 0 < stated < _LONGEST_S else None
+            end_s = _clock(stream.metadata.get("DURATION", ""))
+            stated = end_s - self._matroska_start_s() if end_s is not None else None
+        return stated if stated is not None and self._is_sane(stated) else None
+
+    def _matroska_start_s(self) -> float:
+        # Matroska states where the video ends on its clock, not how long it is.
+        is_matroska = self.container.format.name.startswith("matroska")
+        return (self.stream.start_time or 0) * self.time_base if is_matroska else 0.0
+
+    def _is_sane(self, stated_s: float) -> bool:
+        whole_s = (self.container.duration or 0) / av.time_base
+        if not 0 < stated_s < _LONGEST_S or (whole_s > 0 and stated_s > whole_s + 1.0):
+            return False
+        entries = self.stream.index_entries
+        count = len(entries)
+        indexed = entries[count - 1].timestamp - entries[0].timestamp if count else 0
+        return indexed * self.time_base <= stated_s + 1.0
 
     def duration_s(self) -> float:
         """Usable length in seconds: stream header, else container, else counted packets."""
@@ -357,8 +412,8 @@ class _Source:
             return max(cut_s, least_s)
         stated = self.stated_duration_s()
         if stated is None and self.container.duration:
-            stated = self.container.duration / av.time_base
-        if stated is None or not 0 < stated < _LONGEST_S:
+            stated = self.container.duration / av.time_base - self._matroska_start_s()
+        if stated is None or not self._is_sane(stated):
             stated = self._counted_duration_s()
         return max(stated, least_s)
 
@@ -399,7 +454,7 @@ class _Source:
         """
         stated = self.stated_duration_s()
         missing_s = 0.0 if stated is None else stated - self.end_s
-        is_cut = missing_s > max(0.25, 3.0 / self.fps)
+        is_cut = missing_s > max(0.5, 3.0 / self.fps)
         if is_cut or self.lost_packets:
             until_s = self.end_s if self.first_loss_s is None else self.first_loss_s
             lost = f"{self.lost_packets} packets unreadable" if self.lost_packets else ""
@@ -465,7 +520,8 @@ def _clock(text: str) -> float | None:
 
 def _orientation(frame: VideoFrame) -> _Orientation:
     try:
-        matrix = bytes(frame.side_data[SideDataType.DISPLAYMATRIX])
+        # PyAV's type stub knows one kind of side data; the mapping holds all.
+        matrix = bytes(cast("SideDataContainer", frame.side_data)[SideDataType.DISPLAYMATRIX])
     except KeyError:
         return _Orientation()
     a, b, _, c, d = np.frombuffer(matrix, dtype=np.int32)[:5].tolist()
@@ -474,14 +530,84 @@ def _orientation(frame: VideoFrame) -> _Orientation:
     return _Orientation(mirror_x=a < 0, mirror_y=d < 0)
 
 
+class _Mp4:
+    """An H.264 file under a temporary name in its final folder, renamed when it is whole."""
+
+    def __init__(
+        self, path: Path, size: tuple[int, int], rate: Fraction, options: dict[str, str]
+    ) -> None:
+        self.path = path
+        self.partial = path.with_name(f".{path.stem[:40]}.{uuid.uuid4().hex}.mp4")
+        try:
+            self.container = av.open(
+                str(self.partial.absolute()), "w", format="mp4", options={"movflags": "faststart"}
+            )
+            self.stream = self.container.add_stream("libx264", rate, options)
+        except (FFmpegError, OSError) as error:
+            self.discard()
+            raise self.failed(error) from None
+        self.stream.width, self.stream.height = size
+        self.stream.pix_fmt = "yuv420p"
+        if size[0] * size[1] <= _ONE_THREAD_PIXELS:
+            self.stream.codec_context.thread_count = 1
+
+    def start(self) -> None:
+        """Create the file; the stream's settings are fixed from here on."""
+        try:
+            self.container.start_encoding()
+        except (FFmpegError, OSError) as error:
+            self.discard()
+            raise self.failed(error) from None
+
+    def encode(self, frame: VideoFrame | None, last_duration: int | None = None) -> None:
+        """Append a frame, or with None the frames still inside the encoder.
+
+        Args:
+            frame: yuv420p, with its time set.
+            last_duration: How long the last packet shows, in units of the encoder's clock.
+        """
+        try:
+            packets = self.stream.encode(frame)
+            if packets and last_duration is not None:
+                packets[-1].duration = last_duration
+            self.container.mux(packets)
+        except (FFmpegError, OSError) as error:
+            raise self.failed(error) from None
+
+    def finish(self) -> None:
+        try:
+            self.container.close()
+            # Only bytes that reached the disk count: some file systems report a full disk late.
+            with self.partial.open("rb") as written:
+                os.fsync(written.fileno())
+            self.partial.replace(self.path)
+        except (FFmpegError, OSError) as error:
+            raise self.failed(error) from None
+
+    def discard(self) -> None:
+        with suppress(FFmpegError, OSError, AttributeError):
+            self.container.close()
+        with suppress(OSError):
+            self.partial.unlink(missing_ok=True)
+
+    def failed(self, error: FFmpegError | OSError) -> VideoError:
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        return VideoError(
+            str(self.path),
+            expected="a folder that can be written to, with free space",
+            got="a full disk" if is_full else (error.strerror or str(error)),
+            remedy="free some space" if is_full else "choose another place for the file",
+        )
+
+
 class VideoWriter:
     """Writes frames at a fixed rate as an H.264 (yuv420p) mp4 file.
 
-    The file appears under its name, whole, when the ``with`` block ends well; after an
-    exception nothing is left.
+    The file appears under its name, whole, when the ``with`` block ends well, replacing one that
+    was there; after an error nothing is left behind.
 
     Args:
-        path: Where the file goes; one that exists is replaced.
+        path: Where the file goes.
         width: Even number of pixels.
         height: Even number of pixels.
         fps: Frames per second.
@@ -489,7 +615,8 @@ class VideoWriter:
         preset: x264's trade of speed for size.
 
     Raises:
-        VideoError: If the size is odd or empty, or the disk is full or not writable.
+        VideoError: If size or rate cannot be encoded, no frame was written, or the folder cannot
+            be written to or is full.
     """
 
     def __init__(
@@ -502,45 +629,21 @@ class VideoWriter:
         preset: str = "veryfast",
     ) -> None:
         self.path = Path(path)
-        if width < 2 or height < 2 or width % 2 or height % 2:
+        if min(width, height) < 2 or width % 2 or height % 2 or not 0 < fps <= 1000:
             raise VideoError(
                 str(self.path),
-                expected="an even width and height (yuv420p)",
-                got=f"{width}x{height}",
-                remedy="round the size to even numbers",
-            )
-        if not 0 < fps <= 1000:
-            raise VideoError(
-                str(self.path),
-                expected="a frame rate in (0, 1000]",
-                got=f"{fps:g}",
-                remedy="give frames per second",
+                expected="an even width and height and a frame rate in (0, 1000]",
+                got=f"{width}x{height} at {fps:g}",
+                remedy="round the size to even numbers (yuv420p)",
             )
         self.width, self.height = width, height
         rate = Fraction(fps).limit_denominator(1001)
         self._time_base = 1 / rate
-        self._rate = rate
         self._count = 0
         self._reformatter = VideoReformatter()
-        self._partial = self.path.with_name(f".{self.path.stem[:40]}.{uuid.uuid4().hex}.mp4")
-        self._options = {"crf": str(crf), "preset": preset}
-        self._open()
+        self._file = _Mp4(self.path, (width, height), rate, {"crf": str(crf), "preset": preset})
 
-    def _open(self) -> None:
-        try:
-            self._container = av.open(
-                str(self._partial.absolute()), "w", format="mp4", options={"movflags": "faststart"}
-            )
-            stream = self._container.add_stream("libx264", self._rate, self._options)
-            stream.width, stream.height, stream.pix_fmt = self.width, self.height, "yuv420p"
-            if self.width * self.height <= _ONE_THREAD_PIXELS:
-                stream.codec_context.thread_count = 1
-            self._stream = stream
-        except (FFmpegError, OSError) as error:
-            self._discard()
-            raise self._failed(error) from None
-
-    def write(self, rgb: RgbImage) -> None:
+    def write(self, rgb: Pixels) -> None:
         """Append one frame.
 
         Args:
@@ -557,18 +660,13 @@ class VideoWriter:
                 remedy="write frames of the size the file was opened with",
             )
         frame = VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")
-        self._encode(frame, self._count, self._time_base)
+        frame = self._reformatter.reformat(frame, format="yuv420p", threads=1)
+        frame.pts, frame.time_base = self._count, self._time_base
+        self._file.encode(frame)
         self._count += 1
 
-    def _encode(self, frame: VideoFrame, pts: int, time_base: Fraction) -> None:
-        frame = self._reformatter.reformat(frame, format="yuv420p", threads=1)
-        frame.pts, frame.time_base = pts, time_base
-        try:
-            self._container.mux(self._stream.encode(frame))
-        except (FFmpegError, OSError) as error:
-            raise self._failed(error) from None
-
     def __enter__(self) -> Self:
+        self._file.start()
         return self
 
     def __exit__(
@@ -577,33 +675,138 @@ class VideoWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if kind is not None:
-            self._discard()
-            return
         try:
+            if kind is not None:
+                return
             if self._count == 0:
                 raise VideoError(
                     str(self.path), expected="frames", got="none", remedy="write at least one"
                 )
-            self._container.mux(self._stream.encode(None))
-            self._container.close()
-            self._partial.replace(self.path)
-        except (FFmpegError, OSError) as failure:
-            raise self._failed(failure) from None
+            self._file.encode(None)
+            self._file.finish()
         finally:
-            self._discard()
+            self._file.discard()
 
-    def _discard(self) -> None:
-        with suppress(FFmpegError, OSError, AttributeError):
-            self._container.close()
-        with suppress(OSError):
-            self._partial.unlink(missing_ok=True)
 
-    def _failed(self, error: FFmpegError | OSError) -> VideoError:
-        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        return VideoError(
-            str(self.path),
-            expected="a folder that can be written to, with free space",
-            got="a full disk" if is_full else (error.strerror or str(error)),
-            remedy="free some space" if is_full else "choose another place for the file",
+def cut_clip(
+    path: str | os.PathLike[str],
+    start_s: float,
+    end_s: float,
+    out: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Write what a video shows in ``[start_s, end_s)`` as an H.264 mp4 file.
+
+    Frames come upright, in their original size (an odd edge loses one pixel) and keep their
+    times, so a variable frame rate stays one; the frame on screen at ``start_s`` opens the clip.
+    Sound is dropped. The file appears whole or not at all.
+
+    Args:
+        path: A video file.
+        start_s: Seconds from the first frame.
+        end_s: Seconds; beyond the video's end means until its end.
+        out: Where the clip goes; its folder must exist.
+        overwrite: Whether a file at ``out`` may be replaced.
+
+    Raises:
+        InputError: If the times are not in order, or ``out`` exists.
+        VideoError: If the video cannot be read, shows nothing then, or the disk is full.
+    """
+    target = Path(out)
+    if not 0 <= start_s < end_s:
+        raise InputError(
+            "clip",
+            expected="0 <= start < end",
+            got=f"{start_s:g} to {end_s:g}",
+            remedy="give the times in seconds",
         )
+    if not overwrite and target.exists():
+        raise InputError(
+            str(target),
+            expected="a new file",
+            got="one that exists",
+            remedy="choose another name or allow overwriting",
+        )
+    source = _Source(path)
+    with source.container:
+        clip: _Clip | None = None
+        shown: tuple[float, VideoFrame] | None = None
+        try:
+            for pts_s, frame in source.frames(from_s=start_s):
+                if shown is not None and pts_s > start_s:
+                    clip = clip or _Clip(target, shown[1], source.fps)
+                    clip.write(shown[1], shown[0] - start_s, min(pts_s, end_s) - start_s)
+                shown = (pts_s, frame)
+                if pts_s >= end_s:
+                    break
+            else:
+                if shown is None:
+                    raise source.no_frame()
+                source.end_of_good_part()
+                if source.end_s > start_s:
+                    clip = clip or _Clip(target, shown[1], source.fps)
+                    clip.write(shown[1], shown[0] - start_s, min(source.end_s, end_s) - start_s)
+            if clip is None:
+                raise VideoError(
+                    str(path),
+                    expected=f"a video longer than {start_s:g} s",
+                    got=f"{source.end_s:.2f} s",
+                    remedy="ask for an earlier clip",
+                )
+            clip.finish()
+        finally:
+            if clip is not None:
+                clip.file.discard()
+
+
+class _Clip:
+    """Re-encodes decoded frames, turned upright, at times of their own."""
+
+    clock = Fraction(1, 90000)
+
+    def __init__(self, path: Path, frame: VideoFrame, fps: float) -> None:
+        self.orientation = _orientation(frame)
+        self.width, self.height = max(2, frame.width // 2 * 2), max(2, frame.height // 2 * 2)
+        size = (self.width, self.height)
+        if self.orientation.transpose:
+            size = (self.height, self.width)
+        rate = Fraction(fps).limit_denominator(1001)
+        # Without B-frames packets come in order of display and the last one ends the clip.
+        options = {"crf": "18", "preset": "veryfast", "bf": "0"}
+        self.file = _Mp4(path, size, rate, options)
+        context = self.file.stream.codec_context
+        context.time_base = self.clock
+        # The samples are passed on as they are, and so must be what they mean.
+        context.color_range, context.colorspace = frame.color_range, frame.colorspace
+        context.color_primaries, context.color_trc = frame.color_primaries, frame.color_trc
+        self.file.start()
+        self.reformatter = VideoReformatter()
+        self.last_pts = -1
+        self.last_duration = 1
+
+    def write(self, frame: VideoFrame, start_s: float, end_s: float) -> None:
+        """Append a frame shown in ``[start_s, end_s)``, counted from the clip's start."""
+        frame = self.reformatter.reformat(
+            frame, width=self.width, height=self.height, format="yuv420p", threads=1
+        )
+        if self.orientation != _Orientation():
+            flat: Pixels = frame.to_ndarray().reshape(-1)  # type: ignore[assignment]
+            luma, shape = self.width * self.height, (self.height // 2, self.width // 2)
+            planes = (
+                flat[:luma].reshape(self.height, self.width),
+                flat[luma : luma + luma // 4].reshape(shape),
+                flat[luma + luma // 4 :].reshape(shape),
+            )
+            turned = np.concatenate([self.orientation.upright(p).reshape(-1) for p in planes])
+            width = self.file.stream.width
+            frame = VideoFrame.from_ndarray(turned.reshape(-1, width), format="yuv420p")
+        pts = max(round(max(start_s, 0.0) / self.clock), self.last_pts + 1)
+        frame.pts, frame.time_base = pts, self.clock
+        self.last_pts = pts
+        self.last_duration = max(1, round(end_s / self.clock) - pts)
+        self.file.encode(frame)
+
+    def finish(self) -> None:
+        self.file.encode(None, self.last_duration)
+        self.file.finish()
