@@ -1,0 +1,175 @@
+"""A batch of (video, query) pairs: padding, masks and targets."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+
+@dataclass(frozen=True)
+class Item:
+    """One query against one video, ready for the model.
+
+    Attributes:
+        video: Prepared clip features with start and end fractions appended, ``(L, Dv)``.
+        text: Prepared token features, ``(T, Dt)``.
+        span_norm: Each clip's start and end as fractions of the duration, ``(L, 2)``.
+        duration_s: Duration of the video in seconds.
+        targets: What is known about the moment; None at inference.
+        event: Queries with equal events are not each other's negatives.
+        masked: True for tokens hidden in query reconstruction, ``(T,)``; None outside stage 1.
+        label: Vocabulary id of each masked token, ``(T,)``; None outside stage 1.
+    """
+
+    video: Tensor
+    text: Tensor
+    span_norm: Tensor
+    duration_s: float
+    targets: "Targets | None" = None
+    event: int = -1
+    masked: Tensor | None = None
+    label: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Clip-wise targets; without a batch dimension in an :class:`Item`.
+
+    Attributes:
+        foreground: True where a clip's centre lies in a window, ``(B, L)``.
+        window_norm: Start and end of the clip's own window as fractions, ``(B, L, 2)``;
+            zero outside the foreground.
+        saliency: Relevance of each clip in 0..1, ``(B, L)``.
+    """
+
+    foreground: Tensor
+    window_norm: Tensor
+    saliency: Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Padded items. Masks are True where an entry is valid.
+
+    Attributes:
+        video: ``(B, L, Dv)``.
+        video_mask: ``(B, L)``.
+        text: ``(B, T, Dt)``.
+        text_mask: ``(B, T)``.
+        centre_norm: Middle of each clip as a fraction of the duration, ``(B, L)``.
+        duration_s: ``(B,)``.
+        targets: Clip-wise targets, or None at inference.
+        event: Event ids, ``(B,)``; -1 is an event of its own.
+        masked: Tokens hidden in query reconstruction, ``(B, T)``, or None.
+        label: Vocabulary ids of the masked tokens, ``(B, T)``, or None.
+    """
+
+    video: Tensor
+    video_mask: Tensor
+    text: Tensor
+    text_mask: Tensor
+    centre_norm: Tensor
+    duration_s: Tensor
+    targets: Targets | None
+    event: Tensor
+    masked: Tensor | None = None
+    label: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """Return the same batch on another device."""
+        moved = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                value = value.to(device, non_blocking=True)
+            elif isinstance(value, Targets):
+                value = Targets(
+                    value.foreground.to(device, non_blocking=True),
+                    value.window_norm.to(device, non_blocking=True),
+                    value.saliency.to(device, non_blocking=True),
+                )
+            moved[field.name] = value
+        return Batch(**moved)
+
+    def __len__(self) -> int:
+        return self.video.shape[0]
+
+
+def make_targets(
+    windows_norm: Sequence[tuple[float, float]],
+    span_norm: Tensor,
+    saliency: Tensor | None = None,
+) -> Targets:
+    """Mark the foreground clips of a query and give each the window it regresses to.
+
+    A clip is foreground if its centre lies in a window. A window too short to hold any centre
+    marks the clip that holds the window's own middle. Where windows overlap, a clip belongs to
+    the one whose middle is nearest.
+
+    Args:
+        windows_norm: ``(start, end)`` as fractions of the duration; empty if the moment is absent.
+        span_norm: Start and end of each clip as fractions, ``(L, 2)``.
+        saliency: Relevance of each clip in 0..1, ``(L,)``; by default 1 in the foreground.
+
+    Returns:
+        Targets without a batch dimension.
+    """
+    length = span_norm.shape[0]
+    foreground = torch.zeros(length, dtype=torch.bool)
+    window_norm = torch.zeros(length, 2)
+    if windows_norm:
+        windows = torch.tensor(list(windows_norm), dtype=torch.float32)
+        centre = span_norm.mean(dim=1)
+        middle = windows.mean(dim=1)
+        inside = (centre[:, None] >= windows[:, 0]) & (centre[:, None] <= windows[:, 1])
+        for index in (~inside.any(dim=0)).nonzero()[:, 0].tolist():
+            holder = torch.searchsorted(span_norm[:, 0].contiguous(), middle[index], right=True)
+            inside[int(holder.clamp(1, length)) - 1, index] = True
+        distance = (centre[:, None] - middle).abs().masked_fill(~inside, torch.inf)
+        foreground = inside.any(dim=1)
+        window_norm[foreground] = windows[distance.argmin(dim=1)[foreground]]
+    if saliency is None:
+        saliency = foreground.float()
+    return Targets(foreground, window_norm, saliency)
+
+
+def collate(items: Sequence[Item]) -> Batch:
+    """Pad items to a batch.
+
+    Raises:
+        ValueError: If there is no item, or only some items carry targets or masked words.
+    """
+    if not items:
+        raise ValueError("a batch needs at least one item")
+    video = pad_sequence([item.video for item in items], batch_first=True)
+    text = pad_sequence([item.text for item in items], batch_first=True)
+    targets = [item.targets for item in items if item.targets is not None]
+    masked = [item.masked for item in items if item.masked is not None]
+    label = [item.label for item in items if item.label is not None]
+    for part in (targets, masked, label):
+        if part and len(part) != len(items):
+            raise ValueError("either all items of a batch carry a target or none")
+    return Batch(
+        video=video,
+        video_mask=_length_mask([len(item.video) for item in items], video.shape[1]),
+        text=text,
+        text_mask=_length_mask([len(item.text) for item in items], text.shape[1]),
+        centre_norm=pad_sequence([item.span_norm.mean(dim=1) for item in items], batch_first=True),
+        duration_s=torch.tensor([item.duration_s for item in items], dtype=torch.float32),
+        targets=None
+        if not targets
+        else Targets(
+            pad_sequence([t.foreground for t in targets], batch_first=True),
+            pad_sequence([t.window_norm for t in targets], batch_first=True),
+            pad_sequence([t.saliency for t in targets], batch_first=True),
+        ),
+        event=torch.tensor([item.event for item in items]),
+        masked=pad_sequence(masked, batch_first=True) if masked else None,
+        label=pad_sequence(label, batch_first=True) if label else None,
+    )
+
+
+def _length_mask(lengths: Sequence[int], width: int) -> Tensor:
+    return torch.arange(width) < torch.tensor(list(lengths))[:, None]

@@ -1,0 +1,216 @@
+"""Annotations and features -> items and batches; the same for training and evaluation."""
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from demr.annotations import Annotation
+from demr.batch import Item, make_targets
+from demr.encoders.base import Encoder, QueryFeatures
+from demr.errors import FeatureError
+from demr.features import FeaturePack, prepare_query, prepare_video
+from demr.reconstruction import Vocabulary, plan_mask
+from demr.words import maskable_words
+
+
+@dataclass(frozen=True)
+class Masking:
+    """Which words stage 1 hides.
+
+    Attributes:
+        vocabulary: Words that can be predicted.
+        pos: Parts of speech that may be masked.
+        words: Words masked in a query.
+        at_input: Hide the word from the encoder instead of zeroing its feature.
+        encoder: Needed to encode a query with hidden words.
+        seed: With the epoch and the item, decides the choice.
+    """
+
+    vocabulary: Vocabulary
+    pos: frozenset[str]
+    words: int
+    at_input: bool
+    encoder: Encoder
+    seed: int
+
+
+class MomentDataset(Dataset[Item]):
+    """Queries with the features of their videos, held in memory.
+
+    Args:
+        annotations: One item each.
+        pack: Must hold every video.
+        encoder: Encodes the queries; must be the encoder that made the pack.
+        masking: Hide words for query reconstruction; None outside stage 1.
+
+    Raises:
+        FeatureError: If the pack is another encoder's, or a video is missing.
+    """
+
+    def __init__(
+        self,
+        annotations: Sequence[Annotation],
+        pack: FeaturePack,
+        encoder: Encoder,
+        masking: Masking | None = None,
+    ) -> None:
+        if pack.identity != encoder.identity:
+            raise FeatureError(
+                str(pack.path),
+                expected=f"features of {encoder.identity.spec}",
+                got=f"features of {pack.identity.spec}",
+                remedy="set data.encoder to the encoder that made the features",
+            )
+        self.annotations = tuple(annotations)
+        self.masking = masking
+        self.epoch = 0
+        self._videos: dict[str, tuple[Tensor, Tensor]] = {}
+        for vid in sorted({annotation.vid for annotation in annotations}):
+            self._videos[vid] = prepare_video(pack[vid], pack.identity)
+        self._identity = pack.identity
+        self._queries = encoder.encode_queries([a.query for a in annotations])
+        self._texts = [prepare_query(query, pack.identity) for query in self._queries]
+        names = sorted({a.event for a in annotations if a.event is not None})
+        self._event_ids = {name: index for index, name in enumerate(names)}
+
+    def __len__(self) -> int:
+        return len(self.annotations)
+
+    def length(self, index: int) -> int:
+        """Number of clips of an item's video."""
+        return len(self._videos[self.annotations[index].vid][0])
+
+    def __getitem__(self, index: int) -> Item:
+        """One item; in stage 1 with a freshly drawn mask."""
+        annotation = self.annotations[index]
+        video, span_norm = self._videos[annotation.vid]
+        targets = None
+        if annotation.windows_s is not None:
+            windows = [
+                (start / annotation.duration_s, end / annotation.duration_s)
+                for start, end in annotation.windows_s
+            ]
+            targets = make_targets(windows, span_norm, _saliency(annotation, len(span_norm)))
+        item = Item(
+            video=video,
+            text=self._texts[index],
+            span_norm=span_norm,
+            duration_s=annotation.duration_s,
+            targets=targets,
+            event=-1 if annotation.event is None else self._event_ids[annotation.event],
+        )
+        return item if self.masking is None else self._mask(item, index, self.masking)
+
+    def _mask(self, item: Item, index: int, masking: Masking) -> Item:
+        query = self._queries[index]
+        plan = plan_mask(
+            query.words,
+            query.token_word,
+            maskable_words(query.query, query.words, masking.pos),
+            masking.vocabulary,
+            masking.words,
+            np.random.default_rng((masking.seed, self.epoch, index)),
+        )
+        text = item.text
+        if masking.at_input and plan.masked.any():
+            hidden = set(query.token_word[plan.masked.numpy()].tolist())
+            encoded = masking.encoder.encode_queries([query.query], hidden=[hidden])[0]
+            text = prepare_query(encoded, self._identity)
+        return replace(item, text=text, masked=plan.masked, label=plan.label)
+
+    def words_of(self, pos: Collection[str]) -> list[str]:
+        """All maskable words of all queries, with repetitions."""
+        return [
+            query.words[index]
+            for query in self._queries
+            for index in maskable_words(query.query, query.words, pos)
+        ]
+
+    @property
+    def queries(self) -> Sequence[QueryFeatures]:
+        """Encoded queries, in the order of the annotations."""
+        return self._queries
+
+
+class LengthBatches(Sampler[list[int]]):
+    """Batches of items of similar length, shuffled by seed and epoch alone.
+
+    The order depends on nothing else, so a resumed run sees the same batches. With several
+    processes each takes its own share of every shuffled order.
+
+    Args:
+        dataset: Gives the lengths.
+        batch_size: Items per batch.
+        seed: Seed of the shuffle.
+        epoch: Also seeds the shuffle.
+        rank: This process.
+        world: Number of processes.
+    """
+
+    def __init__(
+        self,
+        dataset: MomentDataset,
+        batch_size: int,
+        *,
+        seed: int,
+        epoch: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        generator = np.random.default_rng((seed, epoch))
+        order = generator.permutation(len(dataset))
+        # Every process must run equally many steps, or the others wait for it forever.
+        order = np.resize(order, -(-len(order) // world) * world)[rank::world]
+        lengths = np.array([dataset.length(int(index)) for index in order])
+        pool = batch_size * 16
+        batches = []
+        for low in range(0, len(order), pool):
+            part = order[low : low + pool]
+            part = part[np.argsort(lengths[low : low + pool], kind="stable")]
+            batches += [part[i : i + batch_size].tolist() for i in range(0, len(part), batch_size)]
+        # The seed must not depend on the rank: all processes take equally long batches together.
+        shuffle = np.random.default_rng((seed, epoch, 1)).permutation(len(batches))
+        self._batches = [batches[index] for index in shuffle]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self._batches)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+
+def sequential_batches(dataset: MomentDataset, batch_size: int) -> list[list[int]]:
+    """All items once, neighbours of similar length together, longest first."""
+    order = sorted(range(len(dataset)), key=dataset.length, reverse=True)
+    return [order[low : low + batch_size] for low in range(0, len(order), batch_size)]
+
+
+def check_videos(annotations: Sequence[Annotation], pack: FeaturePack, source: Path) -> None:
+    """Check that every annotated video has features.
+
+    Raises:
+        FeatureError: Naming how many are missing, and one of them.
+    """
+    missing = sorted({a.vid for a in annotations if a.vid not in pack})
+    if missing:
+        raise FeatureError(
+            str(source),
+            expected=f"videos with features in {pack.path}",
+            got=f"{len(missing)} videos without, such as {missing[0]}",
+            remedy="extract them or drop their queries",
+        )
+
+
+def _saliency(annotation: Annotation, length: int) -> Tensor | None:
+    if annotation.saliency is None:
+        return None
+    saliency = torch.zeros(length)
+    for clip, value in annotation.saliency.items():
+        if 0 <= clip < length:
+            saliency[clip] = value
+    return saliency

@@ -1,0 +1,443 @@
+"""Run a model over annotated queries, calibrate it on validation, and measure it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from demr.annotations import Annotation
+from demr.batch import collate
+from demr.calibration import Calibration, IntervalCalibrator, PresenceCalibrator
+from demr.dataset import MomentDataset, sequential_batches
+from demr.errors import InputError
+from demr.features import atomic_path
+from demr.metrics import retrieval_metrics
+from demr.model import DemrModel
+from demr.proposals import Proposals, Ranking, decode, select, window_iou
+from demr.uncertainty_metrics import (
+    auroc,
+    brier,
+    crps_student_t,
+    ece,
+    interval_coverage,
+    interval_width,
+    nll_student_t,
+    uncertainty_metrics,
+)
+
+FloatArray = NDArray[np.float64]
+
+COVARIATES = (
+    "top logit",
+    "gap to next",
+    "log AU+EU",
+    "log EU",
+    "saliency contrast",
+)
+INTERVAL_COVARIATES = (*COVARIATES, "log duration", "log length")
+TAUS = (0.0, 0.05, 0.1, 0.2, 0.4)
+# Between these two probabilities a search says "uncertain".
+THRESHOLDS = {"found": 0.6, "absent": 0.4}
+
+
+@dataclass(frozen=True)
+class RawPrediction:
+    """Everything a model says about one query, before ranking and calibration.
+
+    Attributes:
+        proposals: One for every clip.
+        saliency: Cosine of clip and query, ``(L,)``.
+    """
+
+    proposals: Proposals
+    saliency: FloatArray
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A query's answer: ranked moments and what their uncertainty is based on.
+
+    Attributes:
+        moments: Selected proposals, best first.
+        presence: Covariates of :data:`COVARIATES`, ``(5,)``.
+        interval: Covariates of :data:`INTERVAL_COVARIATES` for every moment, ``(N, 7)``.
+        saliency: ``(L,)``.
+    """
+
+    moments: Proposals
+    presence: FloatArray
+    interval: FloatArray
+    saliency: FloatArray
+
+    @property
+    def dof(self) -> FloatArray:
+        """Degrees of freedom of the predictive Student-t, ``(N, 2)``."""
+        return 2 * self.moments.alpha
+
+
+def run_model(
+    model: DemrModel,
+    dataset: MomentDataset,
+    *,
+    device: torch.device | None = None,
+    batch_size: int = 128,
+    noise: "FeatureNoise | None" = None,
+) -> list[RawPrediction]:
+    """Predict every item of a dataset, in its order, in float32.
+
+    Args:
+        model: In evaluation mode.
+        dataset: Queries and features.
+        device: Where to run; the model is moved there.
+        batch_size: Items at once.
+        noise: Disturb video or text features first; see :class:`FeatureNoise`.
+    """
+    device = torch.device("cpu") if device is None else device
+    model = model.to(device).eval()
+    results: dict[int, RawPrediction] = {}
+    for indices in sequential_batches(dataset, batch_size):
+        batch = collate([dataset[index] for index in indices])
+        if noise is not None:
+            batch = noise.apply(batch)
+        with torch.inference_mode():
+            output = model(batch.to(device))
+        records = decode(output, batch.video_mask, batch.duration_s)
+        saliency = output.saliency.double().cpu().numpy()
+        for row, (index, record) in enumerate(zip(indices, records, strict=True)):
+            results[index] = RawPrediction(record, saliency[row, : len(record)])
+    return [results[index] for index in range(len(dataset))]
+
+
+@dataclass(frozen=True)
+class FeatureNoise:
+    """Gaussian noise on one modality, before normalisation.
+
+    Attributes:
+        video: Standard deviation of each video dimension, ``(Dv,)``; None leaves video alone.
+        text: Standard deviation of each token dimension, ``(Dt,)``; None leaves text alone.
+        level: Factor on both.
+        seed: Of the noise.
+    """
+
+    video: torch.Tensor | None
+    text: torch.Tensor | None
+    level: float
+    seed: int
+
+    def apply(self, batch: Any) -> Any:
+        """Return a disturbed copy of a batch whose features need no normalisation."""
+        from dataclasses import replace
+
+        generator = torch.Generator().manual_seed(self.seed)
+        changes = {}
+        for name, deviation in (("video", self.video), ("text", self.text)):
+            if deviation is None:
+                continue
+            clean = getattr(batch, name)
+            width = len(deviation)
+            noise = torch.randn((*clean.shape[:2], width), generator=generator)
+            noisy = clean.clone()
+            noisy[..., :width] += noise * deviation * self.level
+            changes[name] = noisy
+        return replace(batch, **changes)
+
+
+def answer(
+    raw: RawPrediction, *, ranking: Ranking = "score", tau: float = 0.0, top: int = 10
+) -> Prediction:
+    """Rank a query's proposals and collect the covariates of its calibration."""
+    moments = select(raw.proposals, ranking=ranking, tau=tau, after=top)
+    variance = (moments.aleatoric + moments.epistemic).mean(axis=1)
+    log_variance = np.log(np.maximum(variance, 1e-12))
+    log_eu = np.log(np.maximum(moments.epistemic.mean(axis=1), 1e-12))
+    p = np.clip(moments.foreground, 1e-6, 1 - 1e-6)
+    logit = np.log(p / (1 - p))
+    contrast = float(raw.saliency.max() - raw.saliency.mean())
+    windows = moments.window_s
+    disjoint = window_iou(windows[:1], windows)[0] == 0
+    following = float(moments.foreground[disjoint].max(initial=0.0))
+    gap = moments.foreground - following
+    duration = np.log(moments.duration_s)
+    length = np.log(np.maximum(windows[:, 1] - windows[:, 0], 0.1))
+    shared = np.stack(
+        [logit, gap, log_variance, log_eu, np.full(len(moments), contrast)], axis=1
+    )
+    interval = np.column_stack([shared, np.full(len(moments), duration), length])
+    return Prediction(moments, shared[0], interval, raw.saliency)
+
+
+def true_window(window: FloatArray, truths: Sequence[tuple[float, float]]) -> FloatArray:
+    """The true window of highest IoU; of several (or none overlapping) the nearest, ``(2,)``."""
+    table = np.asarray(truths, dtype=np.float64)
+    overlap = window_iou(window[None], table)[0]
+    distance = np.abs(table - window).sum(axis=1)
+    best: FloatArray = table[np.lexsort((distance, -overlap))[0]]
+    return best
+
+
+def boundary_residual(
+    predictions: Sequence[Prediction], annotations: Sequence[Annotation]
+) -> FloatArray:
+    """True minus predicted start and end of every top moment, in seconds, ``(N, 2)``."""
+    return np.array(
+        [
+            true_window(p.moments.window_s[0], a.windows_s or ()) - p.moments.window_s[0]
+            for p, a in zip(predictions, annotations, strict=True)
+        ]
+    ).reshape(-1, 2)
+
+
+def quick_metrics(
+    proposals: Sequence[Proposals], annotations: Sequence[Annotation]
+) -> dict[str, float]:
+    """Cheap numbers for choosing a checkpoint: recall, mean IoU, presence, and their mean."""
+    present_score, absent_score, overlap = [], [], []
+    for record, annotation in zip(proposals, annotations, strict=True):
+        best = int(record.foreground.argmax())
+        if not annotation.windows_s:
+            absent_score.append(record.foreground[best])
+            continue
+        present_score.append(record.foreground[best])
+        window = record.window_s[best][None]
+        overlap.append(window_iou(window, np.asarray(annotation.windows_s)).max())
+    iou = np.asarray(overlap)
+    metrics = {
+        "R1@0.5": float((iou >= 0.5).mean() * 100) if len(iou) else 0.0,
+        "R1@0.7": float((iou >= 0.7).mean() * 100) if len(iou) else 0.0,
+        "mIoU": float(iou.mean() * 100) if len(iou) else 0.0,
+    }
+    if absent_score and present_score:
+        metrics["AUROC"] = float(auroc(present_score, absent_score)) * 100
+    # Finding moments and knowing when there is none count the same.
+    metrics["quality"] = float(np.mean([metrics["mIoU"], metrics.get("AUROC", metrics["mIoU"])]))
+    return metrics
+
+
+def fit_calibration(
+    raw: Sequence[RawPrediction],
+    annotations: Sequence[Annotation],
+    *,
+    ranking: str = "auto",
+    seed: int = 0,
+) -> Calibration:
+    """Choose the ranking and fit intervals and presence, all on validation queries.
+
+    Args:
+        raw: The model's predictions for ``annotations``.
+        annotations: Validation queries; presence needs absent ones too.
+        ranking: ``auto`` takes the one with the best mean IoU.
+        seed: Of the calibration's folds and of the balance of present and absent queries.
+
+    Raises:
+        InputError: If there are too few queries to calibrate on.
+    """
+    pairs = [(r, a) for r, a in zip(raw, annotations, strict=True) if a.windows_s]
+    if not pairs:
+        raise InputError(
+            "calibration",
+            expected="annotated queries whose moment is in the video",
+            got="none",
+            remedy="add windows to the annotations",
+        )
+    present_raw, present = [r for r, _ in pairs], [a for _, a in pairs]
+    options: list[tuple[Ranking, float]] = [("score", 0.0)]
+    options += [("uncertainty", tau) for tau in TAUS if tau] + [("fusion", tau) for tau in TAUS]
+    if ranking != "auto":
+        options = [option for option in options if option[0] == ranking]
+    best = max(options, key=lambda option: _mean_iou(present_raw, present, *option))
+    predictions = [answer(r, ranking=best[0], tau=best[1]) for r in present_raw]
+    interval = IntervalCalibrator.fit(
+        boundary_residual(predictions, present),
+        np.array([p.moments.scale_s[0] for p in predictions]),
+        np.array([p.dof[0] for p in predictions]),
+        np.array([p.interval[0] for p in predictions]),
+        INTERVAL_COVARIATES,
+        seed=seed,
+    )
+    absent = [
+        answer(r, ranking=best[0], tau=best[1])
+        for r, a in zip(raw, annotations, strict=True)
+        if a.windows_s == ()
+    ]
+    presence = None
+    if absent:
+        count = min(len(absent), len(predictions))
+        generator = np.random.default_rng(seed)
+        chosen = [predictions[i] for i in generator.permutation(len(predictions))[:count]]
+        chosen += [absent[i] for i in generator.permutation(len(absent))[:count]]
+        presence = PresenceCalibrator.fit(
+            np.array([p.presence for p in chosen]), np.arange(2 * count) < count, COVARIATES
+        )
+    return Calibration(
+        interval=interval,
+        presence=presence,
+        tau=best[1],
+        ranking=best[0],
+        thresholds=THRESHOLDS,
+    )
+
+
+def _mean_iou(
+    raw: Sequence[RawPrediction], annotations: Sequence[Annotation], ranking: Ranking, tau: float
+) -> float:
+    tops = [select(r.proposals, ranking=ranking, tau=tau, after=1) for r in raw]
+    return float(
+        np.mean(
+            [
+                window_iou(t.window_s[:1], np.asarray(a.windows_s)).max()
+                for t, a in zip(tops, annotations, strict=True)
+            ]
+        )
+    )
+
+
+def apply_calibration(
+    raw: Sequence[RawPrediction], calibration: Calibration, top: int = 10
+) -> list[Prediction]:
+    """Answer every query with the ranking the calibration chose."""
+    ranking: Ranking = calibration.ranking  # type: ignore[assignment]
+    return [answer(r, ranking=ranking, tau=calibration.tau, top=top) for r in raw]
+
+
+def measure(
+    predictions: Sequence[Prediction],
+    annotations: Sequence[Annotation],
+    calibration: Calibration,
+    *,
+    level: float = 0.9,
+) -> dict[str, float]:
+    """All numbers of one split.
+
+    Retrieval and uncertainty are measured on the queries whose moment is present; uncertainty
+    on the top moment of each, wrong ones included, against the true window of highest IoU.
+
+    Returns:
+        Percentages for recall, IoU, mAP and coverage; probabilities otherwise.
+    """
+    pairs = [(p, a) for p, a in zip(predictions, annotations, strict=True) if a.windows_s]
+    absent = [p for p, a in zip(predictions, annotations, strict=True) if a.windows_s == ()]
+    metrics: dict[str, float] = {"absent_queries": float(len(absent))}
+    if pairs:
+        present, truth = [p for p, _ in pairs], [a for _, a in pairs]
+        metrics |= retrieval_metrics(
+            [np.column_stack([p.moments.window_s, p.moments.score]) for p in present],
+            [np.asarray(a.windows_s) for a in truth],
+        )
+        metrics |= _measure_uncertainty(present, truth, calibration, level)
+    if pairs and absent and calibration.presence is not None:
+        positive, negative = (
+            calibration.presence.probability(np.array([p.presence for p in group]))
+            for group in (present, absent)
+        )
+        metrics["presence/AUROC"] = float(auroc(positive, negative))
+        probability = np.concatenate([positive, negative])
+        label = np.arange(len(probability)) < len(positive)
+        metrics["presence/brier"] = float(brier(probability, label))
+        metrics["presence/ECE"] = float(ece(probability, label))
+        metrics["presence/AUROC of top probability"] = float(
+            auroc([p.presence[0] for p in present], [p.presence[0] for p in absent])
+        )
+    return metrics
+
+
+def _measure_uncertainty(
+    present: Sequence[Prediction],
+    truth: Sequence[Annotation],
+    calibration: Calibration,
+    level: float,
+) -> dict[str, float]:
+    residual = boundary_residual(present, truth)
+    window = np.array([p.moments.window_s[0] for p in present])
+    aleatoric = np.array([p.moments.aleatoric[0] for p in present])
+    epistemic = np.array([p.moments.epistemic[0] for p in present])
+    evidence = np.array([p.moments.evidence[0] for p in present])
+    scale = np.array([p.moments.scale_s[0] for p in present])
+    dof = np.array([p.dof[0] for p in present])
+    error = np.abs(residual).mean(axis=1)
+    means = (aleatoric.mean(axis=1), epistemic.mean(axis=1), evidence.mean(axis=1))
+    metrics = {
+        f"uncertainty/{name}": value for name, value in uncertainty_metrics(error, *means).items()
+    }
+    overlap = np.array(
+        [
+            window_iou(w[None], np.asarray(a.windows_s)).max()
+            for w, a in zip(window, truth, strict=True)
+        ]
+    )
+    metrics |= {
+        f"uncertainty/1-IoU/{name}": value
+        for name, value in uncertainty_metrics(1 - overlap, *means).items()
+        if name.startswith("spearman")
+    }
+    metrics["uncertainty/mean error s"] = float(error.mean())
+    nu = np.array([p.moments.nu[0] for p in present])
+    for quantile in (0.05, 0.5, 0.95):
+        metrics[f"uncertainty/nu q{quantile:g}"] = float(np.quantile(nu, quantile))
+    true = window + residual
+    metrics["uncertainty/NLL"] = float(np.mean(nll_student_t(true, window, scale, dof)))
+    metrics["uncertainty/CRPS s"] = float(np.mean(crps_student_t(true, window, scale, dof)))
+    if calibration.interval is not None:
+        low, high = calibration.interval.interval(
+            window, scale, dof, np.array([p.interval[0] for p in present]), level
+        )
+        # Neither the truth nor a search's printed interval lies outside the video.
+        duration = np.array([a.duration_s for a in truth])[:, None]
+        low, high = np.clip(low, 0, duration), np.clip(high, 0, duration)
+        metrics |= {f"interval/coverage {k}": v for k, v in interval_coverage(low, high, true).items()}
+        metrics |= {f"interval/width {k} s": v for k, v in interval_width(low, high).items()}
+    return metrics
+
+
+def prediction_lines(
+    predictions: Sequence[Prediction],
+    annotations: Sequence[Annotation],
+    calibration: Calibration,
+    level: float,
+) -> list[str]:
+    """JSON lines in the field's submission format, with demr's own keys beside them."""
+    lines = []
+    presence = [None] * len(predictions)
+    if calibration.presence is not None and predictions:
+        presence = calibration.presence.probability(
+            np.array([p.presence for p in predictions])
+        ).tolist()
+    for prediction, annotation, present in zip(predictions, annotations, presence, strict=True):
+        moments = prediction.moments
+        windows = np.column_stack([moments.window_s, moments.score])
+        row: dict[str, Any] = {
+            "qid": annotation.qid,
+            "query": annotation.query,
+            "vid": annotation.vid,
+            "pred_relevant_windows": np.round(windows, 4).tolist(),
+            "pred_saliency_scores": np.round(prediction.saliency, 4).tolist(),
+            "aleatoric": np.round(np.sqrt(moments.aleatoric), 4).tolist(),
+            "epistemic": np.round(np.sqrt(moments.epistemic), 4).tolist(),
+            "present": None if present is None else round(present, 4),
+        }
+        if calibration.interval is not None:
+            low, high = calibration.interval.interval(
+                moments.window_s, moments.scale_s, prediction.dof, prediction.interval, level
+            )
+            bounds = np.clip(np.stack([low, high], axis=-1), 0, moments.duration_s)
+            row["intervals"] = np.round(bounds, 3).tolist()
+        lines.append(json.dumps(row, ensure_ascii=False))
+    return lines
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write JSON atomically; NaN becomes null."""
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {str(k): clean(v) for k, v in value.items()}
+        if isinstance(value, float):
+            return value if np.isfinite(value) else None
+        return value
+
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(clean(values), indent=1) + "\n", encoding="utf-8")

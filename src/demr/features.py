@@ -1,0 +1,356 @@
+"""Features of videos and queries: align, normalise, store. The only place that does.
+
+Training and inference both call :func:`prepare_video` and :func:`prepare_query`, so what the
+model was trained on and what it is asked about cannot differ.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from torch import Tensor
+
+from demr.encoders.base import EncoderIdentity, QueryFeatures, VideoFeatures, clip_count
+from demr.errors import FeatureError
+
+PACK_VERSION = 1
+ALIGN_ROWS = 2
+_SHARD_ROWS = 65_536
+
+
+def clip_spans(duration_s: float, clip_s: float, count: int | None = None) -> NDArray[np.float64]:
+    """Start and end of each clip in seconds, ``(L, 2)``; the last one ends with the video."""
+    count = clip_count(duration_s, clip_s) if count is None else count
+    start = np.arange(count) * clip_s
+    return np.stack([start, np.minimum(start + clip_s, duration_s)], axis=1)
+
+
+def align_streams(streams: dict[str, NDArray[Any]], vid: str) -> NDArray[np.float32]:
+    """Concatenate feature streams of one video, cutting all to the shortest.
+
+    Args:
+        streams: Name -> ``(L_i, D_i)``, in the order of concatenation.
+        vid: Named in errors.
+
+    Returns:
+        ``(min L_i, sum D_i)``.
+
+    Raises:
+        FeatureError: If two streams differ by more than 2 rows.
+    """
+    rows = {name: len(stream) for name, stream in streams.items()}
+    shortest = min(rows.values())
+    if max(rows.values()) - shortest > ALIGN_ROWS:
+        raise FeatureError(
+            f"features of {vid}",
+            expected=f"streams within {ALIGN_ROWS} rows of each other",
+            got=", ".join(f"{count} of {name}" for name, count in rows.items()),
+            remedy="extract the streams again with the same clip length",
+        )
+    return np.concatenate(
+        [np.asarray(stream[:shortest], np.float32) for stream in streams.values()], axis=1
+    )
+
+
+def span_fractions(duration_s: float, clip_s: float, count: int) -> Tensor:
+    """Start and end of each clip as fractions of the duration, ``(L, 2)`` float32."""
+    return torch.from_numpy(clip_spans(duration_s, clip_s, count) / duration_s).float()
+
+
+def prepare_video(video: VideoFeatures, identity: EncoderIdentity) -> tuple[Tensor, Tensor]:
+    """Turn raw clip features into the model's input.
+
+    Args:
+        video: Raw features; up to 2 rows more or fewer than the duration has clips.
+        identity: The encoder that made them.
+
+    Returns:
+        Input ``(L, Dv + 2)`` (normalised stream by stream, then the clip's start and end as
+        fractions of the duration) and those fractions ``(L, 2)``.
+
+    Raises:
+        FeatureError: On a wrong width, a wrong number of rows, or values that are not finite.
+    """
+    features = np.asarray(video.features, np.float32)
+    if features.ndim != 2 or features.shape[1] != identity.video_dim or not len(features):
+        raise FeatureError(
+            f"features of {video.vid}",
+            expected=f"a table of clips by {identity.video_dim} ({identity.spec})",
+            got=f"shape {features.shape}",
+            remedy=f"extract them with --encoder {identity.spec}",
+        )
+    wanted = clip_count(video.duration_s, video.clip_s)
+    if abs(len(features) - wanted) > ALIGN_ROWS:
+        raise FeatureError(
+            f"features of {video.vid}",
+            expected=f"{wanted} rows for {video.duration_s:g} s in clips of {video.clip_s:g} s",
+            got=f"{len(features)} rows",
+            remedy="check the duration and the clip length of these features",
+        )
+    features = features[:wanted]
+    if not np.isfinite(features).all():
+        row = int(np.flatnonzero(~np.isfinite(features).all(axis=1))[0])
+        raise FeatureError(
+            f"features of {video.vid}",
+            expected="finite numbers",
+            got=f"NaN or infinity in row {row}",
+            remedy="extract this video again",
+        )
+    if identity.normalization == "l2":
+        offsets = np.cumsum([0, *(dim for _, dim in identity.streams)])
+        features = np.concatenate(
+            [
+                _unit(features[:, low:high])
+                for low, high in zip(offsets[:-1], offsets[1:], strict=True)
+            ],
+            axis=1,
+        )
+    fractions = span_fractions(video.duration_s, video.clip_s, len(features))
+    return torch.cat([torch.from_numpy(features), fractions], dim=1), fractions
+
+
+def prepare_query(query: QueryFeatures, identity: EncoderIdentity) -> Tensor:
+    """Turn raw token features into the model's input, ``(T, Dt)``.
+
+    Raises:
+        FeatureError: On a wrong width.
+    """
+    features = np.asarray(query.features, np.float32)
+    if features.ndim != 2 or features.shape[1] != identity.text_dim or not len(features):
+        raise FeatureError(
+            f"features of query {query.query!r}",
+            expected=f"tokens by {identity.text_dim} ({identity.spec})",
+            got=f"shape {features.shape}",
+            remedy=f"encode it with {identity.spec}",
+        )
+    return torch.from_numpy(_unit(features) if identity.normalization == "l2" else features)
+
+
+def _unit(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    norm = np.linalg.norm(x, axis=-1, keepdims=True)
+    unit: NDArray[np.float32] = x / np.maximum(norm, 1e-6)
+    return unit
+
+
+class FeaturePackWriter:
+    """Write a feature pack: sharded safetensors in float16 with an index.
+
+    The pack appears under its name only when the ``with`` block ends without an error.
+
+    Args:
+        path: Folder to create.
+        identity: The encoder whose features are stored.
+
+    Raises:
+        FeatureError: If the folder exists already.
+    """
+
+    def __init__(self, path: Path, identity: EncoderIdentity) -> None:
+        if path.exists():
+            raise FeatureError(
+                str(path),
+                expected="a new folder for the feature pack",
+                got="an existing one",
+                remedy="choose another folder or remove this one",
+            )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
+        self._identity = identity
+        self._temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        self._rows: list[NDArray[np.float16]] = []
+        self._pending = 0
+        self._shard = 0
+        self._videos: dict[str, dict[str, float | int]] = {}
+
+    def add(self, video: VideoFeatures) -> None:
+        """Append one video.
+
+        Raises:
+            FeatureError: If the video is there already or its features do not fit the encoder.
+        """
+        if video.vid in self._videos:
+            raise FeatureError(
+                f"video {video.vid}",
+                expected="every video once",
+                got="a second time",
+                remedy="give the videos different names",
+            )
+        prepare_video(video, self._identity)
+        self._videos[video.vid] = {
+            "shard": self._shard,
+            "row": self._pending,
+            "rows": len(video.features),
+            "duration_s": video.duration_s,
+        }
+        self._rows.append(video.features.astype(np.float16))
+        self._pending += len(video.features)
+        if self._pending >= _SHARD_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._rows:
+            name = self._temporary / f"video-{self._shard:05d}.safetensors"
+            save_file({"features": np.concatenate(self._rows)}, name)
+            self._rows, self._pending, self._shard = [], 0, self._shard + 1
+
+    def __enter__(self) -> Self:
+        """Start writing."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Publish the pack, or remove what was written if an error came."""
+        if kind is None:
+            self._flush()
+            index = {
+                "version": PACK_VERSION,
+                "encoder": self._identity.to_dict(),
+                "videos": self._videos,
+            }
+            (self._temporary / "index.json").write_text(json.dumps(index), encoding="utf-8")
+            self._temporary.rename(self._path)
+        else:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+
+
+class FeaturePack:
+    """Stored features; shards are memory-mapped, so opening reads only the index.
+
+    Args:
+        path: Folder written by :class:`FeaturePackWriter`, or a folder of such folders made by
+            one encoder.
+
+    Raises:
+        FeatureError: If the folder is no pack, of a newer version, or mixes encoders.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        folders = [path] if (path / "index.json").exists() else sorted(path.glob("*/index.json"))
+        folders = [folder if folder == path else folder.parent for folder in folders]
+        self._videos: dict[str, dict[str, Any]] = {}
+        self._shards: dict[Path, Any] = {}
+        identities = [self._read_index(folder) for folder in folders or [path]]
+        self.identity = identities[0]
+        for other in identities[1:]:
+            if other != self.identity:
+                raise FeatureError(
+                    str(path),
+                    expected=f"packs of one encoder ({self.identity.spec})",
+                    got=f"also {other.spec}",
+                    remedy="keep the features of different encoders in different folders",
+                )
+
+    def _read_index(self, folder: Path) -> EncoderIdentity:
+        try:
+            index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+            version = int(index["version"])
+            identity = EncoderIdentity.from_dict(index["encoder"])
+            for vid, entry in index["videos"].items():
+                shard = folder / f"video-{int(entry['shard']):05d}.safetensors"
+                self._videos[vid] = {**entry, "shard": shard}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise FeatureError(
+                str(folder),
+                expected="a folder with a feature pack (index.json and shards)",
+                got=f"{type(error).__name__}: {error}",
+                remedy="extract or import the features again",
+            ) from error
+        if version > PACK_VERSION:
+            raise FeatureError(
+                str(folder),
+                expected=f"feature pack version {PACK_VERSION} or older",
+                got=f"version {version}",
+                remedy="upgrade demr",
+            )
+        return identity
+
+    @property
+    def vids(self) -> tuple[str, ...]:
+        """Names of the stored videos."""
+        return tuple(self._videos)
+
+    def __contains__(self, vid: object) -> bool:
+        return vid in self._videos
+
+    def __len__(self) -> int:
+        return len(self._videos)
+
+    def __getitem__(self, vid: str) -> VideoFeatures:
+        """Load one video.
+
+        Raises:
+            FeatureError: If the video or its shard is missing or damaged.
+        """
+        entry = self._videos.get(vid)
+        if entry is None:
+            raise FeatureError(
+                f"video {vid}",
+                expected=f"one of the {len(self)} videos of {self.path}",
+                got="no features",
+                remedy="extract this video or drop its queries",
+            )
+        shard: Path = entry["shard"]
+        low = int(entry["row"])
+        try:
+            if shard not in self._shards:
+                self._shards[shard] = safe_open(shard, framework="numpy")
+            rows = self._shards[shard].get_slice("features")[low : low + int(entry["rows"])]
+        except (OSError, SafetensorError) as error:
+            raise FeatureError(
+                str(shard),
+                expected=f"a complete shard with the features of {vid}",
+                got=f"{type(error).__name__}: {error}",
+                remedy="extract the features again",
+            ) from error
+        return VideoFeatures(
+            vid, float(entry["duration_s"]), self.identity.clip_s, rows.astype(np.float32)
+        )
+
+    def __iter__(self) -> Iterator[VideoFeatures]:
+        for vid in self._videos:
+            yield self[vid]
+
+
+def feature_deviation(videos: Iterable[VideoFeatures]) -> NDArray[np.float32]:
+    """Standard deviation of every raw feature dimension over all clips, ``(Dv,)``."""
+    count, total, square = 0, 0.0, 0.0
+    for video in videos:
+        features = video.features.astype(np.float64)
+        count += len(features)
+        total = total + features.sum(axis=0)
+        square = square + (features**2).sum(axis=0)
+    mean = np.asarray(total) / max(count, 1)
+    deviation: NDArray[np.float32] = np.sqrt(
+        np.maximum(np.asarray(square) / max(count, 1) - mean**2, 0)
+    ).astype(np.float32)
+    return deviation
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Write to a temporary neighbour and move it into place when the block succeeds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,256 @@
+"""Training losses of the retrieval branch and their weighted sum."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from demr.batch import Batch, Targets
+from demr.evidential import NormalInverseGamma, der_regularizer, geom_regularizer, nig_nll
+from demr.model import ModelOutput
+
+TEMPERATURE = 0.07
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weights of ``L = L_mr + lambda_der * 2 * mean(L_e)``; defaults are the paper's.
+
+    Attributes:
+        smooth_l1: Boundary distance on foreground clips.
+        giou: Generalised IoU on foreground clips.
+        foreground: Binary cross-entropy on all valid clips.
+        background_weight: Weight of a background clip in that cross-entropy.
+        intra: Saliency against clips of the same video.
+        inter: Saliency against other (clip, query) pairs of the batch.
+        clip_contrast: Clips of one moment against clips of other moments, without the text.
+        lambda_der: Weight of the evidential loss.
+        lambda_nll: Weight of the likelihood within it.
+        lambda_geom: Weight of the Geom-regulariser within it.
+        lambda_reg: Weight of the vanilla DER regulariser within it.
+        regularizer: Which regulariser shapes the evidence.
+        location_gradient: Whether the likelihood's gradient reaches the predicted boundary.
+    """
+
+    smooth_l1: float = 10.0
+    giou: float = 4.0
+    foreground: float = 4.0
+    background_weight: float = 0.1
+    intra: float = 0.2
+    inter: float = 0.2
+    clip_contrast: float = 0.5
+    lambda_der: float = 1e-3
+    lambda_nll: float = 1.0
+    lambda_geom: float = 1e-2
+    lambda_reg: float = 1e-2
+    regularizer: Literal["none", "der", "geom"] = "geom"
+    location_gradient: bool = True
+
+
+@dataclass(frozen=True)
+class LossBreakdown:
+    """Every term of the loss before weighting, and the weighted total."""
+
+    total: Tensor
+    smooth_l1: Tensor
+    giou: Tensor
+    foreground: Tensor
+    intra: Tensor
+    inter: Tensor
+    clip_contrast: Tensor
+    nll: Tensor
+    regularizer: Tensor
+
+
+def retrieval_loss(output: ModelOutput, batch: Batch, weights: LossWeights) -> LossBreakdown:
+    """The loss of stage 2.
+
+    Args:
+        output: What the model said about ``batch``.
+        batch: Must carry targets.
+        weights: Weights of the terms.
+
+    Raises:
+        ValueError: If the batch carries no targets.
+    """
+    targets = _targets(batch)
+    mask = targets.foreground
+    smooth_l1 = _boundary_distance(output.nig.loc, targets)
+    giou = (1 - _masked_giou(output.nig.loc, targets)) if mask.any() else smooth_l1 * 0
+    foreground = foreground_loss(
+        output.foreground_logit, mask, batch.video_mask, weights.background_weight
+    )
+    intra, inter, contrast = saliency_terms(output, batch)
+    nll, regularizer = evidential_terms(output.nig, targets, weights)
+    evidential = weights.lambda_nll * nll
+    if weights.regularizer != "none":
+        scale = weights.lambda_geom if weights.regularizer == "geom" else weights.lambda_reg
+        evidential = evidential + scale * regularizer
+    total = (
+        weights.smooth_l1 * smooth_l1
+        + weights.giou * giou
+        + weights.foreground * foreground
+        + weights.intra * intra
+        + weights.inter * inter
+        + weights.clip_contrast * contrast
+        + weights.lambda_der * 2 * evidential
+    )
+    return LossBreakdown(
+        total, smooth_l1, giou, foreground, intra, inter, contrast, nll, regularizer
+    )
+
+
+def saliency_loss(output: ModelOutput, batch: Batch, weights: LossWeights) -> Tensor:
+    """The weighted saliency terms alone, as used in stage 1."""
+    intra, inter, contrast = saliency_terms(output, batch)
+    return weights.intra * intra + weights.inter * inter + weights.clip_contrast * contrast
+
+
+def evidential_terms(
+    nig: NormalInverseGamma, targets: Targets, weights: LossWeights
+) -> tuple[Tensor, Tensor]:
+    """Likelihood and regulariser over the foreground, unweighted."""
+    scored = nig
+    if not weights.location_gradient:
+        scored = NormalInverseGamma(
+            nig.loc.detach(), nig.nu, nig.alpha, nig.beta, validate_args=False
+        )
+    nll = nig_nll(scored, targets.window_norm, targets.foreground)
+    if weights.regularizer == "none":
+        return nll, nll.new_zeros(())
+    regularize = geom_regularizer if weights.regularizer == "geom" else der_regularizer
+    return nll, regularize(scored, targets.window_norm, targets.foreground)
+
+
+def giou(predicted: Tensor, true: Tensor) -> Tensor:
+    """Generalised IoU of paired windows.
+
+    Args:
+        predicted: ``(N, 2)``; an end before its start counts as an empty window at its middle.
+        true: ``(N, 2)``.
+
+    Returns:
+        ``IoU - (hull - union) / hull`` in (-1, 1], ``(N,)``.
+    """
+    middle = predicted.mean(dim=-1)
+    start = torch.minimum(predicted[..., 0], middle)
+    end = torch.maximum(predicted[..., 1], middle)
+    overlap = (torch.minimum(end, true[..., 1]) - torch.maximum(start, true[..., 0])).clamp(min=0)
+    union = (end - start) + (true[..., 1] - true[..., 0]) - overlap
+    hull = torch.maximum(end, true[..., 1]) - torch.minimum(start, true[..., 0])
+    tiny = torch.finfo(union.dtype).eps
+    return overlap / union.clamp(min=tiny) - (hull - union) / hull.clamp(min=tiny)
+
+
+def foreground_loss(
+    logit: Tensor, foreground: Tensor, valid: Tensor, background_weight: float
+) -> Tensor:
+    """Weighted binary cross-entropy, averaged over the valid clips.
+
+    Args:
+        logit: ``(B, L)``.
+        foreground: ``(B, L)`` bool.
+        valid: ``(B, L)`` bool.
+        background_weight: Weight of a clip outside the foreground; foreground weighs 1.
+    """
+    weight = torch.where(foreground, 1.0, background_weight) * valid
+    loss = F.binary_cross_entropy_with_logits(logit, foreground.float(), reduction="none")
+    return (loss.masked_fill(~valid, 0) * weight).sum() / valid.sum()
+
+
+def saliency_terms(output: ModelOutput, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Intra-video, inter-video and clip contrast; 0 where there is nothing to contrast.
+
+    All compare by cosine at temperature 0.07 and work on projected, pre-fusion features.
+    Positive clips are drawn from the foreground by torch's global generator.
+    """
+    targets = _targets(batch)
+    zero = output.saliency.sum() * 0
+    rows = targets.foreground.any(dim=1).nonzero()[:, 0]
+    if len(rows) == 0:
+        return zero, zero, zero
+    positive = torch.multinomial(targets.foreground[rows].float(), 1)[:, 0]
+    intra = intra_loss(
+        output.saliency[rows], targets.saliency[rows], batch.video_mask[rows], positive
+    )
+    clips = F.normalize(output.clip_embedding.float(), dim=-1)
+    queries = F.normalize(output.query_embedding[rows].float(), dim=-1)
+    same = same_event(batch.event[rows])
+    inter = inter_loss(clips[rows, positive], queries, same)
+    contrast = _clip_contrast(clips[rows], targets.foreground[rows], batch.video_mask[rows], same)
+    return intra, inter, contrast
+
+
+def intra_loss(saliency: Tensor, relevance: Tensor, valid: Tensor, positive: Tensor) -> Tensor:
+    """Cross-entropy of a positive clip against the less relevant clips of its video.
+
+    Args:
+        saliency: Cosine of clip and query, ``(B, L)``.
+        relevance: Annotated saliency, ``(B, L)``.
+        valid: ``(B, L)`` bool.
+        positive: Index of each item's positive clip, ``(B,)``.
+    """
+    chosen = positive[:, None]
+    negative = (relevance < relevance.gather(1, chosen)) & valid
+    logit = (saliency / TEMPERATURE).masked_fill(~negative.scatter(1, chosen, True), -torch.inf)
+    return F.cross_entropy(logit, positive)
+
+
+def inter_loss(clips: Tensor, queries: Tensor, same: Tensor) -> Tensor:
+    """Symmetric cross-entropy of (clip, query) pairs over a batch.
+
+    Args:
+        clips: One unit-length positive clip an item, ``(B, D)``.
+        queries: Unit-length pooled queries, ``(B, D)``.
+        same: True where two items name the same event and must not repel, ``(B, B)``.
+    """
+    own = torch.eye(len(clips), dtype=torch.bool, device=clips.device)
+    logit = (clips @ queries.T / TEMPERATURE).masked_fill(same & ~own, -torch.inf)
+    label = torch.arange(len(clips), device=clips.device)
+    return (F.cross_entropy(logit, label) + F.cross_entropy(logit.T, label)) / 2
+
+
+def same_event(event: Tensor) -> Tensor:
+    """True where two items name the same event, ``(B, B)``; -1 equals only itself."""
+    own = torch.eye(len(event), dtype=torch.bool, device=event.device)
+    return ((event[:, None] == event) & (event >= 0)) | own
+
+
+def _clip_contrast(clips: Tensor, foreground: Tensor, valid: Tensor, same: Tensor) -> Tensor:
+    """Two clips of one moment against one clip outside it, and against other events' clips."""
+    rows = (foreground.sum(dim=1) >= 2).nonzero()[:, 0]
+    if len(rows) == 0:
+        return clips.sum() * 0
+    pair = torch.multinomial(foreground[rows].float(), 2)
+    anchor = clips[rows, pair[:, 0]]
+    logit_positive = (anchor * clips[rows, pair[:, 1]]).sum(dim=-1, keepdim=True)
+    # Negatives: every other event's positive, and one clip outside the moment from own video.
+    others = anchor @ clips[rows, pair[:, 1]].T
+    others = others.masked_fill(same[rows][:, rows], -torch.inf)
+    outside = valid[rows] & ~foreground[rows]
+    has_outside = outside.any(dim=1)
+    # multinomial needs one candidate a row; rows without one are masked right after.
+    drawn = torch.multinomial(outside.float() + (~has_outside)[:, None].float(), 1)[:, 0]
+    own = (anchor * clips[rows, drawn]).sum(dim=-1).masked_fill(~has_outside, -torch.inf)
+    logit = torch.cat([logit_positive, others, own[:, None]], dim=1) / TEMPERATURE
+    return F.cross_entropy(logit, torch.zeros(len(rows), dtype=torch.long, device=logit.device))
+
+
+def _boundary_distance(window: Tensor, targets: Targets) -> Tensor:
+    mask = targets.foreground
+    if not mask.any():
+        return window.sum() * 0
+    return F.smooth_l1_loss(window[mask], targets.window_norm[mask])
+
+
+def _masked_giou(window: Tensor, targets: Targets) -> Tensor:
+    mask = targets.foreground
+    return giou(window[mask], targets.window_norm[mask]).mean()
+
+
+def _targets(batch: Batch) -> Targets:
+    if batch.targets is None:
+        raise ValueError("a loss needs a batch with targets")
+    return batch.targets

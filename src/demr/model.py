@@ -1,0 +1,190 @@
+"""The DEMR network: projections, fusion, and the heads that read the fused clips."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from demr.batch import Batch
+from demr.evidential import EvidentialHead, NormalInverseGamma
+from demr.fusion import ConcatFusion, ReflectiveFlippedFusion
+from demr.reconstruction import mask_features
+
+
+@dataclass(frozen=True)
+class ModelOutput:
+    """What the network says about every clip of every item.
+
+    Attributes:
+        foreground_logit: Logit of "this clip lies in the moment", ``(B, L)``.
+        nig: Normal-inverse-gamma over start and end; ``nig.loc`` is the predicted
+            ``(start, end)`` as fractions of the duration, ``(B, L, 2)``.
+        saliency: Cosine between projected clip and pooled query, ``(B, L)``.
+        clip_embedding: Projected clips before fusion, ``(B, L, D)``.
+        query_embedding: Attention-pooled projected query, ``(B, D)``.
+        fused_text: Text after fusion, ``(B, T, D)``.
+    """
+
+    foreground_logit: Tensor
+    nig: NormalInverseGamma
+    saliency: Tensor
+    clip_embedding: Tensor
+    query_embedding: Tensor
+    fused_text: Tensor
+
+
+class Projection(nn.Sequential):
+    """``[LayerNorm, Dropout, Linear, ReLU], [LayerNorm, Dropout, Linear]``."""
+
+    def __init__(self, in_dim: int, dim: int, dropout: float) -> None:
+        super().__init__(
+            nn.LayerNorm(in_dim),
+            nn.Dropout(dropout),
+            nn.Linear(in_dim, dim),
+            nn.ReLU(),
+            nn.LayerNorm(dim),
+            nn.Dropout(dropout),
+            nn.Linear(dim, dim),
+        )
+
+
+class ConvHead(nn.Module):
+    """Three convolutions over time with ReLU between.
+
+    Padded clips are zeroed before every convolution: they then look like the zeros beyond the
+    end of an unpadded video, so that padding cannot change a result.
+    """
+
+    def __init__(self, dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(
+            nn.Conv1d(dim, width, kernel_size=3, padding=1) for width in (dim, dim, out_dim)
+        )
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Map ``(B, L, D)`` to ``(B, L, out_dim)``."""
+        x = x.transpose(1, 2)
+        valid = mask[:, None, :]
+        for index, conv in enumerate(self.convs):
+            x = conv((x.relu() if index else x) * valid)
+        return x.transpose(1, 2)
+
+
+class QueryPool(nn.Module):
+    """Attention pooling of tokens to one vector per query."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Linear(dim, 1, bias=False)
+
+    def forward(self, text: Tensor, mask: Tensor) -> Tensor:
+        """Pool ``(B, T, D)`` to ``(B, D)``."""
+        logit = self.weight(text)[..., 0].float().masked_fill(~mask, -torch.inf)
+        return torch.einsum("bt,btd->bd", logit.softmax(dim=1).to(text.dtype), text)
+
+
+class DemrModel(nn.Module):
+    """Deep Evidential Moment Retrieval.
+
+    Args:
+        video_dim: Width of a clip's features, the two appended fractions included.
+        text_dim: Width of a token's features.
+        dim: Hidden size D.
+        heads: Attention heads.
+        layers: Fusion layers.
+        hidden: Width of RFF's feed-forward.
+        dropout: Dropout inside the fusion.
+        input_dropout: Dropout in the projections.
+        fusion: ``"rff"``, or ``"concat"`` for the ablation partner of equal size.
+
+    Reference:
+        DEMR, arXiv:2512.00953.
+    """
+
+    def __init__(
+        self,
+        video_dim: int,
+        text_dim: int,
+        *,
+        dim: int = 256,
+        heads: int = 8,
+        layers: int = 4,
+        hidden: int = 512,
+        dropout: float = 0.1,
+        input_dropout: float = 0.5,
+        fusion: Literal["rff", "concat"] = "rff",
+    ) -> None:
+        super().__init__()
+        self.dim = dim
+        self.video_projection = Projection(video_dim, dim, input_dropout)
+        self.text_projection = Projection(text_dim, dim, input_dropout)
+        self.modality = nn.Embedding(2, dim)
+        nn.init.normal_(self.modality.weight, std=0.02)
+        self.query_pool = QueryPool(dim)
+        fusion_class = {"rff": ReflectiveFlippedFusion, "concat": ConcatFusion}[fusion]
+        self.fusion = fusion_class(dim, heads, layers, hidden, dropout)
+        self.foreground_head = ConvHead(dim, 1)
+        self.boundary_head = ConvHead(dim, 2)
+        # Offsets are fractions of the whole video; sigmoid(0) = 0.5 would start every proposal
+        # as wide as the video, from where the overlap losses need epochs to come back.
+        nn.init.constant_(self.boundary_head.convs[-1].bias, -2.0)  # type: ignore[arg-type]
+        self.evidential_head = EvidentialHead(dim, targets=2)
+
+    def forward(self, batch: Batch) -> ModelOutput:
+        """Score every clip of every item.
+
+        Args:
+            batch: Padded items. Tokens marked in ``batch.masked`` are hidden from the model.
+
+        Returns:
+            One entry per clip; entries under padding are meaningless and must be masked.
+        """
+        text_in = batch.text if batch.masked is None else mask_features(batch.text, batch.masked)
+        clip_embedding = self.video_projection(batch.video)
+        text_embedding = self.text_projection(text_in)
+        query_embedding = self.query_pool(text_embedding, batch.text_mask)
+        position = sine_position(batch.video_mask, self.dim).to(clip_embedding.dtype)
+        video, text = self.fusion(
+            clip_embedding + self.modality.weight[0],
+            text_embedding + self.modality.weight[1],
+            batch.video_mask,
+            batch.text_mask,
+            position,
+        )
+        foreground = self.foreground_head(video, batch.video_mask)[..., 0].float()
+        # Boundaries feed the evidential loss, whose curvature bfloat16 cannot resolve.
+        offset = self.boundary_head(video, batch.video_mask).float().sigmoid()
+        sign = offset.new_tensor([-1.0, 1.0])
+        boundary = batch.centre_norm[..., None] + sign * offset
+        saliency = F.cosine_similarity(
+            clip_embedding.float(), query_embedding.float()[:, None, :], dim=-1
+        )
+        return ModelOutput(
+            foreground_logit=foreground,
+            nig=self.evidential_head(video, boundary),
+            saliency=saliency,
+            clip_embedding=clip_embedding,
+            query_embedding=query_embedding,
+            fused_text=text,
+        )
+
+
+def sine_position(mask: Tensor, dim: int, temperature: float = 10_000.0) -> Tensor:
+    """Sine position of each clip, normalised to 2 pi over the valid clips.
+
+    Args:
+        mask: True where a clip is valid, ``(B, L)``.
+        dim: Even number of channels D.
+        temperature: Ratio of the longest to the shortest wavelength.
+
+    Returns:
+        ``(B, L, D)`` in float32.
+    """
+    order = mask.float().cumsum(dim=1)
+    angle = order / order.amax(dim=1, keepdim=True).clamp(min=1) * (2 * math.pi)
+    exponent = torch.arange(0, dim, 2, device=mask.device, dtype=torch.float32) / dim
+    phase = angle[..., None] / temperature**exponent
+    return torch.stack([phase.sin(), phase.cos()], dim=-1).flatten(2)

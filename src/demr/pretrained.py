@@ -1,0 +1,156 @@
+"""A model on disk: ``model.safetensors`` and ``config.json``, all that loading needs."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from demr.encoders.base import EncoderIdentity
+from demr.errors import DemrError, ModelError
+from demr.features import atomic_path
+from demr.model import DemrModel
+
+FORMAT_VERSION = 1
+# The start and end fraction that features.prepare_video appends to a clip.
+APPENDED_DIMS = 2
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A loaded model and what is known about it.
+
+    Attributes:
+        model: In evaluation mode, float32.
+        name: As the training config called it.
+        identity: The encoder whose features it understands.
+        architecture: Keyword arguments of :class:`~demr.model.DemrModel`.
+        known_words: Words of the training queries, or None where the encoder can place words
+            that were never trained on.
+        domain: Typical and extreme feature values of the training videos; see
+            :mod:`demr.retriever`.
+    """
+
+    model: DemrModel
+    name: str
+    identity: EncoderIdentity
+    architecture: Mapping[str, Any]
+    known_words: frozenset[str] | None = None
+    domain: Mapping[str, Any] | None = None
+
+
+def save_pretrained(folder: Path, pretrained: Pretrained, half: bool = False) -> None:
+    """Write a model atomically, file by file.
+
+    Args:
+        folder: Created if missing.
+        pretrained: What to write.
+        half: Store the weights in float16.
+
+    Raises:
+        ModelError: If the disk is full or the folder not writable; nothing is left half-written.
+    """
+    config = {
+        "format_version": FORMAT_VERSION,
+        "name": pretrained.name,
+        "architecture": dict(pretrained.architecture),
+        "encoder": pretrained.identity.to_dict(),
+        "known_words": None if pretrained.known_words is None else sorted(pretrained.known_words),
+        "domain": None if pretrained.domain is None else dict(pretrained.domain),
+    }
+    state = {
+        name: (value.half() if half and value.is_floating_point() else value).contiguous().cpu()
+        for name, value in pretrained.model.state_dict().items()
+    }
+    try:
+        with atomic_path(folder / "model.safetensors") as path:
+            save_file(state, path)
+        with atomic_path(folder / "config.json") as path:
+            path.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    except (OSError, SafetensorError) as error:
+        raise ModelError(
+            str(folder),
+            expected="room to save the model",
+            got=f"{type(error).__name__}: {error}",
+            remedy="free disk space or choose another folder; what was there is unchanged",
+        ) from error
+
+
+def load_pretrained(folder: Path) -> Pretrained:
+    """Read a model written by :func:`save_pretrained`.
+
+    Raises:
+        ModelError: If a file is missing, damaged, or of a newer format.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            str(folder),
+            expected="a model folder with config.json and model.safetensors",
+            got=f"{type(error).__name__}: {error}",
+            remedy="name the run folder that `demr train` wrote",
+        ) from error
+    version = config.get("format_version") if isinstance(config, dict) else None
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise ModelError(
+            str(folder / "config.json"),
+            expected=f"model format {FORMAT_VERSION} or older",
+            got=f"format {version}",
+            remedy="upgrade demr",
+        )
+    weights = folder / "model.safetensors"
+    try:
+        identity = EncoderIdentity.from_dict(config["encoder"])
+        model = DemrModel(
+            identity.video_dim + APPENDED_DIMS, identity.text_dim, **config["architecture"]
+        )
+        model.load_state_dict({k: v.float() for k, v in load_file(weights).items()})
+    except (DemrError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ModelError(
+            str(folder / "config.json"),
+            expected="the architecture and encoder of a model",
+            got=f"{type(error).__name__}: {error}",
+            remedy="copy the file again from the training run",
+        ) from error
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise ModelError(
+            str(weights),
+            expected="the complete weights that config.json describes",
+            got=f"{type(error).__name__}: {error}",
+            remedy="copy the file again from the training run",
+        ) from error
+    known = config.get("known_words")
+    return Pretrained(
+        model.eval(),
+        str(config.get("name", folder.name)),
+        identity,
+        config["architecture"],
+        None if known is None else frozenset(known),
+        config.get("domain"),
+    )
+
+
+def resolve_device(name: str = "auto") -> torch.device:
+    """The device called ``name``; ``auto`` takes an accelerator if there is one.
+
+    Raises:
+        ModelError: If there is no such device here.
+    """
+    if name == "auto":
+        return torch.accelerator.current_accelerator() or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(
+            f"--device {name}",
+            expected="auto, cpu, or an accelerator of this machine such as cuda",
+            got=str(error),
+            remedy="use --device cpu",
+        ) from error
+    return device

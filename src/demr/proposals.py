@@ -1,0 +1,219 @@
+"""Proposals: decode, rank, suppress, fuse. Windows, scores and uncertainty stay one record."""
+
+from dataclasses import dataclass, fields
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from demr.model import ModelOutput
+
+Ranking = Literal["score", "uncertainty", "fusion"]
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """Candidate moments of one query, one row each; slicing slices every field.
+
+    Attributes:
+        window_norm: Predicted ``(start, end)`` as fractions of the duration, ``(N, 2)``.
+        foreground: Foreground probability, ``(N,)``.
+        nu: NIG parameter for start and end, ``(N, 2)``.
+        alpha: NIG parameter for start and end, ``(N, 2)``.
+        beta: NIG parameter for start and end, in squared fractions, ``(N, 2)``.
+        clip_idx: The clip that made the proposal, ``(N,)``.
+        score: What the rows are ranked by, ``(N,)``.
+        duration_s: Duration of the video in seconds.
+    """
+
+    window_norm: FloatArray
+    foreground: FloatArray
+    nu: FloatArray
+    alpha: FloatArray
+    beta: FloatArray
+    clip_idx: NDArray[np.int64]
+    score: FloatArray
+    duration_s: float
+
+    def __post_init__(self) -> None:
+        """Check that every field has one row a proposal.
+
+        Raises:
+            ValueError: If the shapes disagree.
+        """
+        count = len(self.window_norm)
+        for name in ("window_norm", "nu", "alpha", "beta"):
+            if getattr(self, name).shape != (count, 2):
+                raise ValueError(f"{name} must be ({count}, 2), is {getattr(self, name).shape}")
+        for name in ("foreground", "clip_idx", "score"):
+            if getattr(self, name).shape != (count,):
+                raise ValueError(f"{name} must be ({count},), is {getattr(self, name).shape}")
+
+    def __len__(self) -> int:
+        return len(self.window_norm)
+
+    def __getitem__(self, keep: slice | NDArray[Any]) -> Self:
+        """Select rows of every field alike."""
+        return type(self)(
+            **{
+                f.name: getattr(self, f.name)[keep] if f.name != "duration_s" else self.duration_s
+                for f in fields(self)
+            }
+        )
+
+    def replace(self, **changes: Any) -> Self:
+        """Return a copy with some fields exchanged."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return type(self)(**(values | changes))
+
+    @property
+    def window_s(self) -> FloatArray:
+        """Windows in seconds, inside the video and with start <= end, ``(N, 2)``."""
+        clipped = np.clip(self.window_norm, 0, 1)
+        return np.sort(clipped, axis=1) * self.duration_s
+
+    @property
+    def aleatoric(self) -> FloatArray:
+        """Aleatoric variance in seconds squared, ``(N, 2)``."""
+        return self.beta / (self.alpha - 1) * self.duration_s**2
+
+    @property
+    def epistemic(self) -> FloatArray:
+        """Epistemic variance in seconds squared, ``(N, 2)``."""
+        return self.aleatoric / self.nu
+
+    @property
+    def evidence(self) -> FloatArray:
+        """``2 nu + alpha``, ``(N, 2)``."""
+        return 2 * self.nu + self.alpha
+
+    @property
+    def scale_s(self) -> FloatArray:
+        """Scale of the predictive Student-t in seconds, ``(N, 2)``."""
+        variance = self.beta * (1 + self.nu) / (self.nu * self.alpha)
+        return np.sqrt(variance) * self.duration_s
+
+
+def decode(output: ModelOutput, mask: Tensor, duration_s: Tensor) -> list[Proposals]:
+    """Turn a batch of model outputs into one record an item, a row for each valid clip.
+
+    Args:
+        output: Model output for a batch.
+        mask: True where a clip is valid, ``(B, L)``.
+        duration_s: ``(B,)``.
+    """
+    probability = output.foreground_logit.float().sigmoid()
+    columns = [
+        tensor.detach().double().cpu().numpy()
+        for tensor in (
+            output.nig.loc, probability, output.nig.nu, output.nig.alpha, output.nig.beta
+        )
+    ]  # fmt: skip
+    lengths = mask.sum(dim=1).tolist()
+    records = []
+    for index, length in enumerate(lengths):
+        window, foreground, nu, alpha, beta = (column[index, :length] for column in columns)
+        records.append(
+            Proposals(
+                window, foreground, nu, alpha, beta,
+                clip_idx=np.arange(length), score=foreground,
+                duration_s=float(duration_s[index]),
+            )
+        )  # fmt: skip
+    return records
+
+
+def rank(proposals: Proposals, tau: float = 0.0) -> Proposals:
+    """Order by foreground probability, lowered where the epistemic uncertainty is high.
+
+    The score is ``p * exp(-tau * z)`` with ``z`` the log epistemic uncertainty, standardised
+    over the proposals of the query; ``tau = 0`` ranks by probability alone.
+    """
+    score = proposals.foreground
+    if tau and len(proposals) > 1:
+        log_eu = np.log(proposals.epistemic.mean(axis=1) + 1e-12)
+        z = (log_eu - log_eu.mean()) / max(float(log_eu.std()), 1e-6)
+        score = score * np.exp(-tau * z)
+    order = np.argsort(-score, kind="stable")
+    return proposals.replace(score=score)[order]
+
+
+def window_iou(a: FloatArray, b: FloatArray) -> FloatArray:
+    """IoU of every window in ``a`` with every one in ``b``, ``(N, M)``; empty windows give 0."""
+    overlap = np.minimum(a[:, None, 1], b[None, :, 1]) - np.maximum(a[:, None, 0], b[None, :, 0])
+    overlap = np.maximum(overlap, 0)
+    length_a, length_b = a[:, 1] - a[:, 0], b[:, 1] - b[:, 0]
+    union = length_a[:, None] + length_b[None, :] - overlap
+    return np.divide(overlap, union, out=np.zeros_like(overlap), where=union > 0)
+
+
+def suppress(windows: FloatArray, threshold: float, limit: int) -> NDArray[np.int64]:
+    """Greedy non-maximum suppression of windows given best first.
+
+    Returns:
+        For every window the index of the kept window that absorbed it (its own if kept), or -1
+        if it was left over when ``limit`` windows were kept.
+    """
+    owner = np.full(len(windows), -1)
+    overlap = window_iou(windows, windows) > threshold
+    kept = 0
+    for index in range(len(windows)):
+        if owner[index] >= 0:
+            continue
+        if kept == limit:
+            break
+        kept += 1
+        owner[(owner < 0) & overlap[index]] = index
+        owner[index] = index
+    return owner
+
+
+def select(
+    proposals: Proposals,
+    *,
+    ranking: Ranking = "score",
+    tau: float = 0.0,
+    iou: float = 0.7,
+    before: int = 1000,
+    after: int = 10,
+) -> Proposals:
+    """Rank, then suppress or fuse overlapping proposals.
+
+    Args:
+        proposals: All proposals of a query.
+        ranking: ``score`` drops what overlaps a better proposal; ``uncertainty`` does the same
+            in the order that ``tau`` gives; ``fusion`` merges it into the better one instead.
+        tau: See :func:`rank`; unused with ``score``.
+        iou: Windows that overlap a kept one by more are absorbed by it.
+        before: Proposals considered.
+        after: Proposals returned.
+    """
+    ranked = rank(proposals, 0.0 if ranking == "score" else tau)[:before]
+    owner = suppress(ranked.window_s, iou, after)
+    keep = np.flatnonzero(owner == np.arange(len(ranked)))
+    return _fuse(ranked, owner, keep) if ranking == "fusion" else ranked[keep]
+
+
+def _fuse(ranked: Proposals, owner: NDArray[np.int64], keep: NDArray[np.int64]) -> Proposals:
+    """Merge every kept proposal with what it absorbed, by normal-inverse-gamma summation.
+
+    ``nu`` and ``alpha`` add (1/2 more ``alpha`` for each further member), the location is the
+    nu-weighted mean, and ``beta`` grows by the disagreement (Ma et al. 2021, arXiv:2111.08456).
+    Members weigh in with their foreground probability, relative to the best one: a clip that
+    hardly belongs to the moment has little to say about its boundaries.
+    """
+    kept = ranked[keep]
+    loc, nu, alpha, beta = (np.empty((len(keep), 2)) for _ in range(4))
+    for row, index in enumerate(keep):
+        members = ranked[owner == index]
+        weight = (members.foreground / max(float(members.foreground.max()), 1e-12))[:, None]
+        evidence = weight * members.nu
+        nu[row] = evidence.sum(axis=0)
+        loc[row] = (evidence * members.window_norm).sum(axis=0) / nu[row]
+        extra = weight.sum(axis=0) - 1
+        alpha[row] = 1 + (weight * (members.alpha - 1)).sum(axis=0) + extra / 2
+        spread = (evidence * (members.window_norm - loc[row]) ** 2).sum(axis=0)
+        beta[row] = (weight * members.beta).sum(axis=0) + spread / 2
+    return kept.replace(window_norm=loc, nu=nu, alpha=alpha, beta=beta)

@@ -1,0 +1,114 @@
+"""The embedded world as a data set: videos rendered to H.264, encoded, and annotated."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+from demr.annotations import Annotation, write_annotations
+from demr.encoders import VideoFeatures, get_encoder
+from demr.errors import ConfigError
+from demr.features import FeaturePackWriter, atomic_path
+from demr.shapes.language import scene_annotations
+from demr.shapes.render import render_scene
+from demr.shapes.world import Split, make_scene
+
+SPLITS: tuple[Split, ...] = ("train", "val", "iid", "ood")
+# Changes whenever the same seed renders other videos or writes other sentences.
+WORLD_VERSION = 1
+
+
+def build_dataset(
+    root: Path,
+    counts: dict[Split, int],
+    *,
+    seed: int = 0,
+    workers: int = 0,
+    keep_videos: bool = False,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> None:
+    """Render, encode and annotate every split that is not there yet.
+
+    A split appears whole or not at all, so an interrupted build goes on with the split it was
+    at. The folder then holds ``<split>.jsonl`` and ``features/<split>``.
+
+    Args:
+        root: Folder to fill.
+        counts: Videos of each split.
+        seed: Of the world; video i of a split has the number ``seed * 1_000_000 + i``.
+        workers: Processes; 0 takes one per core.
+        keep_videos: Also keep the mp4 files, in ``videos``.
+        progress: Called with split, videos done and videos in all.
+
+    Raises:
+        ConfigError: If the folder holds another world than the one asked for.
+    """
+    manifest = {"world": WORLD_VERSION, "seed": seed, "counts": dict(counts)}
+    path = root / "manifest.json"
+    if path.exists():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found != manifest:
+            raise ConfigError(
+                str(root),
+                expected=f"the shapes world {json.dumps(manifest)}",
+                got=json.dumps(found),
+                remedy="set data.root to another folder",
+            )
+    else:
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(manifest) + "\n", encoding="utf-8")
+    for split, count in counts.items():
+        if not (root / f"{split}.jsonl").exists():
+            _build_split(root, split, count, seed, workers, keep_videos, progress)
+
+
+def _build_split(
+    root: Path,
+    split: Split,
+    count: int,
+    seed: int,
+    workers: int,
+    keep_videos: bool,
+    progress: Callable[[str, int, int], None] | None,
+) -> None:
+    shutil.rmtree(root / "features" / split, ignore_errors=True)
+    annotations: list[Annotation] = []
+    videos = root / "videos" if keep_videos else None
+    make = partial(_make_video, split, videos)
+    numbers = range(seed * 1_000_000, seed * 1_000_000 + count)
+    # Forked children of a process with running threads may hang; spawned ones cannot.
+    context = multiprocessing.get_context("spawn")
+    identity = get_encoder("builtin").identity
+    with (
+        FeaturePackWriter(root / "features" / split, identity) as writer,
+        ProcessPoolExecutor(workers or os.cpu_count(), mp_context=context) as pool,
+    ):
+        for done, (features, queries) in enumerate(pool.map(make, numbers, chunksize=2)):
+            writer.add(features)
+            annotations += queries
+            if progress is not None:
+                progress(split, done + 1, count)
+    write_annotations(root / f"{split}.jsonl", annotations)
+
+
+def _make_video(
+    split: Split, videos: Path | None, number: int
+) -> tuple[VideoFeatures, Sequence[Annotation]]:
+    scene = make_scene(split, number)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{scene.vid}.mp4"
+        render_scene(scene, path)
+        features = get_encoder("builtin").encode_video(path)
+        if videos is not None:
+            videos.mkdir(parents=True, exist_ok=True)
+            shutil.move(path, videos / path.name)
+    annotations = scene_annotations(scene)
+    # Annotations speak of the scene, features of the file; both must mean the same seconds.
+    return VideoFeatures(
+        scene.vid, scene.duration_s, features.clip_s, features.features
+    ), annotations

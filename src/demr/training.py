@@ -1,0 +1,378 @@
+"""Two-stage training on Lightning: reconstruct words first, then retrieve moments."""
+
+import math
+import os
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.optim import AdamW, Optimizer
+from torch.utils.data import DataLoader
+
+from demr.batch import Batch, Item, collate
+from demr.config import ReconstructionConfig, RetrievalConfig, TrainConfig
+from demr.dataset import LengthBatches, Masking, MomentDataset, sequential_batches
+from demr.errors import ConfigError
+from demr.evaluation import quick_metrics
+from demr.features import atomic_path
+from demr.losses import LossBreakdown, LossWeights, retrieval_loss, saliency_loss
+from demr.model import DemrModel
+from demr.proposals import Proposals, decode
+from demr.reconstruction import (
+    ReconstructionHead,
+    Vocabulary,
+    reconstruction_accuracy,
+    reconstruction_loss,
+)
+
+_DROP = 0.1
+
+
+class _Stage(lightning.LightningModule):
+    """What both stages share: batches by seed and epoch, optimiser, learning-rate schedule."""
+
+    def __init__(
+        self,
+        model: DemrModel,
+        head: ReconstructionHead | None,
+        config: TrainConfig,
+        dataset: MomentDataset,
+        stage: ReconstructionConfig | RetrievalConfig,
+        number: int,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.head = head
+        self.config = config
+        self.weights = LossWeights(**config.losses.model_dump())
+        self._dataset = dataset
+        self._stage = stage
+        self._number = number
+
+    def train_dataloader(self) -> DataLoader[Item]:
+        """Batches of this epoch; a function of seed and epoch alone."""
+        self._dataset.epoch = self.current_epoch
+        batches = LengthBatches(
+            self._dataset,
+            self._stage.batch_size,
+            seed=self.config.seed * 10 + self._number,
+            epoch=self.current_epoch,
+            rank=self.global_rank,
+            world=self.trainer.world_size,
+        )
+        return DataLoader(self._dataset, batch_sampler=batches, collate_fn=collate)
+
+    def on_train_epoch_start(self) -> None:
+        """Restart every random stream, so that a resumed epoch repeats the same numbers."""
+        torch.manual_seed(
+            (self.config.seed * 10 + self._number) * 100_003
+            + self.current_epoch * 1009
+            + self.global_rank
+        )
+
+    def transfer_batch_to_device(
+        self, batch: Batch, device: torch.device, dataloader_idx: int
+    ) -> Batch:
+        """Move a batch."""
+        del dataloader_idx
+        return batch.to(device)
+
+    def configure_optimizers(self) -> Optimizer:
+        """AdamW over what this stage trains."""
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        return AdamW(
+            parameters, lr=self._stage.lr, weight_decay=self.config.weight_decay, fused=True
+        )
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Set the learning rate from the step alone; a scheduler's state could go stale."""
+        del batch, batch_idx
+        steps = max(int(self.trainer.num_training_batches), 1)
+        rate = self._stage.lr * self._rate(self.global_step / steps)
+        for group in self.trainer.optimizers[0].param_groups:
+            group["lr"] = rate
+
+    def _rate(self, epoch: float) -> float:
+        del epoch
+        return 1.0
+
+
+class ReconstructionStage(_Stage):
+    """Stage 1: predict masked words from the fused text; ``L = L_qr + L_sal``."""
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One step."""
+        del batch_idx
+        output = self.model(batch)
+        if self.head is None or batch.masked is None or batch.label is None:
+            raise ValueError("stage 1 needs a head and a dataset with masking")
+        logits = self.head(output.fused_text)
+        with torch.autocast(self.device.type, enabled=False):
+            reconstruction = reconstruction_loss(logits.float(), batch.label, batch.masked)
+            saliency = saliency_loss(output, batch, self.weights)
+        self.log_dict(
+            {
+                "qr/loss": reconstruction,
+                "qr/saliency": saliency,
+                "qr/accuracy": reconstruction_accuracy(logits, batch.label, batch.masked),
+            },
+            on_step=False,
+            on_epoch=True,
+            batch_size=len(batch),
+        )
+        return reconstruction + saliency
+
+    def on_train_epoch_end(self) -> None:
+        """Print one line an epoch."""
+        logged = self.trainer.callback_metrics
+        if self.global_rank == 0:
+            _say(
+                f"stage 1 epoch {self.current_epoch + 1}/{self.trainer.max_epochs}"
+                f"  qr {float(logged['qr/loss']):.3f}"
+                f"  accuracy {float(logged['qr/accuracy']):.1%}"
+                f"  saliency {float(logged['qr/saliency']):.3f}"
+            )
+
+
+class RetrievalStage(_Stage):
+    """Stage 2: moment retrieval with evidential regression. The stage-1 head rests, frozen."""
+
+    def __init__(
+        self,
+        model: DemrModel,
+        head: ReconstructionHead | None,
+        config: TrainConfig,
+        dataset: MomentDataset,
+        validation: MomentDataset,
+    ) -> None:
+        if head is not None:
+            head.requires_grad_(False)
+        super().__init__(model, head, config, dataset, config.retrieval, 2)
+        self._validation = validation
+        self._collected: list[tuple[list[Proposals], list[int]]] = []
+        self._validation_batches = sequential_batches(validation, 128)
+
+    def val_dataloader(self) -> DataLoader[Item]:
+        """Validation queries, each once."""
+        return DataLoader(
+            self._validation, batch_sampler=self._validation_batches, collate_fn=collate
+        )
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One step."""
+        del batch_idx
+        output = self.model(batch)
+        with torch.autocast(self.device.type, enabled=False):
+            losses = retrieval_loss(output, batch, self.weights)
+        values = {f"train/{f.name}": getattr(losses, f.name).detach() for f in fields(LossBreakdown)}
+        self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(batch))
+        return losses.total
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Keep every proposal of the batch."""
+        records = decode(self.model(batch), batch.video_mask, batch.duration_s)
+        self._collected.append((records, self._validation_batches[batch_idx]))
+
+    def on_validation_epoch_end(self) -> None:
+        """Score the checkpoint."""
+        proposals = [p for records, _ in self._collected for p in records]
+        annotations = [
+            self._validation.annotations[index] for _, part in self._collected for index in part
+        ]
+        self._collected.clear()
+        metrics = quick_metrics(proposals, annotations)
+        self.log_dict({f"val/{name}": value for name, value in metrics.items()})
+        if self.global_rank == 0:
+            logged = self.trainer.callback_metrics
+            loss = float(logged["train/total"]) if "train/total" in logged else float("nan")
+            _say(
+                f"stage 2 epoch {self.current_epoch + 1}/{self.trainer.max_epochs}"
+                f"  loss {loss:.3f}  "
+                + "  ".join(f"{name} {value:.2f}" for name, value in metrics.items())
+            )
+
+    def _rate(self, epoch: float) -> float:
+        stage = self.config.retrieval
+        return rate_factor(
+            epoch,
+            warmup=stage.warmup_epochs,
+            total=stage.epochs,
+            schedule=stage.schedule,
+            drop=stage.drop_epoch,
+        )
+
+
+def rate_factor(epoch: float, *, warmup: float, total: int, schedule: str, drop: int) -> float:
+    """Learning rate relative to its peak after ``epoch`` epochs (a fraction counts).
+
+    >>> [round(rate_factor(e, warmup=2, total=10, schedule="step", drop=8), 3) for e in (0, 1, 5, 9)]
+    [0.01, 0.5, 1.0, 0.1]
+    """
+    factor = 1.0
+    if warmup > 0 and epoch < warmup:
+        # Not from zero: the first step would be thrown away.
+        factor = max(epoch / warmup, 0.01)
+    if schedule == "cosine":
+        rest = min(max((epoch - warmup) / max(total - warmup, 1e-9), 0.0), 1.0)
+        return factor * 0.5 * (1 + math.cos(math.pi * rest))
+    return factor * (_DROP if epoch >= drop else 1.0)
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's checkpoints, written beside their target and moved into place."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+    ) -> None:
+        """Write atomically and through to the disk."""
+        del storage_options
+        with atomic_path(Path(path)) as temporary, temporary.open("wb") as stream:
+            torch.save(checkpoint, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read without unpickling anything but tensors and plain values."""
+        del weights_only
+        location = "cpu" if map_location is None else map_location
+        checkpoint: dict[str, Any] = torch.load(path, map_location=location, weights_only=True)
+        return checkpoint
+
+
+def train_stages(
+    config: TrainConfig,
+    run: Path,
+    model: DemrModel,
+    train: MomentDataset,
+    validation: MomentDataset,
+    masking: Masking | None,
+) -> DemrModel:
+    """Run both stages in ``run``, continuing where a killed run left off.
+
+    Args:
+        config: The run's config.
+        run: Folder that takes checkpoints and logs.
+        model: Freshly initialised under ``config.seed``.
+        train: Training queries.
+        validation: Queries that choose the checkpoint.
+        masking: What stage 1 hides; None leaves stage 1 out.
+
+    Returns:
+        The model with the weights of the best validated epoch.
+    """
+    head = None
+    checkpoints = run / "checkpoints"
+    if masking is not None and config.reconstruction.epochs:
+        head = ReconstructionHead(config.model.dim, len(masking.vocabulary))
+        done = checkpoints / "stage1.safetensors"
+        stage1 = ReconstructionStage(model, head, config, train, config.reconstruction, 1)
+        if not done.exists():
+            train.masking = masking
+            _fit(stage1, config, run, "stage1", config.reconstruction.epochs, validate_every=0)
+            with atomic_path(done) as path:
+                save_file(_state(stage1), path)
+        stage1.load_state_dict(load_file(done))
+    train.masking = None
+    stage2 = RetrievalStage(model, head, config, train, validation)
+    stage = config.retrieval
+    best = _fit(stage2, config, run, "stage2", stage.epochs, validate_every=stage.validate_every)
+    state = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
+    stage2.load_state_dict(state)
+    return stage2.model.eval()
+
+
+def _state(module: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: value.contiguous().cpu() for name, value in module.state_dict().items()}
+
+
+def _fit(
+    stage: _Stage, config: TrainConfig, run: Path, name: str, epochs: int, *, validate_every: int
+) -> Path:
+    folder = run / "checkpoints" / name
+    last = ModelCheckpoint(
+        dirpath=folder, filename="last", save_on_train_epoch_end=True, enable_version_counter=False
+    )
+    callbacks: list[lightning.Callback] = [last, TQDMProgressBar(refresh_rate=5, leave=False)]
+    best = last
+    if validate_every:
+        best = ModelCheckpoint(
+            dirpath=folder,
+            filename="best",
+            monitor="val/quality",
+            mode="max",
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        )
+        # Before `last`, so that the newest `last` always knows the newest `best`.
+        callbacks.insert(0, best)
+    trainer = lightning.Trainer(
+        accelerator="auto",
+        devices=config.devices,
+        max_epochs=epochs,
+        precision="bf16-mixed" if use_bf16(config.precision) else "32-true",
+        gradient_clip_val=config.gradient_clip or None,
+        callbacks=callbacks,
+        logger=TensorBoardLogger(run, name="logs", version=name),
+        plugins=[AtomicCheckpointIO()],
+        check_val_every_n_epoch=validate_every or None,
+        limit_val_batches=None if validate_every else 0,
+        num_sanity_val_steps=0,
+        reload_dataloaders_every_n_epochs=1,
+        use_distributed_sampler=False,
+        enable_model_summary=False,
+        default_root_dir=run,
+    )
+    resume = folder / "last.ckpt"
+    trainer.fit(stage, ckpt_path=resume if resume.exists() else None, weights_only=True)
+    return Path(best.best_model_path or folder / "last.ckpt")
+
+
+def use_bf16(precision: str) -> bool:
+    """Whether to train under bfloat16 autocast; ``auto`` asks the hardware."""
+    if precision != "auto":
+        return precision == "bf16"
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # Without AMX tiles bfloat16 on a CPU is emulated and slower than float32.
+    return bool(torch.cpu._is_amx_tile_supported())
+
+
+def make_masking(config: TrainConfig, train: MomentDataset, encoder: Any) -> Masking | None:
+    """What stage 1 hides, with the vocabulary of the training queries; None without stage 1.
+
+    Raises:
+        ConfigError: If no training query has a word of the configured kind.
+    """
+    stage = config.reconstruction
+    if not stage.epochs:
+        return None
+    words = train.words_of(frozenset(stage.pos))
+    if not words:
+        raise ConfigError(
+            "reconstruction.pos",
+            expected=f"training queries with a {' or '.join(stage.pos)}",
+            got="none",
+            remedy="choose other parts of speech, or set reconstruction.epochs to 0",
+        )
+    return Masking(
+        vocabulary=Vocabulary.build(words),
+        pos=frozenset(stage.pos),
+        words=stage.words,
+        at_input=stage.masking == "input",
+        encoder=encoder,
+        seed=config.seed,
+    )
+
+
+def _say(line: str) -> None:
+    Console(stderr=True).print(line, highlight=False)
