@@ -57,8 +57,9 @@ class VideoInfo:
 
     Attributes:
         path: The file asked about.
-        duration_s: Length of the video stream, in seconds; of the usable part where the file
-            was cut off. Never 0: a single frame lasts ``1 / fps``.
+        duration_s: Length of the video stream, in seconds; of the usable part where an mp4 or
+            mov was cut off (other containers do not tell). Never 0: a single frame lasts at
+            least ``1 / fps``.
         width: In pixels, upright.
         height: In pixels, upright.
         fps: Average frames per second.
@@ -506,6 +507,10 @@ def _error(path: Path, got: str) -> VideoError:
 
 
 def _reason(error: FFmpegError) -> str:
+    if isinstance(error, av.error.InvalidDataError):
+        return "data that is no video, or whose index is missing"
+    if isinstance(error, av.error.EOFError):
+        return "a file that was cut off"
     return (error.strerror or str(error) or type(error).__name__).strip()
 
 
