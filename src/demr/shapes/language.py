@@ -1,14 +1,12 @@
 """Sentences about scenes: what they mean, how they are worded, and where they are true."""
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 
 import numpy as np
 
 from demr.annotations import Annotation
-from demr.shapes.world import (
+from demr.shapes.script import (
     ACTIONS,
     COLORS,
     MOVES,
@@ -19,6 +17,7 @@ from demr.shapes.world import (
     is_allowed,
     stable_rng,
 )
+from demr.shapes.words import unknown_words
 
 Window = tuple[float, float]
 
@@ -62,8 +61,6 @@ ACTION_PHRASES: dict[str, tuple[str, ...]] = {
     "travel": ("change|its place", "move|somewhere else", "travel|across the picture",
                "glide|to another spot"),
     "resize": ("change|its size", "change|in size"),
-    "motion": ("move|", "stir|"),
-    "any": ("do|something", "change|"),
 }  # fmt: skip
 GROUPS: dict[str, frozenset[str]] = {
     "travel": frozenset(MOVES),
@@ -80,8 +77,8 @@ _VAGUE = {
     "travel": ("something goes to another place", "a shape moves somewhere else"),
 }  # fmt: skip
 _DOUBLED = frozenset({"clap", "swim", "run", "knit", "chop", "dig", "sip", "get", "spin", "hop",
-                      "swap"})  # fmt: skip
-_IRREGULAR_THIRD = {"be": "is", "go": "goes", "do": "does"}
+                      "swap", "travel"})  # fmt: skip
+_IRREGULAR_THIRD = {"go": "goes", "do": "does"}
 _TEMPLATES = (
     "{np} {third}", "{np} {third}", "{np} {third}", "{np} {ing}", "{np} {ing}",
     "{np} is {ing}", "{np} that {third}", "{np} which is {ing}", "there is {np} {ing}",
@@ -89,39 +86,6 @@ _TEMPLATES = (
     "when {np} {third}", "when does {np} {base}?", "show me where {np} {third}",
     "look for {np} {ing}", "the part in which {np} {third}", "find {np} {ing}",
 )  # fmt: skip
-
-# Everyday words that the world has no meaning for. A hash gives half of them to the training
-# splits and half to the test splits, so that a test word was never trained on.
-UNKNOWN_NOUNS = tuple(
-    """giraffe elephant dog cat horse monkey penguin kitten rabbit tiger dolphin parrot spider
-    chicken goat zebra whale turtle squirrel frog butterfly camel lion fox owl crocodile teacher
-    doctor woman man child baby farmer dancer pilot singer soldier waiter nurse cyclist firefighter
-    king grandmother clown referee skater surfer drummer car bicycle train airplane helicopter boat
-    tractor truck bus motorcycle rocket scooter submarine taxi ambulance pizza banana sandwich
-    carrot cake tomato onion pancake sausage pumpkin noodle coffee soup bread cheese hammer ladder
-    umbrella guitar piano violin trumpet telephone laptop camera printer television microphone
-    keyboard lamp candle mirror pillow blanket sofa chair table fridge oven kettle spoon fork knife
-    bottle bucket broom towel toothbrush shoe hat jacket sweater scarf backpack suitcase wallet
-    river mountain forest volcano island desert waterfall cloud snowman castle bridge lighthouse
-    stadium kitchen garden balcony robot dragon ghost hexagon octagon cylinder spiral arrow letter
-    flag balloon kite puppet newspaper envelope basket tent anchor""".split()
-)
-UNKNOWN_VERBS = tuple(
-    """dance sing cook read write laugh cry sneeze yawn whistle shout whisper clap wave kneel
-    swim dive run walk crawl gallop bark meow explode melt freeze burn boil evaporate crumble shatter
-    knit decorate sew iron vacuum dust sweep wash bake fry chop peel chew swallow lick bite kick punch
-    throw catch juggle wrestle ski skate pedal park crash overtake land snore sleep wake
-    dream argue apologise vote marry graduate dial type print photograph applaud salute bow stretch
-    meditate sweat shiver bleed limp stumble sip eat dine bathe shave sneak hide hunt fish dig plant
-    bloom wither rust leak""".split()
-)
-UNKNOWN_ADJECTIVES = tuple(
-    """furry wooden striped metallic hungry sleepy angry happy elderly feathered plastic
-    muddy frozen woollen leather bearded barefoot noisy silent drunk nervous famous invisible electric
-    inflatable rusty transparent checkered spotted shiny sticky wet dusty broken expensive cheap
-    delicious rotten ripe sharp blunt foreign young tired lazy brave curious clever muscular
-    checked velvet marble brass""".split()
-)
 
 
 @dataclass(frozen=True)
@@ -184,16 +148,13 @@ def scene_annotations(
     Fewer come back where the scene has not enough different events.
     """
     rng = stable_rng("queries", scene.split, scene.seed, scene.name)
-    rows: list[tuple[str, str, Semantics | None]] = []
-    for asked in _present(scene, n_present, rng):
-        rows.append(("present", sentence(asked, rng), asked))
-    for asked in _absent(scene, n_absent, rng):
-        rows.append(("absent", sentence(asked, rng), asked))
-    for _ in range(n_vague):
-        vague = _vague(scene, rng)
-        rows.append(("vague", _pick(rng, _VAGUE[vague.action]), vague))
-    for _ in range(n_unknown):
-        rows.append(("unknown", unknown_sentence(scene.split, rng), None))
+    rows: list[tuple[str, str, Semantics | None]] = [
+        *(("present", sentence(asked, rng), asked) for asked in _present(scene, n_present, rng)),
+        *(("absent", sentence(asked, rng), asked) for asked in _absent(scene, n_absent, rng)),
+    ]
+    vague = [_vague(scene, rng) for _ in range(n_vague)]
+    rows += [("vague", _pick(rng, _VAGUE[asked.action]), asked) for asked in vague]
+    rows += [("unknown", unknown_sentence(scene.split, rng), None) for _ in range(n_unknown)]
     return [
         annotate(scene, number, kind, text, asked)
         for number, (kind, text, asked) in enumerate(rows)
@@ -220,7 +181,9 @@ def sentence(semantics: Semantics, rng: np.random.Generator) -> str:
     base, _, rest = _pick(rng, ACTION_PHRASES[semantics.action]).partition("|")
     template = _pick(rng, _TEMPLATES)
     text = template.format(
-        np=_noun_phrase(semantics, rng, relative="that" not in template and "which" not in template),
+        np=_noun_phrase(
+            semantics, rng, relative="that" not in template and "which" not in template
+        ),
         third=f"{_third(base)} {rest}".strip(),
         ing=f"{_ing(base)} {rest}".strip(),
         base=f"{base} {rest}".strip(),
@@ -240,7 +203,8 @@ def unknown_sentence(split: Split, rng: np.random.Generator) -> str:
     template = _pick(
         rng,
         (
-            "{a} {noun} {verb}", "the {noun} {verb}", "{a} {noun} is {ing}", "the {adj} {noun} {verb}",
+            "{a} {noun} {verb}", "the {noun} {verb}", "{a} {noun} is {ing}",
+            "the {adj} {noun} {verb}",
             "the {color} {noun} {verb}", "the {color} {noun} {known}", "a {color} {noun} {known}",
             "the {color} {shape} {verb}", "a {color} {shape} {verb}", "the {adj} {noun} {known}",
             "find the moment when the {noun} {verb}", "the {noun} {known}", "the {shape} is {ing}",
@@ -257,16 +221,6 @@ def unknown_sentence(split: Split, rng: np.random.Generator) -> str:
         known=f"{_third(known)} {rest}".strip(),
     )
     return _dress(text, rng)
-
-
-@cache
-def unknown_words(sort: str, part: str) -> tuple[str, ...]:
-    """Return the nouns, verbs or adjectives that belong to ``train`` or to ``test``."""
-    lists = {"noun": UNKNOWN_NOUNS, "verb": UNKNOWN_VERBS, "adjective": UNKNOWN_ADJECTIVES}
-    bit = 0 if part == "train" else 1
-    return tuple(
-        word for word in lists[sort] if hashlib.sha256(word.encode()).digest()[0] % 2 == bit
-    )
 
 
 def _present(scene: Scene, count: int, rng: np.random.Generator) -> list[Semantics]:
@@ -308,6 +262,11 @@ def _absent(scene: Scene, count: int, rng: np.random.Generator) -> list[Semantic
             asked = replace(asked, shape=None)
         elif draw < 0.16:
             asked = replace(asked, color=None)
+        elif draw < 0.19:
+            asked = replace(asked, color=None, shape=None)
+        elif draw < 0.25:
+            group = "travel" if rng.random() < 0.6 else "resize"
+            asked = replace(asked, action=group)
         if not any(asked.nearly_matches(event) for event in scene.events):
             found[asked] = None
     return list(found)
@@ -403,3 +362,33 @@ def _ing(verb: str) -> str:
 
 def _pick(rng: np.random.Generator, options: Sequence[str]) -> str:
     return options[int(rng.integers(len(options)))]
+
+
+def demo_annotations(scene: Scene) -> list[Annotation]:
+    """Return the queries of the demo about ``world.demo_scene``, with their true windows."""
+    event = {(e.shape, e.action): e for e in scene.events}
+    color = {e.shape: e.color for e in reversed(scene.events)}
+
+    def real(shape: str, action: str) -> Semantics:
+        return Semantics(event[shape, action].color, shape, action)
+
+    def changed(shape: str, action: str) -> Semantics:
+        return Semantics(color[shape], shape, action)
+
+    absent_color = next(name for name in COLORS if name not in set(color.values()))
+    asked: tuple[tuple[str, str, Semantics | None], ...] = (
+        ("present", "the {0} square moves to the right", real("square", "move_right")),
+        ("present", "the {0} star spinning around", real("star", "spin")),
+        ("present", "when does the {0} triangle get bigger?", real("triangle", "grow")),
+        ("present", "the {0} circle bounces up and down", real("circle", "bounce")),
+        ("present", "something {0} disappears", replace(real("cross", "fade_out"), shape=None)),
+        ("absent", "{0} bar moving to the left", Semantics(absent_color, "bar", "move_left")),
+        ("absent", "the {0} star bounces up and down", changed("star", "bounce")),
+        ("absent", "the {0} square moves down", changed("square", "move_down")),
+        ("unknown", "a giraffe plays the trumpet", None),
+        ("vague", "a shape moves", Semantics(None, None, "motion")),
+    )
+    return [
+        annotate(scene, number, kind, text.format(meant.color if meant else ""), meant)
+        for number, (kind, text, meant) in enumerate(asked)
+    ]

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from demr.shapes.world import ASPECT, Floats, Scene, stable_rng
+from demr.shapes.script import ASPECT, Floats, Scene, stable_rng
+from demr.video import VideoWriter
 
 Image = NDArray[np.uint8]
 Counts = NDArray[np.uint16]
@@ -46,8 +47,6 @@ def render_scene(
     Raises:
         VideoError: If the file cannot be written.
     """
-    from demr.video import VideoWriter  # loads the decoder libraries, which scripts do not need
-
     with VideoWriter(Path(path), width, height, fps, crf=crf) as writer:
         for frame in frames(scene, width, height, fps):
             writer.write(frame)
@@ -212,8 +211,8 @@ class _Painter:
         keep, paint = keep[part], paint[part]
         opacity = round(255 * alpha)
         if opacity < 255:
-            keep = 256 - ((256 - keep) * np.uint16(opacity) >> 8)
-            paint = paint * np.uint16(opacity) >> 8
+            keep = 256 - _scaled(256 - keep, opacity)
+            paint = _scaled(paint, opacity)
         box = frame[y0:y1, x0:x1]
         mixed = np.multiply(box, keep, dtype=np.uint16)
         mixed += paint * np.rint(rgb).astype(np.uint16)
@@ -241,8 +240,9 @@ class _Painter:
         radius = radius4 / 4
         blur = _SHADOW_BLUR * self.height
         half = math.ceil(radius * 1.25 + blur + _SHADOW_SHIFT[1] * self.height) + 1
-        line = np.arange(-half, half + 1) + 0.5
-        x, y = line[None, :] - part_x / 4, line[:, None] - part_y / 4
+        line: Floats = np.arange(-half, half + 1, dtype=np.float64) + 0.5
+        x: Floats = line[None, :] - part_x / 4
+        y: Floats = line[:, None] - part_y / 4
         turn = math.radians(angle * self.angle_step)
         cover = np.clip(0.5 - _distance(shape, x, y, radius, turn), 0, 1)
         shift_x, shift_y = (shift * self.height for shift in _SHADOW_SHIFT)
@@ -253,6 +253,11 @@ class _Painter:
         keep = np.rint(256 * (1 - cover) * (1 - _SHADOW * shadow)).astype(np.uint16)
         paint = np.floor((256 - np.rint(256 * (1 - cover))) * light).astype(np.uint16)
         return keep[..., None], paint[..., None]
+
+
+def _scaled(counts: Counts, opacity: int) -> Counts:
+    scaled: Counts = np.right_shift(counts * np.uint16(opacity), 8, dtype=np.uint16)
+    return scaled
 
 
 def _distance(shape: str, x: Floats, y: Floats, radius: float, turn: float) -> Floats:

@@ -1,47 +1,44 @@
-"""Scripts of the embedded world: which shapes act when, deterministic by split and seed.
+"""Writes the scripts of the embedded world, deterministic by split and seed."""
 
-Lengths are in units of the frame height, so a scene is ``ASPECT`` wide and 1 high at every
-resolution; times are in seconds. A scene is only a script; ``render`` turns it into pixels and
-``language`` into sentences.
-"""
-
-import hashlib
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
-from typing import Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
-Split = Literal["train", "val", "iid", "ood"]
-Floats = NDArray[np.float64]
-Rgb = tuple[float, float, float]
+from demr.shapes.script import (
+    ACTIONS,
+    ASPECT,
+    COLORS,
+    MOVES,
+    REACH,
+    SHAPES,
+    SPLITS,
+    Actor,
+    Event,
+    Floats,
+    Motion,
+    Pose,
+    Scene,
+    Split,
+    States,
+    event_table,
+    follow,
+    is_allowed,
+    stable_rng,
+    time_weight,
+)
 
-SPLITS: tuple[str, ...] = get_args(Split)
-ASPECT = 16 / 9
-COLORS: dict[str, Rgb] = {
-    "red": (214, 40, 44),
-    "orange": (240, 132, 22),
-    "yellow": (236, 214, 48),
-    "green": (52, 164, 62),
-    "cyan": (44, 198, 208),
-    "blue": (42, 84, 214),
-    "purple": (134, 52, 184),
-    "pink": (242, 112, 182),
-}
-SHAPES = ("circle", "square", "triangle", "star", "cross", "bar")
-MOVES: dict[str, tuple[int, int]] = {
-    "move_left": (-1, 0),
-    "move_right": (1, 0),
-    "move_up": (0, -1),
-    "move_down": (0, 1),
-}
-# The actions that training shows mostly in the first half of a video; the others come late.
-EARLY = ("move_left", "move_up", "spin", "grow", "blink", "fade_in")
-LATE = ("move_right", "move_down", "bounce", "shrink", "wobble", "fade_out", "swap")
-ACTIONS = (*EARLY, *LATE)
+__all__ = ["Scene", "Split", "demo_scene", "event_table", "make_scene"]
+
+GROWTH = 1.7
+MIN_EVENT_S = 3.0
+MAX_EVENT_S = 16.0
+MIN_GAP_S = 1.5
+_REPEAT_GAP_S = 4.0  # a shorter pause would not make two moments of the same thing
+_EDGE = 0.025  # room for the camera shake
+_SMALLEST, _LARGEST = 0.055, 0.2  # radii that shrinking and growing may reach
+_MIN_SPEED = 0.045  # heights per second; slower motion drowns in the camera shake
+_LONGEST_S = {"fade_in": 8.0, "fade_out": 8.0, "swap": 10.0}
 # Moves need free room and often fail; the rest is damped so that all actions are common.
 _APPETITE = {
     **dict.fromkeys(ACTIONS, 1.0),
@@ -49,168 +46,10 @@ _APPETITE = {
     "grow": 2.0,
     "shrink": 1.5,
     "spin": 0.6,
+    "bounce": 0.7,
     "blink": 0.35,
     "swap": 0.6,
 }
-
-REACH = 1.2  # bounding circle of the widest shape, in radii
-GROWTH = 1.7
-MIN_EVENT_S = 3.0
-MAX_EVENT_S = 16.0
-MIN_GAP_S = 1.5
-_EDGE = 0.025  # room for the camera shake
-_SMALLEST, _LARGEST = 0.055, 0.2  # radii that shrinking and growing may reach
-_MIN_SPEED = 0.045  # heights per second; slower motion drowns in the camera shake
-_PREFERENCE = 4.0
-_LONGEST_S = {"fade_in": 8.0, "fade_out": 8.0, "swap": 10.0}
-
-
-def stable_rng(*key: object) -> np.random.Generator:
-    """Return a generator that depends on nothing but the key's text."""
-    digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
-    return np.random.default_rng(int.from_bytes(digest[:16], "big"))
-
-
-@cache
-def _class_of(kind: str, names: tuple[str, ...]) -> dict[str, int]:
-    ordered = sorted(names, key=lambda name: hashlib.sha256(f"{kind}/{name}".encode()).digest())
-    return {name: rank % 4 for rank, name in enumerate(ordered)}
-
-
-def is_held_out(color: str, shape: str, action: str) -> bool:
-    """Tell whether training never shows this combination.
-
-    The names are ranked by a stable hash and the ranks added modulo 4, which holds out a quarter
-    of all triples while each pair of attributes keeps about three quarters of its partners.
-    """
-    total = (
-        _class_of("color", tuple(COLORS))[color]
-        + _class_of("shape", SHAPES)[shape]
-        + _class_of("action", ACTIONS)[action]
-    )
-    return total % 4 == 0
-
-
-def is_allowed(split: Split, color: str, shape: str, action: str) -> bool:
-    """Tell whether an event of this combination may occur in the split."""
-    if shape == "circle" and action == "spin":
-        return False  # nobody could see it
-    return is_held_out(color, shape, action) == (split == "ood")
-
-
-def time_weight(split: Split, action: str, fraction: float) -> float:
-    """Return how welcome an action is at a fraction of the duration: 1 or 1/4; OOD is flipped."""
-    early = (action in EARLY) != (split == "ood")
-    return 1.0 if early == (fraction < 0.5) else 1.0 / _PREFERENCE
-
-
-@dataclass(frozen=True)
-class Pose:
-    """How a shape lies in the picture: lengths in frame heights, opacity 0 to 1, colour 0 to 255."""
-
-    x: float
-    y: float
-    radius: float
-    angle_deg: float
-    alpha: float
-    rgb: Rgb
-
-
-@dataclass(frozen=True)
-class Motion:
-    """One shape's part in one event: the pose before and after, and the rhythm between.
-
-    ``rate`` counts hops, swings or blinks over the whole event, or degrees per second of a spin;
-    ``amplitude`` is the height of a hop or the width of a swing.
-    """
-
-    action: str
-    start_s: float
-    end_s: float
-    before: Pose
-    after: Pose
-    rate: float = 0.0
-    amplitude: float = 0.0
-
-
-@dataclass(frozen=True)
-class States:
-    """Poses of one shape at many times: every array is ``(T,)``, ``rgb`` is ``(T, 3)``."""
-
-    x: Floats
-    y: Floats
-    radius: Floats
-    angle_deg: Floats
-    alpha: Floats
-    rgb: Floats
-
-
-@dataclass(frozen=True)
-class Actor:
-    """A shape and all that it does in a scene, in order of time."""
-
-    object_id: int
-    shape: str
-    color: str
-    first: Pose
-    motions: tuple[Motion, ...]
-
-    def states(self, times_s: Floats, *, blinking: bool = True) -> States:
-        """Evaluate the script at the given times.
-
-        Args:
-            times_s: Times ``(T,)``.
-            blinking: False keeps a blinking shape visible, as collisions need it.
-        """
-        return _evaluate(self.first, self.motions, times_s, blinking=blinking)
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something that one shape does; a swap of colours makes two events, one for each shape.
-
-    ``color`` is the colour when the event starts and ``color_after`` the one when it ends.
-    """
-
-    object_id: int
-    color: str
-    shape: str
-    action: str
-    start_s: float
-    end_s: float
-    color_after: str
-
-
-@dataclass(frozen=True)
-class Scene:
-    """The script of one video."""
-
-    split: Split
-    seed: int
-    duration_s: float
-    actors: tuple[Actor, ...]
-    events: tuple[Event, ...]
-    name: str | None = None
-
-    @property
-    def vid(self) -> str:
-        """Name of the video, such as ``train_0012``."""
-        return self.name if self.name is not None else f"{self.split}_{self.seed:04d}"
-
-
-def event_table(scene: Scene) -> list[dict[str, str | float | int]]:
-    """Return the events as plain rows, in order of start."""
-    return [
-        {
-            "color": event.color,
-            "shape": event.shape,
-            "action": event.action,
-            "start_s": event.start_s,
-            "end_s": event.end_s,
-            "object_id": event.object_id,
-        }
-        for event in scene.events
-    ]
 
 
 def make_scene(split: Split, seed: int) -> Scene:
@@ -236,53 +75,6 @@ def _draw_duration(rng: np.random.Generator) -> float:
     return round(4 * math.exp(rng.uniform(math.log(30), math.log(120)))) / 4
 
 
-def _evaluate(
-    first: Pose, motions: Sequence[Motion], times_s: Floats, *, blinking: bool
-) -> States:
-    """Hold the latest pose between the motions, and follow each motion while it lasts."""
-    table = np.empty((8, times_s.size))
-    table[:] = _vector(first)[:, None]
-    for motion in motions:
-        begin, end = np.searchsorted(times_s, (motion.start_s, motion.end_s))
-        table[:, end:] = _vector(motion.after)[:, None]
-        if end > begin:
-            table[:, begin:end] = _during(motion, times_s[begin:end], blinking=blinking)
-    return States(table[0], table[1], table[2], table[3], table[4], table[5:].T)
-
-
-def _vector(pose: Pose) -> Floats:
-    return np.array([pose.x, pose.y, pose.radius, pose.angle_deg, pose.alpha, *pose.rgb])
-
-
-def _during(motion: Motion, times_s: Floats, *, blinking: bool) -> Floats:
-    elapsed = times_s - motion.start_s
-    length = motion.end_s - motion.start_s
-    fraction = elapsed / length
-    if motion.action in MOVES:
-        fraction = _eased(fraction, 0.25 / length)
-    before, after = _vector(motion.before)[:, None], _vector(motion.after)[:, None]
-    table = before + fraction * (after - before)
-    cycles = motion.rate * elapsed / length
-    if motion.action == "bounce":
-        table[1] -= motion.amplitude * np.abs(np.sin(np.pi * cycles))
-    elif motion.action == "wobble":
-        table[0] += motion.amplitude * np.sin(2 * np.pi * cycles)
-    elif motion.action == "blink" and blinking:
-        table[4] *= cycles % 1.0 >= 0.5
-    elif motion.action in ("grow", "shrink"):
-        table[2] = motion.before.radius * (motion.after.radius / motion.before.radius) ** fraction
-    return table
-
-
-def _eased(fraction: Floats, ramp: float) -> Floats:
-    """Constant speed with a short start and stop, from 0 to 1."""
-    speed = 1.0 / (1.0 - ramp)
-    start = speed * fraction**2 / (2 * ramp)
-    stop = 1.0 - speed * (1.0 - fraction) ** 2 / (2 * ramp)
-    middle = speed * (fraction - ramp / 2)
-    return np.where(fraction < ramp, start, np.where(fraction > 1 - ramp, stop, middle))
-
-
 @dataclass
 class _Draft:
     """An actor while its script is being written."""
@@ -292,8 +84,6 @@ class _Draft:
     color: str
     pose: Pose
     next_start_s: float
-    first_color: str = ""
-    first: Pose | None = None
     motions: list[Motion] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -304,15 +94,11 @@ class _Draft:
         return self.motions[-1].end_s if self.motions else 0.0
 
     def states(self, times_s: Floats, extra: Motion | None = None) -> States:
-        assert self.first is not None
         motions = [*self.motions, extra] if extra else self.motions
-        return _evaluate(self.first, motions, times_s, blinking=False)
+        return follow(self.first, motions, times_s, blinking=False)
 
     def actor(self) -> Actor:
-        assert self.first is not None
-        return Actor(
-            self.object_id, self.shape, self.first_color, self.first, tuple(self.motions)
-        )
+        return Actor(self.object_id, self.shape, self.first_color, self.first, tuple(self.motions))
 
 
 class _Stage:
@@ -358,8 +144,8 @@ class _Stage:
         alpha: float = 1.0,
         at: tuple[float, float] | None = None,
         radius: float | None = None,
-    ) -> _Draft | None:
-        """Add a shape; None if there is no room."""
+    ) -> None:
+        """Add a shape if there is room."""
         rgb = np.clip(np.array(COLORS[color]) + self.rng.normal(0, 5, 3), 15, 245)
         radius = radius if radius is not None else self.rng.uniform(0.08, 0.13)
         draft = _Draft(
@@ -370,11 +156,9 @@ class _Stage:
             next_start_s=self.rng.uniform(0.5, 8.0),
         )
         spot = at if at is not None else self._free_spot(draft)
-        if spot is None:
-            return None
-        draft.first = draft.pose = replace(draft.pose, x=spot[0], y=spot[1])
-        self.drafts.append(draft)
-        return draft
+        if spot is not None:
+            draft.first = draft.pose = replace(draft.pose, x=spot[0], y=spot[1])
+            self.drafts.append(draft)
 
     def _free_spot(self, draft: _Draft) -> tuple[float, float] | None:
         pad = draft.pose.radius * REACH + _EDGE
@@ -404,10 +188,14 @@ class _Stage:
         room = min(MAX_EVENT_S, self.duration_s - 0.25 - start_s)
         length = math.exp(self.rng.uniform(math.log(MIN_EVENT_S), math.log(room)))
         fraction = (start_s + length / 2) / self.duration_s
-        done = {motion.action for motion in draft.motions}
+        done = [motion.action for motion in draft.motions]
         for name in self._shuffled(done):
             action = str(name)
             if not is_allowed(self.split, draft.color, draft.shape, action):
+                continue
+            if done.count(action) >= 3 or (
+                action in done[-1:] and start_s - draft.free_s < _REPEAT_GAP_S
+            ):
                 continue
             if (action == "fade_in") != (draft.pose.alpha == 0.0):
                 continue
@@ -418,9 +206,9 @@ class _Stage:
                 return True
         return False
 
-    def _shuffled(self, done: set[str]) -> list[str]:
+    def _shuffled(self, done: list[str]) -> list[str]:
         # What a shape did before comes first more often, so that moments happen twice.
-        wish = np.array([_APPETITE[a] * (2.5 if a in done else 1.0) for a in ACTIONS])
+        wish = np.array([_APPETITE[a] * (2.0 if a in done else 1.0) for a in ACTIONS])
         keys = self.rng.random(len(ACTIONS)) ** (1 / wish)
         return [ACTIONS[i] for i in np.argsort(-keys)]
 
@@ -575,3 +363,52 @@ class _Stage:
         events = tuple(sorted(self.events, key=lambda e: (e.start_s, e.object_id)))
         actors = tuple(draft.actor() for draft in self.drafts)
         return Scene(self.split, seed, self.duration_s, actors, events, name)
+
+
+# The demo's cast: shape, place, radius; the colours come from the seed.
+_DEMO_CAST = (
+    ("circle", (0.30, 0.72), 0.105),
+    ("square", (0.30, 0.24), 0.100),
+    ("star", (1.48, 0.30), 0.110),
+    ("triangle", (0.86, 0.70), 0.095),
+    ("cross", (1.46, 0.74), 0.100),
+)
+# Who does what from when to when, by how much; the circle bounces twice.
+_DEMO_SCRIPT: tuple[tuple[int, str, float, float, tuple[float, float] | None], ...] = (
+    (1, "move_right", 3.0, 9.0, (0.66, 0.0)),
+    (0, "bounce", 6.5, 12.0, None),
+    (2, "spin", 12.0, 18.0, None),
+    (3, "grow", 16.5, 22.0, None),
+    (4, "fade_out", 22.0, 26.0, None),
+    (0, "bounce", 25.0, 30.5, None),
+    (1, "swap", 29.0, 34.0, None),
+    (3, "wobble", 33.0, 38.0, None),
+)
+_DEMO_SWAP = 2  # the square's partner
+
+
+def demo_scene(seed: int = 0) -> Scene:
+    """Return the hand-written scene of the demo, 40 s; the seed varies colours and rhythm.
+
+    All its events are combinations that training knows.
+    """
+    attempt = 0
+    while True:
+        rng = stable_rng("demo", seed, attempt)
+        stage = _Stage("iid", rng, 40.0)
+        colors = [str(name) for name in rng.permutation(list(COLORS))]
+        for color, (shape, at, radius) in zip(colors, _DEMO_CAST, strict=False):
+            stage.place(color, shape, at=at, radius=radius)
+        if all(_play_line(stage, line) for line in _DEMO_SCRIPT):
+            return stage.scene(seed, f"demo_{seed:04d}")
+        attempt += 1
+
+
+def _play_line(
+    stage: _Stage, line: tuple[int, str, float, float, tuple[float, float] | None]
+) -> bool:
+    number, action, start_s, end_s, by = line
+    draft, partner = stage.drafts[number], stage.drafts[_DEMO_SWAP]
+    return is_allowed(stage.split, draft.color, draft.shape, action) and stage.perform(
+        draft, action, start_s, end_s, by=by, partner=partner
+    )
