@@ -13,6 +13,7 @@ PARTS_OF_SPEECH: frozenset[str] = frozenset(get_args(PartOfSpeech))
 
 # Letters and digits, held together by hyphens and apostrophes; anything else stands alone.
 _TOKEN = re.compile(r"\w+(?:[-']\w+)*|[^\w\s]")
+_LONGEST = 40  # letters of a word that are looked at; the tagger's time grows with their square
 _NOT = re.compile(r"^(\w+)(n't)$", re.IGNORECASE)
 _CLITIC = re.compile(r"^(.+?)('(?:s|re|ve|ll|d|m))$", re.IGNORECASE)
 
@@ -102,7 +103,7 @@ def tag_tokens(tokens: tuple[str, ...]) -> tuple[PartOfSpeech | None, ...]:
         return ()
     tag_sentence, known_tags = _tagger()
     # Queries are written in any case. A capital makes the tagger see a name, and "Find" is none.
-    lowered = [token.lower() or token for token in tokens]
+    lowered = [token[:_LONGEST].lower() for token in tokens]
     tags = tag_sentence(lowered)
     return tuple(_coarse(tag) for tag in _with_verb(lowered, tags, known_tags))
 
@@ -146,12 +147,25 @@ def _with_verb(
     is mostly part of a plural ("high jumps"), and an -ing after "is" often describes. In queries
     about videos somebody does something: a clause without a main verb gets the likeliest one.
     """
+    mended: list[str] = []
+    start = 0
+    for index, tag in enumerate([*tags, "PUN"]):
+        if tag.startswith(("CJ", "PU")):  # conjunctions and punctuation end a clause
+            mended += _mend_clause(tokens[start:index], tags[start:index], known_tags)
+            mended += tags[index : index + 1]
+            start = index + 1
+    return mended
+
+
+def _mend_clause(
+    tokens: list[str], tags: list[str], known_tags: Callable[[str], frozenset[str]]
+) -> list[str]:
     mended = list(tags)
     for index, tag in enumerate(tags):
         before = tags[index - 1] if index else ""
         if tag == "AJ0" and before.startswith("VB") and "VVG" in known_tags(tokens[index]):
             mended[index] = "VVG"  # "is growing"
-    if any(tag.startswith("VV") for tag in mended):
+    if not tags or any(tag.startswith("VV") for tag in mended):
         return mended
     asks = tags[0].startswith("VD") or tags[0] == "AVQ"  # "does it ...", "when does it ..."
     forms = {"VVI", "VVB"} if asks else {"VVZ", "VVG"}
