@@ -42,6 +42,8 @@ EARLY = ("move_left", "move_up", "spin", "grow", "blink", "fade_in")
 LATE = ("move_right", "move_down", "bounce", "shrink", "wobble", "fade_out", "swap")
 ACTIONS = (*EARLY, *LATE)
 
+# Of many deals of the held-out combinations one that leaves every pair at least three partners.
+_DEAL = 1389
 REACH = 1.2  # bounding circle of the widest shape, in radii
 
 
@@ -64,8 +66,8 @@ def is_held_out(color: str, shape: str, action: str) -> bool:
     classes match are held out: a quarter, spread so that each pair of attributes keeps most of
     its partners in training.
     """
-    colors = _classes(f"color/{shape}", tuple(COLORS))
-    return colors[color] == _classes(f"action/{shape}", ACTIONS)[action]
+    colors = _classes(f"{_DEAL}/color/{shape}", tuple(COLORS))
+    return colors[color] == _classes(f"{_DEAL}/action/{shape}", ACTIONS)[action]
 
 
 def is_allowed(split: Split, color: str, shape: str, action: str) -> bool:

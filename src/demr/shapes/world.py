@@ -31,6 +31,7 @@ from demr.shapes.script import (
 __all__ = ["Scene", "Split", "demo_scene", "event_table", "make_scene"]
 
 GROWTH = 1.7
+MIN_VISIBLE, MAX_VISIBLE = 3, 5
 MIN_EVENT_S = 3.0
 MAX_EVENT_S = 16.0
 MIN_GAP_S = 1.5
@@ -65,6 +66,9 @@ def make_scene(split: Split, seed: int) -> Scene:
         rng = stable_rng("scene", split, seed, attempt)
         stage = _Stage(split, rng, _draw_duration(rng))
         stage.cast()
+        if sum(draft.pose.alpha > 0 for draft in stage.drafts) < MIN_VISIBLE:
+            attempt += 1
+            continue
         stage.play()
         if len(stage.events) >= 4 and len({event.action for event in stage.events}) >= 3:
             return stage.scene(seed)
@@ -113,7 +117,7 @@ class _Stage:
 
     def cast(self) -> None:
         """Choose the shapes and their places."""
-        visible = int(self.rng.integers(3, 6))
+        visible = int(self.rng.integers(MIN_VISIBLE, MAX_VISIBLE + 1))
         total = visible + int(self.rng.integers(0, 3))
         colors = [str(name) for name in self.rng.permutation(list(COLORS))]
         shared = self.rng.random() < 0.25
@@ -226,9 +230,11 @@ class _Stage:
         start_s, end_s = round(start_s, 2), round(end_s, 2)
         if action == "swap":
             return self._swap(draft, start_s, end_s, partner)
-        if action == "fade_out" and self._on_screen(end_s) <= 3:
+        staying = sum(d.pose.alpha > 0 for d in self.drafts)
+        if action == "fade_out" and staying <= MIN_VISIBLE:
             return False
-        if action == "fade_in" and self._on_screen(end_s) >= 5:
+        leaving = sum(d.pose.alpha == 0 and d.free_s > start_s for d in self.drafts)
+        if action == "fade_in" and staying + leaving >= MAX_VISIBLE:
             return False
         for _ in range(6):
             motion = self._draw_motion(draft, action, start_s, end_s, by)
@@ -238,9 +244,6 @@ class _Stage:
             if action in ("grow", "shrink", "spin", "blink", "fade_out"):
                 return False
         return False
-
-    def _on_screen(self, time_s: float) -> int:
-        return sum(d.pose.alpha > 0 or d.free_s > time_s for d in self.drafts)
 
     def _draw_motion(
         self,
@@ -310,7 +313,7 @@ class _Stage:
             theirs = other.states(times_s)
             apart = np.hypot(mine.x - theirs.x, mine.y - theirs.y)
             # Bounding circles may touch a little: corners rarely meet.
-            near = apart < 0.88 * REACH * (mine.radius + theirs.radius)
+            near = apart < 0.95 * REACH * (mine.radius + theirs.radius)
             if np.any(near & (mine.alpha > 0) & (theirs.alpha > 0)):
                 return False
         return True
