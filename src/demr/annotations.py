@@ -162,9 +162,10 @@ def read_annotations_with_report(
     """Read a file of queries and say what had to be repaired.
 
     Understood, plain or gzipped: JSON Lines with the field's keys (QVHighlights, UniVTG,
-    lighthouse), the JSON object of ActivityNet Captions and Charades-CD
-    (``{vid: {timestamps, sentences, duration or video_duration}}``), and the text form of
-    Charades-STA (``vid start end##sentence``). The name's ending decides, then the content.
+    lighthouse; TVSum, too, whose durations count clips of 2 s), the JSON object of ActivityNet
+    Captions and Charades-CD (``{vid: {timestamps, sentences, duration or video_duration}}``), and
+    the text form of Charades-STA (``vid start end##sentence``). The name's ending decides, then
+    the content.
 
     Args:
         path: The file.
@@ -402,6 +403,7 @@ def _annotation(
     for key in ("query", "vid", "duration"):
         if key not in record:
             raise _broken(place, f"the key {key!r}", f"{', '.join(record) or 'nothing'}")
+    record = _in_seconds(record)
     query, vid = record["query"], _name(place, "vid", record["vid"])
     if not isinstance(query, str) or not query.strip():
         raise _broken(place, "a query of at least one word", repr(query))
@@ -423,6 +425,23 @@ def _annotation(
         return Annotation(qid, query, vid, duration, windows, saliency, event, kind)
     except AnnotationError as error:
         raise _broken(place, error.expected, error.got) from error
+
+
+def _in_seconds(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Turn a TVSum record (clips of 2 s, votes of 1..5 under ``label``) into the usual keys."""
+    votes = record.get("label")
+    if not isinstance(votes, list) or len(votes) != record["duration"]:
+        return record
+    if not all(
+        isinstance(clip, list) and all(vote in range(1, 6) for vote in clip) for clip in votes
+    ):
+        return record
+    return {
+        **record,
+        "duration": 2 * len(votes),
+        "relevant_clip_ids": list(range(len(votes))),
+        "saliency_scores": [[vote - 1 for vote in clip] for clip in votes],
+    }
 
 
 def _windows(
