@@ -3,6 +3,7 @@ import io
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from demr.report import (
 )
 from demr.retriever import Answer, Moment, SearchResult, Verdict
 from demr.timeline import timeline
-from demr.wording import clock, overlap, percent, span
+from demr.wording import clock, overlap, percent, shown, span
 
 HOSTILE = '</h2><script>alert("x")</script> & $title [red]{{x}}'
 
@@ -149,6 +150,20 @@ def test_table_shows_the_truth_at_eighty_columns(result: SearchResult) -> None:
     for expected in ("1:02.0–10.5", "0:10.0–13.0", "absent", "unknown", "0.75"):
         assert expected in text
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_weak_and_repeated_moments_are_left_to_the_data_formats() -> None:
+    best, repeated, second = moment(10.0, 20.0), moment(12.0, 20.0), moment(40.0, 50.0)
+    weak = replace(moment(60.0, 66.0), score=0.37)
+    one = answer("x", moments=[best, repeated, second, weak])
+    assert shown(one) == (best, second)
+    assert shown(replace(one, verdict="not in this video")) == (best,)
+    assert shown(answer("x")) == ()
+    assert len(list(csv.DictReader(io.StringIO(to_csv(result_of(one)))))) == 4
+    console = Console(width=120, file=io.StringIO(), record=True)
+    console.print(search_table(result_of(one), every=True))
+    assert "1:00.0" in console.export_text()
+    assert "1:00.0" not in printed(result_of(one))
 
 
 def test_table_prints_brackets_as_they_are() -> None:
@@ -347,11 +362,11 @@ def test_timeline_puts_bars_where_the_times_are() -> None:
 
 
 def test_overlapping_moments_take_lanes_of_their_own() -> None:
-    crowd = [moment(10.0, 20.0), moment(12.0, 18.0), moment(40.0, 50.0)]
+    crowd = [moment(10.0, 20.0), moment(18.0, 26.0), moment(40.0, 50.0)]
     drawn = timeline(one := answer("x", moments=crowd), result_of(one), None)
     heights = re.findall(r'class="bar" x="([\d.]+)%" y="([\d.]+)"', drawn)
     lane = {float(x): float(y) for x, y in heights}
-    assert lane[12.5] == lane[50.0] < lane[15.0]
+    assert lane[12.5] == lane[50.0] < lane[22.5]
 
 
 def test_figure_is_a_picture(result: SearchResult, tmp_path: Path) -> None:

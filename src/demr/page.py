@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
 from demr.errors import InputError
-from demr.timeline import MOST_MOMENTS, seek, timeline
-from demr.wording import TONE, Windows, clock, in_words, overlap, percent
+from demr.timeline import seek, timeline
+from demr.wording import TONE, Windows, clock, in_words, overlap, percent, shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -179,7 +179,7 @@ def _card(
     windows = None if truth is None else truth.get(answer.query)
     against = "" if windows is None else f"<span>{escape(_against_truth(answer, windows))}</span>"
     notes = "".join(f'<p class="note">{escape(note)}</p>' for note in answer.notes)
-    buttons = "".join(_moment_button(moment) for moment in answer.moments[:MOST_MOMENTS])
+    buttons = "".join(_moment_button(moment) for moment in shown(answer))
     return (
         f'<article class="card {tone}" id="answer-{index}"><div class="top"><div>'
         f'<h2>{escape(answer.query)}</h2><div class="tags"><span class="badge">'

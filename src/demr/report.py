@@ -18,7 +18,7 @@ from rich.text import Text
 
 from demr.page import write_atomically, write_html_report
 from demr.timeline import saliency_range
-from demr.wording import TONE, Windows, clock, in_words, overlap, percent, span
+from demr.wording import TONE, Windows, clock, in_words, overlap, percent, shown, span
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -59,7 +59,9 @@ _CSV_COLUMNS: Final = (
 )
 
 
-def search_table(result: SearchResult, truth: Mapping[str, Windows] | None = None) -> Table:
+def search_table(
+    result: SearchResult, truth: Mapping[str, Windows] | None = None, *, every: bool = False
+) -> Table:
     """Lay a search out for the terminal, from 80 columns, one row of two short lines a moment.
 
     Args:
@@ -67,6 +69,7 @@ def search_table(result: SearchResult, truth: Mapping[str, Windows] | None = Non
             left out here; JSON has them.
         truth: True windows in seconds by sentence, for a column beside the answer; empty where
             the moment is not in the video.
+        every: Whether moments far below the best, or repeating a better one, have rows too.
     """
     level = f"{result.interval_level * 100:g} %"
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
@@ -84,7 +87,9 @@ def search_table(result: SearchResult, truth: Mapping[str, Windows] | None = Non
         query = Text(answer.query)
         verdict = Text(answer.verdict, style=_STYLE[tone])
         verdict.append(f"\n{percent(answer.present)}", style="default not bold")
-        moments = () if tone == "absent" else answer.moments
+        moments = answer.moments if every else shown(answer)
+        if tone == "absent":
+            moments = ()
         rows = [_moment_cells(moment) for moment in moments] or [[Text("–")] * 4]
         for number, cells in enumerate(rows):
             first = [query, verdict] if number == 0 else [Text(), Text()]
@@ -149,7 +154,7 @@ def to_csv(result: SearchResult) -> str:
 
 
 def to_srt(result: SearchResult) -> str:
-    """Return the moments as subtitles ordered by start, for any player beside the video."""
+    """Return the moments worth showing as subtitles by start, for any player beside the video."""
     cues = sorted(_believed(result), key=lambda cue: (cue[1].start, cue[1].end))
     blocks = []
     for number, (answer, moment) in enumerate(cues, start=1):
@@ -166,7 +171,7 @@ def to_srt(result: SearchResult) -> str:
 def _believed(result: SearchResult) -> Iterator[tuple[Answer, Moment]]:
     for answer in result.answers:
         if TONE[answer.verdict] != "absent":
-            for moment in answer.moments:
+            for moment in shown(answer):
                 yield answer, moment
 
 
@@ -192,9 +197,9 @@ def answer_figure(
     Raises:
         InputError: If the picture cannot be written.
     """
-    from matplotlib.figure import Figure  # noqa: PLC0415  (0.4 s, only for pictures)
-    from matplotlib.patches import Patch  # noqa: PLC0415  (the same)
-    from matplotlib.ticker import FuncFormatter  # noqa: PLC0415  (the same)
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+    from matplotlib.ticker import FuncFormatter
 
     rows = max(len(result.answers), 1)
     height = 0.8 + 0.92 * rows
@@ -250,7 +255,7 @@ def _draw_answer(axis: Axes, answer: Answer, result: SearchResult, windows: Wind
     for start, end in windows or ():
         axis.plot([start, end], [1.2, 1.2], color=_TRUTH, linewidth=3.2, solid_capstyle="butt")
     drawn: list[Moment] = []
-    for moment in () if tone == "absent" else answer.moments:
+    for moment in () if tone == "absent" else shown(answer):
         # One lane: a weaker moment that lies over a better one would only blur it.
         window = (moment.start, moment.end)
         if any(overlap(window, (better.start, better.end)) > 0.0 for better in drawn):

@@ -9,14 +9,13 @@ import math
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
-from demr.wording import TONE, Windows, clock
+from demr.wording import TONE, Windows, clock, shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from demr.retriever import Answer, Moment, SearchResult
 
-MOST_MOMENTS: Final = 6
 _STEPS_S: Final = (
     0.5,
     1,
@@ -47,7 +46,7 @@ _BAR_HEIGHT: Final = 13
 def timeline(answer: Answer, result: SearchResult, windows: Windows | None) -> str:
     """Return the timeline of one answer: saliency, truth where known, the best moments, an axis."""
     duration = max(result.duration, 1e-3)
-    moments = answer.moments[:MOST_MOMENTS]
+    moments = shown(answer)
     lanes = _lanes(moments, duration)
     top = _CURVE_HEIGHT + 8
     labels = [(_CURVE_HEIGHT / 2, "fit")]

@@ -69,6 +69,23 @@ def overlap(first: tuple[float, float], second: tuple[float, float]) -> float:
     return shared / (max(first[1], second[1]) - min(first[0], second[0]))
 
 
+def shown(answer: Answer) -> tuple[Moment, ...]:
+    """Return the moments that people are shown: the best, and what is not far below it.
+
+    A search returns as many moments as were asked for, whatever their score. Shown are those
+    with at least half the best score that do not repeat a better one (IoU up to 0.3); of an
+    absent verdict, the best guess alone.
+    """
+    kept: list[Moment] = []
+    for moment in answer.moments:
+        window = (moment.start, moment.end)
+        if kept and moment.score < kept[0].score / 2:
+            continue
+        if all(overlap(window, (better.start, better.end)) <= 0.3 for better in kept):
+            kept.append(moment)
+    return tuple(kept[:1] if TONE[answer.verdict] == "absent" else kept)
+
+
 def in_words(answer: Answer, result: SearchResult) -> str:
     """Say in plain words what the uncertainty of one answer says.
 
