@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from demr.encoders.base import EncoderIdentity, QueryFeatures, VideoFeatures, clip_count
 from demr.encoders.motion import HUE_DIM, MOTION_DIM, SAMPLES_PER_S, SHAPE_DIM, TrackCodes
-from demr.encoders.objects import GLOBALS, Floats, FrameAnalyser, Linker, Track
+from demr.encoders.objects import CONTRAST, GLOBALS, Floats, FrameAnalyser, Linker, Track
 from demr.encoders.words import TEXT_DIM, split_words, word_vector
 from demr.errors import InputError
 from demr.video import iter_frames, probe_video
@@ -25,6 +25,8 @@ _HEIGHT = 108
 _MAX_WIDTH = 384
 _BATCH = 8
 _MIN_LENGTH = 4
+# Chroma (0..1) that makes a track a full object.
+_CLEAR_CONTRAST = 0.16
 _SCENE_DIM = GLOBALS + 1
 VIDEO_DIM = (
     HUE_DIM * MOTION_DIM
@@ -103,7 +105,10 @@ def describe_frames(frames: Iterable[NDArray[np.uint8]], clips: int) -> Floats:
         linker.add(samples, regions)
         scene[samples] = row
         samples += 1
-    camera = np.cumsum(scene[:, 5:7], axis=0)
+    camera = scene[:, 5:7].copy()
+    scene[1:, 5:7] = np.diff(camera, axis=0)
+    scene[0, 5:7] = 0
+    scene[samples:, 5:7] = 0
     features = np.zeros((clips, VIDEO_DIM), dtype=np.float32)
     if samples == 0:
         return features
@@ -144,11 +149,7 @@ def _flush(
 ) -> Iterator[tuple[Floats, Floats]]:
     found = analyser.analyse(np.stack(frames))
     for regions, row, times in zip(found.regions, found.scene, repeats, strict=True):
-        for repeat in range(times):
-            if repeat == 1:
-                # The camera moved once, not with every repetition.
-                row = row.copy()
-                row[5:7] = 0
+        for _ in range(times):
             yield regions, row
 
 
@@ -177,8 +178,9 @@ def _add_track(track: Track, camera: Floats, samples: int, features: Floats, cou
     # object that comes or goes within the clip counts by its share.
     hue, shape, motion = mean(codes.hue, False), mean(codes.shape, False), mean(codes.motion, True)
     there = mean(np.ones((length, 1), dtype=np.float32), True)
-    # Short tracks are often noise.
-    trust = np.float32(min(1.0, len(track.index) / (2 * SAMPLES_PER_S)))
+    # Short tracks are often noise, and what never has a clear colour is a stain of the background.
+    clear = float(track.rows[:, CONTRAST].max()) / _CLEAR_CONTRAST
+    trust = np.float32(min(1.0, len(track.index) / (2 * SAMPLES_PER_S)) * min(1.0, clear) ** 2)
     blocks = (
         _outer(hue, motion),
         _outer(shape, motion),

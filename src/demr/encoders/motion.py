@@ -23,7 +23,8 @@ MOTIONS = (
     "swing_x", "swing_y", "turn_cw", "turn_ccw",
     "grow", "shrink", "grow_long", "shrink_long",
     "fade_in", "fade_out", "fade_in_long", "fade_out_long",
-    "flicker", "recolour", "appear", "vanish",
+    "flicker", "recolour",
+    "recolour_long", "appear", "vanish",
     "still", "active_first", "active_second", "present",
 )  # fmt: skip
 MOTION_DIM = len(MOTIONS)
@@ -42,8 +43,6 @@ def hue_code(rows: Floats) -> Floats:
         ``(n, HUE_DIM)``.
     """
     turn = np.arctan2(rows[:, o.HUE_SIN], rows[:, o.HUE_COS]) / (2 * np.pi) * HUE_BINS
-    offset = np.abs(turn[:, None] - np.arange(HUE_BINS))
-    offset = np.minimum(offset, HUE_BINS - offset) if len(offset) else offset
     offset = np.abs((turn[:, None] - np.arange(HUE_BINS) + HUE_BINS / 2) % HUE_BINS - HUE_BINS / 2)
     code = np.zeros((len(rows), HUE_DIM), dtype=np.float32)
     code[:, :HUE_BINS] = np.maximum(1 - offset, 0)
@@ -139,15 +138,18 @@ class TrackCodes:
         step = np.abs(np.diff(visible, prepend=visible[:1])) / max(float(contrast.max()), 0.02)
         flicker = _box(np.where(step > 0.3, step, 0), 9) * 9
         put("flicker", np.tanh(flicker / 2))
-        hue = np.stack([rows[:, o.HUE_COS], rows[:, o.HUE_SIN]])[:, _nearest(index, time)]
-        recolour = np.hypot(*_difference(hue, 4)) / 2
-        put("recolour", np.clip(recolour * 2, 0, 1))
+        # Faint colour has a noisy hue: average with the strength of the colour.
+        hue = _smooth5(rows[:, [o.HUE_COS, o.HUE_SIN]].T * rows[:, o.CONTRAST])
+        hue = (hue / np.maximum(np.hypot(*hue), 1e-3))[:, _nearest(index, time)]
+        recolour = np.hypot(*_difference(hue, 4))
+        put("recolour", np.tanh(recolour / 0.3))
+        put("recolour_long", np.tanh(np.hypot(*_difference(hue, 12)) / 0.5))
         age = (time - self.first) / SAMPLES_PER_S
         left = (last - time) / SAMPLES_PER_S
         if self.first > 1:
-            put("appear", np.exp(-age))
+            put("appear", np.exp(-2 * age))
         if last < samples - 2:
-            put("vanish", np.exp(-left))
+            put("vanish", np.exp(-2 * left))
         speed = np.hypot(*_difference(smooth, 1)) * (SAMPLES_PER_S / 2)
         active = np.tanh(
             speed / 0.15
@@ -155,7 +157,7 @@ class TrackCodes:
             + np.abs(growth) / 0.2
             + np.abs(fade) / 0.3
             + flicker
-            + recolour * 2
+            + recolour
         )
         put("still", 1 - active)
         half = time % SAMPLES_PER_S < SAMPLES_PER_S // 2
@@ -241,6 +243,15 @@ def _box(values: NDArray[np.floating], width: int) -> NDArray[np.float64]:
 def _smooth(values: NDArray[np.floating]) -> NDArray[np.floating]:
     wide = _padded(values, 1, 1)
     return (wide[:-2] + 2 * wide[1:-1] + wide[2:]) / 4
+
+
+def _smooth5(values: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Weights 1 2 3 2 1 along the last axis."""
+    wide = _padded(values, 2, 2)
+    return (
+        wide[..., :-4] + 2 * wide[..., 1:-3] + 3 * wide[..., 2:-2] + 2 * wide[..., 3:-1]
+        + wide[..., 4:]
+    ) / 9
 
 
 def _difference(values: NDArray[np.floating], reach: int) -> NDArray[np.floating]:

@@ -29,16 +29,22 @@ _MAX_REGIONS = 12
 _MAX_HUES = 8
 _HUE_BINS = 72
 # Chroma (0..255) by which a pixel has to differ from the background, whatever the noise.
-_MIN_DEVIATION = 14.0
+_MIN_DEVIATION = 10.0
 _NOISE_FACTOR = 5.0
+# Width, in heights, over which the background may change its tint.
+_TINT_REACH = 0.25
 _MIN_AREA = 8e-4
 _MIN_PIXELS = 6
 # Frames that an object may stay unseen (blinking, hidden) and still be the same one.
 _MAX_GAP = 10
 _MAX_COST = 2.2
 _MAX_ACTIVE = 32
+# Samples for which one reference picture serves to follow the camera.
+_REFERENCE_FRAMES = 80
+# Squared gradient that keeps the camera still where the background has no texture.
+_RIDGE = 0.02
 # Names of the global columns: mean and spread of lightness, fine texture, mean chroma,
-# share of foreground, camera shift in x and y since the previous frame (in heights).
+# share of foreground, place of the background in x and y (in heights).
 GLOBALS = 7
 
 
@@ -59,7 +65,9 @@ class FrameAnalyser:
     """Finds regions in batches of consecutive frames of one video."""
 
     def __init__(self) -> None:
-        self._last_light: Floats | None = None
+        self._reference: tuple[Floats, NDArray[np.bool_]] | None = None
+        self._origin = np.zeros(2, dtype=np.float32)
+        self._age = 0
 
     def analyse(self, frames: NDArray[np.uint8]) -> FrameObjects:
         """Regions and scene statistics of consecutive frames.
@@ -78,45 +86,55 @@ class FrameAnalyser:
         )
         scene[:, 3] = chroma / 255
         scene[:, 4] = foreground.mean(axis=(1, 2))
-        scene[:, 5:7] = self._camera_shift(light, foreground)
+        scene[:, 5:7] = self._camera_place(light, foreground)
         return FrameObjects(_regions(alpha, beta, deviation, light), scene)
 
-    def _camera_shift(self, light: Floats, foreground: NDArray[np.bool_]) -> Floats:
-        """Shift of the background since the previous frame, by least squares on its gradient."""
-        last = self._last_light
-        self._last_light = light[-1]
+    def _camera_place(self, light: Floats, foreground: NDArray[np.bool_]) -> Floats:
+        """Where the background lies, by least squares on the gradient of a reference picture.
+
+        The reference is kept for some seconds, so that errors do not add up from frame to frame.
+
+        Returns:
+            Place in heights of the frame, ``(F, 2)``; only differences mean something.
+        """
         frames, height, width = light.shape
-        shift = np.zeros((frames, 2), dtype=np.float32)
-        if height < 8 or width < 8:
-            return shift
-        before = np.concatenate([light[:1] if last is None else last[None], light[:-1]])
-        total = _blur(before + light)
-        gradient_x = (total[:, 1:-1, 2:] - total[:, 1:-1, :-2]) / 4
-        gradient_y = (total[:, 2:, 1:-1] - total[:, :-2, 1:-1]) / 4
-        change = _blur(light - before)[:, 1:-1, 1:-1]
-        inside = (slice(None), slice(2, -2), slice(2, -2))
-        mask = ~foreground[inside]
-        mask[1:] &= mask[:-1].copy()
-        weight = mask.astype(np.float32)
-        # A drift of brightness is a constant change: subtract it, or it would look like motion.
-        count = np.maximum(weight.sum(axis=(1, 2), keepdims=True), 1)
-        change = (change - (change * weight).sum(axis=(1, 2), keepdims=True) / count) * weight
-        xx, xy, yy = (
-            (left * right * weight).sum(axis=(1, 2)).astype(np.float64)
-            for left, right in (
-                (gradient_x, gradient_x),
-                (gradient_x, gradient_y),
-                (gradient_y, gradient_y),
-            )
-        )
-        xt = (gradient_x * change).sum(axis=(1, 2))
-        yt = (gradient_y * change).sum(axis=(1, 2))
-        ridge = count[:, 0, 0] * 0.05
-        determinant = (xx + ridge) * (yy + ridge) - xy**2
-        shift[:, 0] = -((yy + ridge) * xt - xy * yt) / determinant
-        shift[:, 1] = -((xx + ridge) * yt - xy * xt) / determinant
-        # Beyond two pixels the linear picture does not hold: a cut, not a shake.
-        return np.clip(shift, -2, 2) / np.float32(height)
+        if min(height, width) < 16:
+            return np.zeros((frames, 2), dtype=np.float32)
+        # Shadows and soft edges move with an object: keep away from it.
+        hidden = ndimage.maximum_filter(foreground.view(np.uint8), size=(1, 5, 5))[:, 2:-2, 2:-2] > 0
+        smooth = _blur(light)[:, 1:-1, 1:-1]
+        if self._reference is None or self._reference[0].shape != smooth.shape[1:]:
+            self._reference = (smooth[0], hidden[0])
+        picture, covered = self._reference
+        level = np.maximum(smooth.mean(axis=(1, 2), keepdims=True), 1)
+        # A change of exposure is not motion.
+        change = smooth * (picture.mean() / level) - picture
+        gradient_y, gradient_x = np.gradient(picture)
+        free = ~(hidden | covered)
+        typical = np.median(np.abs(change[:, ::3, ::3]), axis=(1, 2), keepdims=True)
+        weight = (free & (np.abs(change) < 4 * typical + 1)).astype(np.float32)
+        count = np.maximum(weight.sum(axis=(1, 2)), 1)
+        change -= ((change * weight).sum(axis=(1, 2)) / count)[:, None, None]
+        flat = weight.reshape(frames, -1).astype(np.float64)
+        products = np.stack(
+            [gradient_x * gradient_x, gradient_x * gradient_y, gradient_y * gradient_y]
+        ).reshape(3, -1)
+        xx, xy, yy = (flat @ products.T).T + _RIDGE * count * np.array([[1.0], [0.0], [1.0]])
+        change *= weight
+        xt = change.reshape(frames, -1) @ gradient_x.ravel()
+        yt = change.reshape(frames, -1) @ gradient_y.ravel()
+        determinant = xx * yy - xy**2
+        shift = -np.stack([yy * xt - xy * yt, xx * yt - xy * xt], axis=1) / determinant[:, None]
+        # Beyond two pixels the linear picture does not hold: a cut or a pan, not a shake.
+        lost = (np.abs(shift).max(axis=1) > 2) | (count < 0.1 * flat.shape[1])
+        shift[lost] = 0
+        place = (self._origin + shift / height).astype(np.float32)
+        self._age += frames
+        if lost[-1] or self._age >= _REFERENCE_FRAMES or np.abs(shift[-1]).max() > 1:
+            self._reference = (smooth[-1], hidden[-1])
+            self._origin = place[-1]
+            self._age = 0
+        return place
 
 
 def _opponent(frames: NDArray[np.uint8]) -> tuple[Floats, Floats, Floats]:
@@ -143,21 +161,57 @@ def _deviate_from_background(alpha: Floats, beta: Floats) -> tuple[Floats, Float
 
     ``alpha`` and ``beta`` are shifted in place so that the background is their origin: the hue of
     a half transparent object is then the hue of the object.
+
+    Returns:
+        The distance ``(F, H, W)``, and the chroma of the background ``(F,)``.
     """
     step = max(1, min(alpha.shape[1:]) // 24)
     chroma = np.zeros(len(alpha), dtype=np.float32)
-    noise = np.zeros((len(alpha), 1, 1), dtype=np.float32)
     for plane in (alpha, beta):
         sample = plane[:, ::step, ::step].reshape(len(plane), -1)
-        centre = np.median(sample, axis=1, keepdims=True)
-        spread = np.median(np.abs(sample - centre), axis=1, keepdims=True)
-        plane -= centre[:, :, None]
-        chroma += centre[:, 0] ** 2
-        noise = np.maximum(noise, spread[:, :, None])
+        centre = np.median(sample, axis=1)
+        plane -= centre[:, None, None]
+        chroma += centre**2
+    threshold = _threshold(alpha, beta, step)
+    if min(alpha.shape[1:]) >= 16:
+        _subtract_tint(alpha, beta, threshold)
+        threshold = _threshold(alpha, beta, step)
     deviation = np.sqrt(alpha**2 + beta**2)
-    threshold = np.clip(_NOISE_FACTOR * noise, _MIN_DEVIATION, 80)
-    deviation[deviation < threshold] = 0
+    # Noise of one pixel passes, what its neighbours share stays.
+    near = ndimage.uniform_filter(deviation, size=(1, 3, 3)) if deviation.shape[1] > 8 else deviation
+    deviation[(near < threshold) | (deviation < threshold)] = 0
     return deviation, np.sqrt(chroma)
+
+
+def _threshold(alpha: Floats, beta: Floats, step: int) -> Floats:
+    """Distance from the background's chroma that noise does not reach, ``(F, 1, 1)``."""
+    noise = [
+        np.median(np.abs(plane[:, ::step, ::step]), axis=(1, 2), keepdims=True)
+        for plane in (alpha, beta)
+    ]
+    threshold: Floats = np.clip(_NOISE_FACTOR * np.maximum(*noise), _MIN_DEVIATION, 80)
+    return threshold
+
+
+def _subtract_tint(alpha: Floats, beta: Floats, threshold: Floats) -> None:
+    """Take slow changes of the background's tint away, in place.
+
+    A wide moving mean over the background alone, of the batch's mean picture.
+    """
+    frames, height, width = alpha.shape
+    small = (slice(None), slice(None, None, 2), slice(None, None, 2))
+    free = (alpha[small] ** 2 + beta[small] ** 2 < threshold**2).astype(np.float32)
+    reach = max(3, int(_TINT_REACH * height / 2) | 1)
+    share = _wide_mean(free.mean(axis=0), reach)
+    for plane in (alpha, beta):
+        tint = _wide_mean((plane[small] * free).mean(axis=0), reach) / (share + 0.05)
+        full = tint.repeat(2, axis=0).repeat(2, axis=1)[:height, :width]
+        plane -= full
+
+
+def _wide_mean(picture: Floats, reach: int) -> Floats:
+    once = ndimage.uniform_filter(picture, reach, mode="nearest")
+    return np.asarray(ndimage.uniform_filter(once, reach, mode="nearest"))
 
 
 def _hue_modes(bins: NDArray[np.int64], weight: Floats) -> NDArray[np.int64]:
