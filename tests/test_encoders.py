@@ -79,7 +79,7 @@ def test_direction_of_motion_is_the_one_drawn(name: str, dx: int, dy: int) -> No
 
 def test_two_objects_are_told_apart() -> None:
     """The same two objects and the same two motions, dealt out the other way round."""
-    moving, still = (lambda i: disc(40 + 2 * i, 30)), (lambda i: square(140, 80))
+    moving, still = (lambda i: disc(40 + 2 * i, 30)), (lambda _: square(140, 80))
     one = describe_frames(draw(32, (moving, _RED), (still, _BLUE)), 4)
     other = describe_frames(draw(32, (moving, _BLUE), (still, _RED)), 4)
     assert hue_motion(one, 1, _RED_BIN)["right"] > 0.3
@@ -107,7 +107,7 @@ def test_spin_is_seen_with_its_sense(rate: float, name: str) -> None:
 
 
 def test_still_object_does_nothing() -> None:
-    motion = hue_motion(describe_frames(draw(32, (lambda i: square(96, 54), _BLUE)), 4), 2, 8)
+    motion = hue_motion(describe_frames(draw(32, (lambda _: square(96, 54), _BLUE)), 4), 2, 8)
     busy = set(MOTIONS) - {"still", "present", "active_first", "active_second"}
     assert motion["still"] > 0.4
     assert all(motion[name] < 0.1 for name in busy)
@@ -133,7 +133,7 @@ def test_blink_grow_swing_and_fade() -> None:
     assert hop["swing_x"] < 0.1
     assert hop["far_up"] + hop["far_down"] < 0.2
 
-    frames = draw(40, (lambda i: disc(96, 54), _RED))
+    frames = draw(40, (lambda _: disc(96, 54), _RED))
     empty = draw(40)
     fading = [
         ((1 - i / 40) * frame.astype(float) + i / 40 * bare).astype(np.uint8)
@@ -194,7 +194,9 @@ def test_equal_input_gives_equal_numbers_and_missing_frames_zeros() -> None:
     longer = describe_frames(frames, 9)
     assert not longer[3:].any()
     np.testing.assert_array_equal(longer[:3], first)
-    np.testing.assert_array_equal(describe_frames(frames + frames, 2), describe_frames(frames[:16], 2))
+    np.testing.assert_array_equal(
+        describe_frames(frames + frames, 2), describe_frames(frames[:16], 2)
+    )
 
 
 @pytest.mark.parametrize("height", [1, 2, 8, 15, 33])
@@ -255,7 +257,11 @@ def test_identity_survives_a_round_trip_and_names_what_is_wrong() -> None:
     assert identity.spec == "builtin@1"
     assert identity.video_dim == VIDEO_DIM
     assert EncoderIdentity.from_dict(identity.to_dict()) == identity
-    for wrong in ({}, {**identity.to_dict(), "clip_s": "long"}, {**identity.to_dict(), "streams": 3}):
+    for wrong in (
+        {},
+        {**identity.to_dict(), "clip_s": "long"},
+        {**identity.to_dict(), "streams": 3},
+    ):
         with pytest.raises(FeatureError, match="encoder identity"):
             EncoderIdentity.from_dict(wrong)
 
@@ -278,7 +284,7 @@ def test_words() -> None:
 
 
 def test_word_vectors_are_near_for_near_words_only() -> None:
-    words = "red orange yellow green circle square star bounces spins grows left right".split()
+    words = ["red", "yellow", "green", "circle", "square", "star", "bounces", "spins", "left"]
     vectors = np.stack([word_vector(word) for word in words])
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-6)
     cosine = vectors @ vectors.T - np.eye(len(words))

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from demr.encoders.base import EncoderIdentity, QueryFeatures, VideoFeatures, clip_count
 from demr.encoders.motion import HUE_DIM, MOTION_DIM, SAMPLES_PER_S, SHAPE_DIM, TrackCodes
-from demr.encoders.objects import CONTRAST, GLOBALS, Floats, FrameAnalyser, Linker, Track
+from demr.encoders.objects import CONTRAST, GLOBALS, Floats, FrameAnalyser
+from demr.encoders.tracks import Linker, Track
 from demr.encoders.words import TEXT_DIM, split_words, word_vector
 from demr.errors import InputError
 from demr.video import iter_frames, probe_video
@@ -114,7 +115,11 @@ def describe_frames(frames: Iterable[NDArray[np.uint8]], clips: int) -> Floats:
         return features
     count = np.zeros(clips, dtype=np.float32)
     for track in linker.tracks():
-        _add_track(track, camera, samples, features, count)
+        codes = TrackCodes(track, camera, scene[:, 0], samples)
+        first, row, there = _bound(codes, samples)
+        trust = _trust(track)
+        features[first : first + len(row), : row.shape[1]] += row * trust
+        count[first : first + len(row)] += there * trust
     # A crowd of objects would leave the range that a model knows.
     features /= np.maximum(1, count / 6)[:, None]
     features[:, -_SCENE_DIM:-1] = _per_clip(scene, samples, clips)
@@ -153,34 +158,37 @@ def _flush(
             yield regions, row
 
 
-def _add_track(track: Track, camera: Floats, samples: int, features: Floats, count: Floats) -> None:
-    codes = TrackCodes(track, camera, samples)
-    length = len(codes.motion)
-    first_clip = codes.first // SAMPLES_PER_S
-    last_clip = (codes.first + length - 1) // SAMPLES_PER_S
-    clips = last_clip - first_clip + 1
-    lead = codes.first - first_clip * SAMPLES_PER_S
+def _trust(track: Track) -> np.float32:
+    """Weight of a track: a short one is often noise, one never clearly coloured often a stain."""
+    length = min(1.0, len(track.index) / (2 * SAMPLES_PER_S))
+    clear = min(1.0, float(track.rows[:, CONTRAST].max()) / _CLEAR_CONTRAST)
+    return np.float32(length * clear**2)
 
-    def mean(code: Floats, over_all: bool) -> Floats:
+
+def _bound(codes: TrackCodes, samples: int) -> tuple[int, Floats, Floats]:
+    """Products of one track's codes in each of its clips.
+
+    Returns:
+        The first clip, the products and marginals ``(clips, VIDEO_DIM - scene)``, and the share of
+        each clip for which the object is there ``(clips,)``.
+    """
+    length = len(codes.motion)
+    first = codes.first // SAMPLES_PER_S
+    clips = (codes.first + length - 1) // SAMPLES_PER_S - first + 1
+    lead = codes.first - first * SAMPLES_PER_S
+
+    def total(code: Floats) -> Floats:
         padded = np.zeros((clips * SAMPLES_PER_S, code.shape[1]), dtype=np.float32)
         padded[lead : lead + length] = code
-        total: Floats = padded.reshape(clips, SAMPLES_PER_S, -1).sum(axis=1)
-        if over_all:
-            available = np.full((clips, 1), SAMPLES_PER_S, dtype=np.float32)
-            available[-1] = min(SAMPLES_PER_S, samples - last_clip * SAMPLES_PER_S)
-        else:
-            ones = np.zeros((clips * SAMPLES_PER_S, 1), dtype=np.float32)
-            ones[lead : lead + length] = 1
-            available = ones.reshape(clips, SAMPLES_PER_S, 1).sum(axis=1)
-        return total / available
+        return np.asarray(padded.reshape(clips, SAMPLES_PER_S, -1).sum(axis=1))
 
+    own = total(np.ones((length, 1), dtype=np.float32))
+    whole = np.full((clips, 1), SAMPLES_PER_S, dtype=np.float32)
+    whole[-1] = min(SAMPLES_PER_S, samples - (first + clips - 1) * SAMPLES_PER_S)
     # Hue and form are averaged over the object's own time; motion over the whole clip, so that an
     # object that comes or goes within the clip counts by its share.
-    hue, shape, motion = mean(codes.hue, False), mean(codes.shape, False), mean(codes.motion, True)
-    there = mean(np.ones((length, 1), dtype=np.float32), True)
-    # Short tracks are often noise, and what never has a clear colour is a stain of the background.
-    clear = float(track.rows[:, CONTRAST].max()) / _CLEAR_CONTRAST
-    trust = np.float32(min(1.0, len(track.index) / (2 * SAMPLES_PER_S)) * min(1.0, clear) ** 2)
+    hue, shape = total(codes.hue) / own, total(codes.shape) / own
+    motion, there = total(codes.motion) / whole, own / whole
     blocks = (
         _outer(hue, motion),
         _outer(shape, motion),
@@ -189,9 +197,7 @@ def _add_track(track: Track, camera: Floats, samples: int, features: Floats, cou
         shape * there,
         motion,
     )
-    row = np.concatenate(blocks, axis=1) * trust
-    features[first_clip : last_clip + 1, : row.shape[1]] += row
-    count[first_clip : last_clip + 1] += there[:, 0] * trust
+    return first, np.concatenate(blocks, axis=1), there[:, 0]
 
 
 def _outer(left: Floats, right: Floats) -> Floats:
@@ -207,7 +213,7 @@ def _per_clip(scene: Floats, samples: int, clips: int) -> Floats:
     there[:samples] = 1
     number = np.maximum(there.reshape(clips, SAMPLES_PER_S).sum(axis=1), 1)
     total: Floats = (rows * there[:, None]).reshape(clips, SAMPLES_PER_S, GLOBALS).sum(axis=1)
-    return total / number[:, None]
+    return np.asarray(total / number[:, None])
 
 
 def _encode_query(query: str) -> QueryFeatures:

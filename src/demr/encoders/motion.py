@@ -8,12 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from demr.encoders import objects as o
-from demr.encoders.objects import ORDERS, Floats, Track
+from demr.encoders.objects import ORDERS, Floats
+from demr.encoders.tracks import Track
 
 SAMPLES_PER_S = 8
 
 HUE_BINS = 12
-HUE_DIM = HUE_BINS + 3
+HUE_DIM = HUE_BINS + 2
 # Spread (1 is a disc) at which the soft bins of the form code sit.
 _SPREAD_KNOTS = np.array([1.0, 1.08, 1.22, 1.5])
 SHAPE_DIM = 1 + len(ORDERS) + len(_SPREAD_KNOTS)
@@ -22,7 +23,7 @@ MOTIONS = (
     "far_left", "far_right", "far_up", "far_down",
     "swing_x", "swing_y", "turn_cw", "turn_ccw",
     "grow", "shrink", "grow_long", "shrink_long",
-    "fade_in", "fade_out", "fade_in_long", "fade_out_long",
+    "fade_in", "fade_out",
     "flicker", "recolour",
     "recolour_long", "appear", "vanish",
     "still", "active_first", "active_second", "present",
@@ -34,7 +35,7 @@ _HARMONIC_FLOOR = 0.12
 
 
 def hue_code(rows: Floats) -> Floats:
-    """Soft circular histogram of hue, then dark, bright and strong colour.
+    """Soft circular histogram of hue, then brightness and strength of the colour.
 
     Args:
         rows: Regions, ``(n, COLUMNS)``.
@@ -46,10 +47,8 @@ def hue_code(rows: Floats) -> Floats:
     offset = np.abs((turn[:, None] - np.arange(HUE_BINS) + HUE_BINS / 2) % HUE_BINS - HUE_BINS / 2)
     code = np.zeros((len(rows), HUE_DIM), dtype=np.float32)
     code[:, :HUE_BINS] = np.maximum(1 - offset, 0)
-    bright = np.clip((rows[:, o.LIGHT] - 0.25) / 0.5, 0, 1)
-    code[:, HUE_BINS] = 1 - bright
-    code[:, HUE_BINS + 1] = bright
-    code[:, HUE_BINS + 2] = np.clip(rows[:, o.CONTRAST] / 0.8, 0, 1)
+    code[:, HUE_BINS] = np.clip((rows[:, o.LIGHT] - 0.25) / 0.5, 0, 1)
+    code[:, HUE_BINS + 1] = np.clip(rows[:, o.CONTRAST] / 0.8, 0, 1)
     return code
 
 
@@ -79,8 +78,9 @@ class TrackCodes:
 
     Args:
         track: The track.
-        camera: Cumulated shift of the camera at every sample of the video, ``(S, 2)``.
-        samples: Number of samples of the video, S.
+        camera: Place of the background at every sample of the video, ``(S, 2)``.
+        exposure: Mean lightness of every sample, ``(S,)``.
+        samples: Number of samples that the video has; the arrays may be longer.
 
     Attributes:
         first: Sample index of the first row.
@@ -89,7 +89,7 @@ class TrackCodes:
         motion: ``(n, MOTION_DIM)``.
     """
 
-    def __init__(self, track: Track, camera: Floats, samples: int) -> None:
+    def __init__(self, track: Track, camera: Floats, exposure: Floats, samples: int) -> None:
         index, rows = track.index, track.rows
         self.first = int(index[0])
         last = int(index[-1])
@@ -128,18 +128,18 @@ class TrackCodes:
         put("shrink", np.tanh(np.maximum(-growth, 0) / 0.15))
         put("grow_long", np.tanh(np.maximum(growth_long, 0) / 0.06))
         put("shrink_long", np.tanh(np.maximum(-growth_long, 0) / 0.06))
-        fade = _slope(np.log(np.maximum(contrast, 0.02)), 4)
-        fade_long = _slope(np.log(np.maximum(contrast, 0.02)), 12)
+        # A change of exposure strengthens all colours; a fade changes one object alone.
+        light = np.log(np.maximum(exposure[self.first : last + 1], 0.02))
+        fade = _slope(np.log(np.maximum(contrast, 0.02)) - light, 4)
         put("fade_in", np.tanh(np.maximum(fade, 0) / 0.25))
         put("fade_out", np.tanh(np.maximum(-fade, 0) / 0.25))
-        put("fade_in_long", np.tanh(np.maximum(fade_long, 0) / 0.1))
-        put("fade_out_long", np.tanh(np.maximum(-fade_long, 0) / 0.1))
         visible = np.where(seen, contrast, 0)
         step = np.abs(np.diff(visible, prepend=visible[:1])) / max(float(contrast.max()), 0.02)
         flicker = _box(np.where(step > 0.3, step, 0), 9) * 9
         put("flicker", np.tanh(flicker / 2))
         # Faint colour has a noisy hue: average with the strength of the colour.
-        hue = _smooth5(rows[:, [o.HUE_COS, o.HUE_SIN]].T * rows[:, o.CONTRAST])
+        colour = rows[:, [o.HUE_COS, o.HUE_SIN]].T * rows[:, o.CONTRAST]
+        hue = np.stack([_smooth(_smooth(values)) for values in colour])
         hue = (hue / np.maximum(np.hypot(*hue), 1e-3))[:, _nearest(index, time)]
         recolour = np.hypot(*_difference(hue, 4))
         put("recolour", np.tanh(recolour / 0.3))
@@ -171,7 +171,6 @@ class TrackCodes:
     @staticmethod
     def _shape(index: NDArray[np.int64], rows: Floats, time: NDArray[np.int64]) -> Floats:
         """Form code, averaged over some seconds and over whole, unhidden sights."""
-        area = rows[:, o.AREA]
         weight = np.where(rows[:, o.BORDER] > 0, 0.05, 1.0) * np.clip(rows[:, o.CONTRAST], 0.02, 1)
         around = np.array(
             [
@@ -186,7 +185,6 @@ class TrackCodes:
         width = 8 * SAMPLES_PER_S + 1
         mean = np.stack([_box(values, width) for values in around])
         mean = mean[1:] / mean[0]
-        del area
         return shape_code(
             mean[1:].T.astype(np.float32), np.maximum(mean[0], 0.5).astype(np.float32)
         )
@@ -240,18 +238,9 @@ def _box(values: NDArray[np.floating], width: int) -> NDArray[np.float64]:
     return (total[width:] - total[:-width]) / width
 
 
-def _smooth(values: NDArray[np.floating]) -> NDArray[np.floating]:
-    wide = _padded(values, 1, 1)
-    return (wide[:-2] + 2 * wide[1:-1] + wide[2:]) / 4
-
-
-def _smooth5(values: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Weights 1 2 3 2 1 along the last axis."""
-    wide = _padded(values, 2, 2)
-    return (
-        wide[..., :-4] + 2 * wide[..., 1:-3] + 3 * wide[..., 2:-2] + 2 * wide[..., 3:-1]
-        + wide[..., 4:]
-    ) / 9
+def _smooth(values: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Weights 1 2 1."""
+    return np.convolve(_padded(values, 1, 1), (0.25, 0.5, 0.25), mode="valid")
 
 
 def _difference(values: NDArray[np.floating], reach: int) -> NDArray[np.floating]:

@@ -1,9 +1,8 @@
-"""Objects of a video without a detector: coloured regions of each frame, linked into tracks.
+"""Objects of a frame without a detector: regions of one colour.
 
 A frame's background is its most common colour; what differs from it in chroma is foreground. The
-hues of the foreground are cut at the valleys of their own histogram, connected pixels of one hue
-make a region, and regions of neighbouring frames are linked by place, hue and size. Nothing here
-knows which colours or forms to expect.
+hues of the foreground are cut at the valleys of their own histogram, and connected pixels of one
+hue make a region. Nothing here knows which colours or forms to expect.
 """
 
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
-from scipy.optimize import linear_sum_assignment
 
 Floats = NDArray[np.float32]
 
@@ -35,10 +33,6 @@ _NOISE_FACTOR = 5.0
 _TINT_REACH = 0.25
 _MIN_AREA = 8e-4
 _MIN_PIXELS = 6
-# Frames that an object may stay unseen (blinking, hidden) and still be the same one.
-_MAX_GAP = 10
-_MAX_COST = 2.2
-_MAX_ACTIVE = 32
 # Samples for which one reference picture serves to follow the camera.
 _REFERENCE_FRAMES = 80
 # Squared gradient that keeps the camera still where the background has no texture.
@@ -101,7 +95,9 @@ class FrameAnalyser:
         if min(height, width) < 16:
             return np.zeros((frames, 2), dtype=np.float32)
         # Shadows and soft edges move with an object: keep away from it.
-        hidden = ndimage.maximum_filter(foreground.view(np.uint8), size=(1, 5, 5))[:, 2:-2, 2:-2] > 0
+        hidden = (
+            ndimage.maximum_filter(foreground.view(np.uint8), size=(1, 5, 5))[:, 2:-2, 2:-2] > 0
+        )
         smooth = _blur(light)[:, 1:-1, 1:-1]
         if self._reference is None or self._reference[0].shape != smooth.shape[1:]:
             self._reference = (smooth[0], hidden[0])
@@ -134,7 +130,7 @@ class FrameAnalyser:
             self._reference = (smooth[-1], hidden[-1])
             self._origin = place[-1]
             self._age = 0
-        return place
+        return np.asarray(place)
 
 
 def _opponent(frames: NDArray[np.uint8]) -> tuple[Floats, Floats, Floats]:
@@ -149,9 +145,9 @@ def _opponent(frames: NDArray[np.uint8]) -> tuple[Floats, Floats, Floats]:
     else:
         parts = frames.astype(np.uint16)
         scale = np.float32(1)
-    red, green, blue = (parts[..., channel] * scale for channel in range(3))
-    alpha = red - (green + blue) * np.float32(0.5)
-    beta = (green - blue) * np.float32(np.sqrt(0.75))
+    red, green, blue = (np.asarray(parts[..., i] * scale, dtype=np.float32) for i in range(3))
+    alpha = np.asarray(red - (green + blue) * np.float32(0.5))
+    beta = np.asarray((green - blue) * np.float32(np.sqrt(0.75)))
     light = np.float32(0.3) * red + np.float32(0.59) * green + np.float32(0.11) * blue
     return alpha, beta, light
 
@@ -170,7 +166,7 @@ def _deviate_from_background(alpha: Floats, beta: Floats) -> tuple[Floats, Float
     for plane in (alpha, beta):
         sample = plane[:, ::step, ::step].reshape(len(plane), -1)
         centre = np.median(sample, axis=1)
-        plane -= centre[:, None, None]
+        np.subtract(plane, centre[:, None, None], out=plane)
         chroma += centre**2
     threshold = _threshold(alpha, beta, step)
     if min(alpha.shape[1:]) >= 16:
@@ -178,7 +174,9 @@ def _deviate_from_background(alpha: Floats, beta: Floats) -> tuple[Floats, Float
         threshold = _threshold(alpha, beta, step)
     deviation = np.sqrt(alpha**2 + beta**2)
     # Noise of one pixel passes, what its neighbours share stays.
-    near = ndimage.uniform_filter(deviation, size=(1, 3, 3)) if deviation.shape[1] > 8 else deviation
+    near = (
+        ndimage.uniform_filter(deviation, size=(1, 3, 3)) if deviation.shape[1] > 8 else deviation
+    )
     deviation[(near < threshold) | (deviation < threshold)] = 0
     return deviation, np.sqrt(chroma)
 
@@ -198,7 +196,7 @@ def _subtract_tint(alpha: Floats, beta: Floats, threshold: Floats) -> None:
 
     A wide moving mean over the background alone, of the batch's mean picture.
     """
-    frames, height, width = alpha.shape
+    _, height, width = alpha.shape
     small = (slice(None), slice(None, None, 2), slice(None, None, 2))
     free = (alpha[small] ** 2 + beta[small] ** 2 < threshold**2).astype(np.float32)
     reach = max(3, int(_TINT_REACH * height / 2) | 1)
@@ -206,7 +204,7 @@ def _subtract_tint(alpha: Floats, beta: Floats, threshold: Floats) -> None:
     for plane in (alpha, beta):
         tint = _wide_mean((plane[small] * free).mean(axis=0), reach) / (share + 0.05)
         full = tint.repeat(2, axis=0).repeat(2, axis=1)[:height, :width]
-        plane -= full
+        np.subtract(plane, full, out=plane)
 
 
 def _wide_mean(picture: Floats, reach: int) -> Floats:
@@ -314,7 +312,7 @@ def _describe(
     height, width = size
 
     def total(values: NDArray[np.floating]) -> NDArray[np.float64]:
-        return np.bincount(region, weights=values, minlength=count)
+        return np.bincount(region, weights=values, minlength=count).astype(np.float64, copy=False)
 
     # The mean weighted by itself leans to a region's core, away from its blended edge; a pixel of
     # the edge then counts by how much of it the object covers.
@@ -357,80 +355,3 @@ def _blur(planes: Floats) -> Floats:
     rows = planes[:, :-2] + 2 * planes[:, 1:-1] + planes[:, 2:]
     blurred: Floats = (rows[:, :, :-2] + 2 * rows[:, :, 1:-1] + rows[:, :, 2:]) / np.float32(16)
     return blurred
-
-
-@dataclass(frozen=True)
-class Track:
-    """One object through time.
-
-    Attributes:
-        index: Sample indices at which it was seen, increasing, ``(n,)``.
-        rows: Its regions, ``(n, COLUMNS)``.
-    """
-
-    index: NDArray[np.int64]
-    rows: Floats
-
-
-class Linker:
-    """Links the regions of one sample after the other into tracks.
-
-    Args:
-        min_length: Tracks seen less often are noise and are forgotten.
-    """
-
-    def __init__(self, min_length: int) -> None:
-        self._min_length = min_length
-        self._active: list[tuple[list[int], list[Floats]]] = []
-        self._finished: list[tuple[list[int], list[Floats]]] = []
-
-    def add(self, index: int, regions: Floats) -> None:
-        """Regions of sample ``index``; indices increase from call to call."""
-        self._retire(index)
-        matched: set[int] = set()
-        if self._active and len(regions):
-            cost = self._cost(index, regions)
-            for old, new in zip(*linear_sum_assignment(cost), strict=True):
-                if cost[old, new] < _MAX_COST:
-                    self._active[old][0].append(index)
-                    self._active[old][1].append(regions[new])
-                    matched.add(int(new))
-        for new in range(len(regions)):
-            if new not in matched:
-                self._active.append(([index], [regions[new]]))
-        if len(self._active) > _MAX_ACTIVE:
-            # The longest unseen go first; the order of the others stays.
-            ranked = sorted(range(len(self._active)), key=lambda i: -self._active[i][0][-1])
-            kept = set(ranked[:_MAX_ACTIVE])
-            self._finish([t for i, t in enumerate(self._active) if i not in kept])
-            self._active = [t for i, t in enumerate(self._active) if i in kept]
-
-    def tracks(self) -> list[Track]:
-        """All tracks up to now, in the order of their first sight."""
-        self._finish(self._active)
-        self._active = []
-        self._finished.sort(key=lambda track: track[0][0])
-        return [Track(np.array(index), np.stack(rows)) for index, rows in self._finished]
-
-    def _finish(self, tracks: list[tuple[list[int], list[Floats]]]) -> None:
-        self._finished += [track for track in tracks if len(track[0]) >= self._min_length]
-
-    def _retire(self, index: int) -> None:
-        if any(index - track[0][-1] > _MAX_GAP for track in self._active):
-            self._finish([t for t in self._active if index - t[0][-1] > _MAX_GAP])
-            self._active = [t for t in self._active if index - t[0][-1] <= _MAX_GAP]
-
-    def _cost(self, index: int, regions: Floats) -> Floats:
-        old = np.stack([rows[-1] for _, rows in self._active])[:, None]
-        gap = np.array([index - times[-1] for times, _ in self._active], dtype=np.float32)[:, None]
-        new = regions[None]
-        size = np.sqrt(np.maximum(old[..., AREA], new[..., AREA]))
-        distance = np.hypot(old[..., X] - new[..., X], old[..., Y] - new[..., Y]) / size
-        # An object unseen for longer may have gone further.
-        distance = distance / (1 + 0.15 * (gap - 1))
-        cosine = old[..., HUE_COS] * new[..., HUE_COS] + old[..., HUE_SIN] * new[..., HUE_SIN]
-        # Place outweighs hue: an object that changes colour where it is stays the same object.
-        hue = np.minimum((1 - cosine) * 2, 1)
-        area = np.abs(np.log(old[..., AREA] / new[..., AREA]))
-        cost: Floats = distance + hue + 0.5 * np.minimum(area, 2)
-        return cost
