@@ -13,6 +13,7 @@ from demr.annotations import (
     Annotation,
     read_annotations,
     read_annotations_with_report,
+    saliency_votes,
     tidy_query,
     write_annotations,
 )
@@ -243,6 +244,10 @@ def annotations(draw: st.DrawFn) -> Annotation:
         lambda window: window[0] != window[1]
     )
     ordered = bounds.map(lambda window: (min(window), max(window)))
+    whole = st.integers(0, 4).map(float)
+    votes = st.dictionaries(
+        st.integers(0, 99), st.lists(whole, min_size=1, max_size=4).map(tuple), max_size=4
+    )
     return Annotation(
         qid=draw(names),
         query=draw(st.text(min_size=1).filter(str.strip)),
@@ -252,7 +257,21 @@ def annotations(draw: st.DrawFn) -> Annotation:
         saliency=draw(st.none() | st.dictionaries(st.integers(0, 10**6), scores, max_size=4)),
         event=draw(st.none() | st.text(max_size=5)),
         kind=draw(st.sampled_from(["present", "absent", "vague", "unknown"])),
+        saliency_votes=draw(st.none() | votes),
     )
+
+
+def test_votes_are_kept_where_annotators_differ(file: Maker) -> None:
+    record = RECORD | {"relevant_clip_ids": [1, 2], "saliency_scores": [[4, 4, 1], [0, 0, 0]]}
+    (found,) = read_annotations(file(lines(record)))
+    assert found.saliency_votes == {1: (4.0, 4.0, 1.0), 2: (0.0, 0.0, 0.0)}
+    assert saliency_votes(found) == found.saliency_votes
+    (agreed,) = read_annotations(file(lines(record | {"saliency_scores": [[3] * 3, [1] * 3]})))
+    assert agreed.saliency_votes is None
+    assert agreed.saliency == {1: 0.75, 2: 0.25}
+    assert saliency_votes(agreed) == {1: (3.0,) * 3, 2: (1.0,) * 3}
+    assert saliency_votes(agreed, annotators=2)[1] == (3.0, 3.0)
+    assert saliency_votes(Annotation("1", "a dog", "v", 3.0, None)) == {}
 
 
 @given(
@@ -320,6 +339,9 @@ def test_nothing_and_repeated_qids_are_not_written(tmp_path: Path) -> None:
         {"windows_s": ((1.0, 3.1),)},
         {"windows_s": ((float("nan"), 2.0),)},
         {"saliency": {0: 1.5}},
+        {"saliency_votes": {0: (4.5,)}},
+        {"saliency_votes": {0: ()}},
+        {"saliency_votes": {-1: (1.0,)}},
     ],
 )
 def test_an_impossible_annotation_cannot_be_made(change: dict[str, Any]) -> None:

@@ -4,23 +4,21 @@ import gzip
 import json
 import math
 import os
-import re
 import tempfile
-import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from demr.annotation_formats import broken, in_seconds, json_records, read_text, text_records
 from demr.errors import AnnotationError
 
 Window = tuple[float, float]
 
+ANNOTATORS = 3  # a mean without votes is written as this many equal ones, as QVHighlights has
 MAX_SALIENCY = 4.0  # QVHighlights: each annotator gives 0 (very bad) to 4 (very good)
 ROUNDING_S = 0.05  # what one decimal of a second, or half a frame, can be off
 _NOISE_S = 1e-6  # floating point's own; cut as well, but nothing worth reporting
-_SHOWN = 80  # characters of a faulty value that a message repeats
-_TEXT_LINE = re.compile(r"^(?P<vid>\S+)\s+(?P<start>\S+)\s+(?P<end>\S+?)\s*##(?P<query>.*)$")
 
 
 @dataclass(frozen=True)
@@ -34,9 +32,12 @@ class Annotation:
         duration_s: Length of the video in seconds.
         windows_s: (start, end) in seconds, each ``0 <= start < end <= duration_s``. ``None``:
             nobody says where (test splits). ``()``: the moment is not in this video.
-        saliency: Clip index -> mean score in 0..1; clips left out were not scored.
+        saliency: Clip index -> mean score in 0..1; clips left out were not scored. Where
+            ``saliency_votes`` are given, their mean.
         event: Queries that name the same event are not each other's negatives.
         kind: What sort of query it is; the shapes world uses present, absent, vague and unknown.
+        saliency_votes: Clip index -> what each annotator gave, 0..4. ``None``, too, where three
+            agree on every clip: ``saliency`` says it all then, as in the files of many tools.
 
     Raises:
         AnnotationError: If a value breaks these rules.
@@ -50,23 +51,36 @@ class Annotation:
     saliency: Mapping[int, float] | None = field(default=None, hash=False)
     event: str | None = None
     kind: str = "present"
+    saliency_votes: Mapping[int, tuple[float, ...]] | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "query", tidy_query(self.query))
+        if self.saliency_votes is not None:
+            self._count_votes(self.saliency_votes)
         subject = f"query {self.qid!r}"
         for name in ("qid", "query", "vid"):
             value = getattr(self, name)
             if not value or not _is_writable(value):
-                raise _broken(subject, f"a {name} of printable text", repr(value))
+                raise broken(subject, f"a {name} of printable text", repr(value))
         if not (math.isfinite(self.duration_s) and self.duration_s > 0):
-            raise _broken(subject, "a duration above 0 s", repr(self.duration_s))
+            raise broken(subject, "a duration above 0 s", repr(self.duration_s))
         for start, end in self.windows_s or ():
             if not 0 <= start < end <= self.duration_s:
                 expected = f"windows with 0 <= start < end <= {self.duration_s:g} s"
-                raise _broken(subject, expected, f"{start!r} to {end!r}")
+                raise broken(subject, expected, f"{start!r} to {end!r}")
         for clip, score in (self.saliency or {}).items():
             if clip < 0 or not 0 <= score <= 1:
-                raise _broken(subject, "saliency in 0..1 for clips from 0", f"{score!r} at {clip}")
+                raise broken(subject, "saliency in 0..1 for clips from 0", f"{score!r} at {clip}")
+
+    def _count_votes(self, given: Mapping[int, tuple[float, ...]]) -> None:
+        for clip, votes in given.items():
+            if not votes or not all(0 <= vote <= MAX_SALIENCY for vote in votes):
+                expected = f"saliency in 0..1 (votes of 0..{MAX_SALIENCY:g})"
+                raise broken(f"query {self.qid!r}", expected, f"{votes!r} at {clip}")
+        saliency = {clip: _mean(votes) / MAX_SALIENCY for clip, votes in given.items()}
+        object.__setattr__(self, "saliency", saliency)
+        if all(len(votes) == ANNOTATORS and len(set(votes)) == 1 for votes in given.values()):
+            object.__setattr__(self, "saliency_votes", None)
 
     @property
     def is_present(self) -> bool:
@@ -151,6 +165,21 @@ def tidy_query(query: str) -> str:
     return " ".join(query.split())
 
 
+def saliency_votes(
+    annotation: Annotation, annotators: int = ANNOTATORS
+) -> Mapping[int, tuple[float, ...]]:
+    """What each annotator gave each scored clip, 0..4.
+
+    Args:
+        annotation: A query with or without scores.
+        annotators: How many equal votes stand for a mean without votes.
+    """
+    if annotation.saliency_votes is not None:
+        return annotation.saliency_votes
+    means = annotation.saliency or {}
+    return {clip: (mean * MAX_SALIENCY,) * annotators for clip, mean in means.items()}
+
+
 def read_annotations(path: str | os.PathLike[str]) -> list[Annotation]:
     """Read a file of queries; see :func:`read_annotations_with_report`."""
     return read_annotations_with_report(path)[0]
@@ -180,13 +209,13 @@ def read_annotations_with_report(
             file and the line.
     """
     source = Path(path)
-    text = _read_text(source)
+    text = read_text(source)
     report = RepairReport()
     suffix = (source.with_suffix("") if source.suffix == ".gz" else source).suffix
     if suffix == ".txt" or (suffix not in (".json", ".jsonl") and "##" in text.partition("\n")[0]):
-        records = _text_records(source, text, durations_s or {}, report)
+        records, report.guessed_durations = text_records(source, text, durations_s or {})
     else:
-        records = _json_records(source, text)
+        records = list(json_records(source, text))
     annotations: list[Annotation] = []
     seen: dict[str, Annotation] = {}
     for place, fallback, record in records:
@@ -214,8 +243,8 @@ def read_annotations_with_report(
 def write_annotations(path: str | os.PathLike[str], annotations: Iterable[Annotation]) -> None:
     """Write JSON Lines with the field's keys, the whole file or nothing.
 
-    A name that ends in .gz makes a gzipped file. Reading it back gives equal annotations. A clip's
-    saliency is written as three equal scores of 0..4, the shape other tools expect.
+    A name that ends in .gz makes a gzipped file. Reading it back gives equal annotations. A mean
+    saliency without votes is written as three equal ones of 0..4, the shape other tools expect.
 
     Args:
         path: The file; folders above it are made, an old file is replaced.
@@ -280,7 +309,8 @@ def _record(annotation: Annotation) -> dict[str, Any]:
     }
     if annotation.saliency is not None:
         record["relevant_clip_ids"] = list(annotation.saliency)
-        record["saliency_scores"] = [[s * MAX_SALIENCY] * 3 for s in annotation.saliency.values()]
+        votes = saliency_votes(annotation)
+        record["saliency_scores"] = [list(votes[clip]) for clip in annotation.saliency]
     if annotation.event is not None:
         record["event"] = annotation.event
     if annotation.kind != _default_kind(annotation.windows_s):
@@ -292,125 +322,20 @@ def _default_kind(windows_s: Sequence[Window] | None) -> str:
     return "absent" if windows_s is not None and not windows_s else "present"
 
 
-def _read_text(source: Path) -> str:
-    try:
-        data = source.read_bytes()
-        if data[:2] == b"\x1f\x8b":
-            data = gzip.decompress(data)
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        place, got = f"{source}:{line}", f"byte 0x{data[error.start]:02x}"
-        raise AnnotationError(
-            place, expected="UTF-8 text", got=got, remedy="is this the right file?"
-        ) from error
-    except (OSError, EOFError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise AnnotationError(
-            str(source), expected="a file of queries", got=reason, remedy="check path and download"
-        ) from error
-
-
-def _json_records(source: Path, text: str) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    """(place for messages, ending of a made-up qid, record) of a JSON document or JSON Lines."""
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError):
-        document = None  # several lines of JSON, or broken: the line reader says where
-    if isinstance(document, dict) and "query" not in document and _is_captions(document):
-        yield from _caption_records(source, document)
-        return
-    if isinstance(document, list):
-        for number, record in enumerate(document, 1):
-            place = f"{source}: record {number}"
-            if not isinstance(record, dict):
-                raise _broken(place, "an object", repr(record))
-            yield place, str(number), record
-        return
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        place = f"{source}:{number}"
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise _broken(place, "one JSON object a line", repr(line.strip())) from error
-        if not isinstance(record, dict):
-            raise _broken(place, "one JSON object a line", repr(line.strip()))
-        yield place, str(number), record
-
-
-def _is_captions(document: Mapping[str, Any]) -> bool:
-    return bool(document) and all(
-        isinstance(entry, dict) and "timestamps" in entry and "sentences" in entry
-        for entry in document.values()
-    )
-
-
-def _caption_records(
-    source: Path, document: Mapping[str, Any]
-) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    for vid, entry in document.items():
-        place = f"{source}: video {vid!r}"
-        windows, sentences = entry["timestamps"], entry["sentences"]
-        if not (isinstance(windows, list) and isinstance(sentences, list)):
-            raise _broken(place, "lists of timestamps and sentences", "something else")
-        if len(windows) != len(sentences):
-            raise _broken(
-                place, "as many timestamps as sentences", f"{len(windows)} and {len(sentences)}"
-            )
-        timing = "video_duration" if "video_duration" in entry else "duration"
-        shared = {"vid": vid, **({"duration": entry[timing]} if timing in entry else {})}
-        for index, (window, sentence) in enumerate(zip(windows, sentences, strict=True)):
-            record = {**shared, "query": sentence, "relevant_windows": [window]}
-            yield f"{place}, sentence {index}", str(index), record
-
-
-def _text_records(
-    source: Path, text: str, durations_s: Mapping[str, float], report: RepairReport
-) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    parsed: list[tuple[int, str, Window, str]] = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        match = _TEXT_LINE.match(line.strip())
-        try:
-            if match is None:
-                raise ValueError("no match")
-            window = float(match["start"]), float(match["end"])
-        except ValueError as error:
-            got = repr(line.strip())
-            raise _broken(f"{source}:{number}", "'vid start end##sentence'", got) from error
-        parsed.append((number, match["vid"], window, match["query"]))
-    last: dict[str, float] = {}
-    for _, vid, window, _ in parsed:
-        last[vid] = max(last.get(vid, 0.0), *window)
-    report.guessed_durations = sum(vid not in durations_s for vid in last)
-    for number, vid, window, query in parsed:
-        duration = durations_s.get(vid, last[vid])
-        record = {
-            "vid": vid,
-            "duration": duration,
-            "query": query,
-            "relevant_windows": [list(window)],
-        }
-        yield f"{source}:{number}", str(number), record
-
-
 def _annotation(
     place: str, fallback: str, record: Mapping[str, Any], report: RepairReport
 ) -> Annotation:
     for key in ("query", "vid", "duration"):
         if key not in record:
-            raise _broken(place, f"the key {key!r}", f"{', '.join(record) or 'nothing'}")
-    record = _in_seconds(record)
+            raise broken(place, f"the key {key!r}", f"{', '.join(record) or 'nothing'}")
+    record = in_seconds(record)
     query, vid = record["query"], _name(place, "vid", record["vid"])
     if not isinstance(query, str) or not query.strip():
-        raise _broken(place, "a query of at least one word", repr(query))
+        raise broken(place, "a query of at least one word", repr(query))
     report.tidied += tidy_query(query) != query
     duration = _number(place, "duration", record["duration"])
     if duration <= 0:
-        raise _broken(place, "a duration above 0 s", repr(record["duration"]))
+        raise broken(place, "a duration above 0 s", repr(record["duration"]))
     windows = _windows(place, record.get("relevant_windows"), duration, report)
     if record.get("qid") is None:
         report.named += 1
@@ -419,29 +344,14 @@ def _annotation(
         qid = _name(place, "qid", record["qid"])
     event, kind = record.get("event"), record.get("kind", _default_kind(windows))
     if not isinstance(event, str | None) or not isinstance(kind, str):
-        raise _broken(place, "text under 'event' and 'kind'", f"{event!r} and {kind!r}")
-    saliency = _saliency(place, record)
+        raise broken(place, "text under 'event' and 'kind'", f"{event!r} and {kind!r}")
+    votes = _votes(place, record)
     try:
-        return Annotation(qid, query, vid, duration, windows, saliency, event, kind)
+        return Annotation(
+            qid, query, vid, duration, windows, None, event, kind, saliency_votes=votes
+        )
     except AnnotationError as error:
-        raise _broken(place, error.expected, error.got) from error
-
-
-def _in_seconds(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Turn a TVSum record (clips of 2 s, votes of 1..5 under ``label``) into the usual keys."""
-    votes = record.get("label")
-    if not isinstance(votes, list) or len(votes) != record["duration"]:
-        return record
-    if not all(
-        isinstance(clip, list) and all(vote in range(1, 6) for vote in clip) for clip in votes
-    ):
-        return record
-    return {
-        **record,
-        "duration": 2 * len(votes),
-        "relevant_clip_ids": list(range(len(votes))),
-        "saliency_scores": [[vote - 1 for vote in clip] for clip in votes],
-    }
+        raise broken(place, error.expected, error.got) from error
 
 
 def _windows(
@@ -451,12 +361,12 @@ def _windows(
         report.unknown += 1
         return None
     if not isinstance(value, list):
-        raise _broken(place, "a list of [start, end] under 'relevant_windows'", repr(value))
+        raise broken(place, "a list of [start, end] under 'relevant_windows'", repr(value))
     report.absent += not value
     kept: list[Window] = []
     for window in value:
         if not isinstance(window, list) or len(window) != 2:
-            raise _broken(place, "windows of [start, end]", repr(window))
+            raise broken(place, "windows of [start, end]", repr(window))
         start, end = (_number(place, "window", bound) for bound in window)
         if start > end:
             report.swapped += 1
@@ -476,41 +386,43 @@ def _windows(
     return tuple(kept)
 
 
-def _saliency(place: str, record: Mapping[str, Any]) -> dict[int, float] | None:
+def _votes(place: str, record: Mapping[str, Any]) -> dict[int, tuple[float, ...]] | None:
     clips, scores = record.get("relevant_clip_ids"), record.get("saliency_scores")
     if clips is None or scores is None:
         return None
     if not isinstance(clips, list) or not isinstance(scores, list) or len(clips) != len(scores):
-        raise _broken(place, "one saliency score list per relevant clip", "lists that do not match")
-    saliency: dict[int, float] = {}
+        raise broken(place, "one saliency score list per relevant clip", "lists that do not match")
+    kept: dict[int, tuple[float, ...]] = {}
     for clip, votes in zip(clips, scores, strict=True):
         if isinstance(clip, bool) or not isinstance(clip, int):
-            raise _broken(place, "whole clip numbers", repr(clip))
+            raise broken(place, "whole clip numbers", repr(clip))
         if not isinstance(votes, list) or not votes:
-            raise _broken(place, "a list of saliency scores per clip", repr(votes))
-        values = [_number(place, "saliency", vote) for vote in votes]
-        # Equal votes are taken as they are: their rounded mean may differ in the last bit, and
-        # what was written must come back the same.
-        mean = values[0] if len(set(values)) == 1 else math.fsum(values) / len(values)
-        saliency[clip] = mean / MAX_SALIENCY
-    return saliency
+            raise broken(place, "a list of saliency scores per clip", repr(votes))
+        kept[clip] = tuple([_number(place, "saliency", vote) for vote in votes])
+    return kept
+
+
+def _mean(votes: Sequence[float]) -> float:
+    # Equal votes are taken as they are: their rounded mean may differ in the last bit, and what
+    # was written must come back the same.
+    return votes[0] if len(set(votes)) == 1 else math.fsum(votes) / len(votes)
 
 
 def _number(place: str, name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _broken(place, f"a number as {name}", repr(value))
+        raise broken(place, f"a number as {name}", repr(value))
     try:
         number = float(value)
     except OverflowError:  # JSON's whole numbers know no bound
         number = math.inf
     if not math.isfinite(number):
-        raise _broken(place, f"a finite number as {name}", str(number))
+        raise broken(place, f"a finite number as {name}", str(number))
     return number
 
 
 def _name(place: str, key: str, value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
-        raise _broken(place, f"text or a whole number as {key}", repr(value))
+        raise broken(place, f"text or a whole number as {key}", repr(value))
     return str(value)
 
 
@@ -520,8 +432,3 @@ def _is_writable(text: str) -> bool:
     except UnicodeEncodeError:  # half of a surrogate pair, which JSON can spell and UTF-8 cannot
         return False
     return True
-
-
-def _broken(place: str, expected: str, got: str) -> AnnotationError:
-    shown = got if len(got) <= _SHOWN else got[:_SHOWN] + "..."
-    return AnnotationError(place, expected=expected, got=shown, remedy="correct the record")
