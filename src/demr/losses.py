@@ -114,8 +114,8 @@ def evidential_terms(
     """Likelihood and regulariser over the foreground, unweighted."""
     scored = nig
     if not weights.location_gradient:
-        scored = NormalInverseGamma(
-            nig.loc.detach(), nig.nu, nig.alpha, nig.beta, validate_args=False
+        scored = NormalInverseGamma.from_excess(
+            nig.loc.detach(), nig.nu, nig.excess, nig.beta, validate_args=False
         )
     nll = nig_nll(scored, targets.window_norm, targets.foreground)
     if weights.regularizer == "none":
@@ -172,14 +172,19 @@ def saliency_terms(output: ModelOutput, batch: Batch) -> tuple[Tensor, Tensor, T
     if len(rows) == 0:
         return zero, zero, zero
     positive = torch.multinomial(targets.foreground[rows].float(), 1)[:, 0]
-    intra = intra_loss(
-        output.saliency[rows], targets.saliency[rows], batch.video_mask[rows], positive
-    )
-    clips = F.normalize(output.clip_embedding.float(), dim=-1)
-    queries = F.normalize(output.query_embedding[rows].float(), dim=-1)
-    same = same_event(batch.event[rows])
-    inter = inter_loss(clips[rows, positive], queries, same)
-    contrast = _clip_contrast(clips[rows], targets.foreground[rows], batch.video_mask[rows], same)
+    # A matrix product under autocast would round similarities to bfloat16, whose steps, divided
+    # by the temperature, are as large as the differences that are learned from.
+    with torch.autocast(output.saliency.device.type, enabled=False):
+        intra = intra_loss(
+            output.saliency[rows], targets.saliency[rows], batch.video_mask[rows], positive
+        )
+        clips = F.normalize(output.clip_embedding.float(), dim=-1)
+        queries = F.normalize(output.query_embedding[rows].float(), dim=-1)
+        same = same_event(batch.event[rows])
+        inter = inter_loss(clips[rows, positive], queries, same)
+        contrast = _clip_contrast(
+            clips[rows], targets.foreground[rows], batch.video_mask[rows], same
+        )
     return intra, inter, contrast
 
 
