@@ -56,12 +56,8 @@ class Proposals:
 
     def __getitem__(self, keep: slice | NDArray[Any]) -> Self:
         """Select rows of every field alike."""
-        return type(self)(
-            **{
-                f.name: getattr(self, f.name)[keep] if f.name != "duration_s" else self.duration_s
-                for f in fields(self)
-            }
-        )
+        rows = (f.name for f in fields(self) if f.name != "duration_s")
+        return self.replace(**{name: getattr(self, name)[keep] for name in rows})
 
     def replace(self, **changes: Any) -> Self:
         """Return a copy with some fields exchanged."""
@@ -104,24 +100,32 @@ def decode(output: ModelOutput, mask: Tensor, duration_s: Tensor) -> list[Propos
         mask: True where a clip is valid, ``(B, L)``.
         duration_s: ``(B,)``.
     """
-    probability = output.foreground_logit.float().sigmoid()
-    columns = [
-        tensor.detach().double().cpu().numpy()
-        for tensor in (
-            output.nig.loc, probability, output.nig.nu, output.nig.alpha, output.nig.beta
-        )
-    ]  # fmt: skip
+    nig = output.nig
+    # The excess keeps the digits of alpha - 1 that float32 loses in alpha.
+    loc, logit, nu_all, excess, beta_all = (
+        tensor.detach().cpu().double()
+        for tensor in (nig.loc, output.foreground_logit, nig.nu, nig.excess, nig.beta)
+    )
+    columns: list[FloatArray] = [
+        tensor.numpy() for tensor in (loc, logit.sigmoid(), nu_all, 1 + excess, beta_all)
+    ]
     lengths = mask.sum(dim=1).tolist()
     records = []
     for index, length in enumerate(lengths):
-        window, foreground, nu, alpha, beta = (column[index, :length] for column in columns)
+        rows = [column[index, :length] for column in columns]
+        window, foreground, nu, alpha, beta = rows
         records.append(
             Proposals(
-                window, foreground, nu, alpha, beta,
-                clip_idx=np.arange(length), score=foreground,
+                window,
+                foreground,
+                nu,
+                alpha,
+                beta,
+                clip_idx=np.arange(length),
+                score=foreground,
                 duration_s=float(duration_s[index]),
             )
-        )  # fmt: skip
+        )
     return records
 
 
@@ -146,7 +150,8 @@ def window_iou(a: FloatArray, b: FloatArray) -> FloatArray:
     overlap = np.maximum(overlap, 0)
     length_a, length_b = a[:, 1] - a[:, 0], b[:, 1] - b[:, 0]
     union = length_a[:, None] + length_b[None, :] - overlap
-    return np.divide(overlap, union, out=np.zeros_like(overlap), where=union > 0)
+    iou: FloatArray = np.divide(overlap, union, out=np.zeros_like(overlap), where=union > 0)
+    return iou
 
 
 def suppress(windows: FloatArray, threshold: float, limit: int) -> NDArray[np.int64]:
@@ -202,18 +207,22 @@ def _fuse(ranked: Proposals, owner: NDArray[np.int64], keep: NDArray[np.int64]) 
     ``nu`` and ``alpha`` add (1/2 more ``alpha`` for each further member), the location is the
     nu-weighted mean, and ``beta`` grows by the disagreement (Ma et al. 2021, arXiv:2111.08456).
     Members weigh in with their foreground probability, relative to the best one: a clip that
-    hardly belongs to the moment has little to say about its boundaries.
+    hardly belongs to the moment has little to say about its boundaries. Members of equal
+    probability are summed exactly as in the paper.
     """
     kept = ranked[keep]
     loc, nu, alpha, beta = (np.empty((len(keep), 2)) for _ in range(4))
     for row, index in enumerate(keep):
         members = ranked[owner == index]
-        weight = (members.foreground / max(float(members.foreground.max()), 1e-12))[:, None]
+        best = float(members.foreground.max())
+        # Probabilities that underflowed to zero leave nothing to weigh by.
+        relative = members.foreground / best if best > 0 else np.ones(len(members))
+        weight = relative[:, None]
         evidence = weight * members.nu
         nu[row] = evidence.sum(axis=0)
         loc[row] = (evidence * members.window_norm).sum(axis=0) / nu[row]
         extra = weight.sum(axis=0) - 1
-        alpha[row] = 1 + (weight * (members.alpha - 1)).sum(axis=0) + extra / 2
+        alpha[row] = (weight * members.alpha).sum(axis=0) + extra / 2
         spread = (evidence * (members.window_norm - loc[row]) ** 2).sum(axis=0)
         beta[row] = (weight * members.beta).sum(axis=0) + spread / 2
     return kept.replace(window_norm=loc, nu=nu, alpha=alpha, beta=beta)
