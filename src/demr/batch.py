@@ -139,10 +139,14 @@ def collate(items: Sequence[Item]) -> Batch:
     """Pad items to a batch.
 
     Raises:
-        ValueError: If there is no item, or only some items carry targets or masked words.
+        ValueError: If there is no item, an item has no clip or no token, or only some items
+            carry targets or masked words.
     """
     if not items:
         raise ValueError("a batch needs at least one item")
+    if not all(len(item.video) and len(item.text) for item in items):
+        # Attention over nothing is NaN, which would spread to the whole training run.
+        raise ValueError("an item needs at least one clip and one token")
     video = pad_sequence([item.video for item in items], batch_first=True)
     text = pad_sequence([item.text for item in items], batch_first=True)
     targets = [item.targets for item in items if item.targets is not None]
