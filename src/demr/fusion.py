@@ -1,4 +1,4 @@
-"""Fusion of the two modalities: Reflective Flipped Fusion, and the plain partner it is ablated with."""
+"""Fusion of video and text: Reflective Flipped Fusion, and the plain partner of its ablation."""
 
 import torch
 import torch.nn.functional as F
@@ -53,7 +53,8 @@ class Attention(nn.Module):
         return self.out(attended.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        heads: Tensor = x.unflatten(-1, (self.heads, -1))
+        return heads.transpose(1, 2)
 
 
 class FeedForward(nn.Module):
