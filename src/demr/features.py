@@ -4,12 +4,15 @@ Training and inference both call :func:`prepare_video` and :func:`prepare_query`
 model was trained on and what it is asked about cannot differ.
 """
 
+import itertools
 import json
+import math
 import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -27,6 +30,7 @@ from demr.errors import FeatureError
 PACK_VERSION = 1
 ALIGN_ROWS = 2
 _SHARD_ROWS = 65_536
+_LARGEST = float(np.finfo(np.float16).max)
 
 
 def clip_spans(duration_s: float, clip_s: float, count: int | None = None) -> NDArray[np.float64]:
@@ -80,7 +84,8 @@ def prepare_video(video: VideoFeatures, identity: EncoderIdentity) -> tuple[Tens
         fractions of the duration) and those fractions ``(L, 2)``.
 
     Raises:
-        FeatureError: On a wrong width, a wrong number of rows, or values that are not finite.
+        FeatureError: On a wrong width, clip length or number of rows, or values that are not
+            finite.
     """
     features = np.asarray(video.features, np.float32)
     if features.ndim != 2 or features.shape[1] != identity.video_dim or not len(features):
@@ -88,6 +93,13 @@ def prepare_video(video: VideoFeatures, identity: EncoderIdentity) -> tuple[Tens
             f"features of {video.vid}",
             expected=f"a table of clips by {identity.video_dim} ({identity.spec})",
             got=f"shape {features.shape}",
+            remedy=f"extract them with --encoder {identity.spec}",
+        )
+    if video.clip_s != identity.clip_s or not 0 < video.duration_s < math.inf:
+        raise FeatureError(
+            f"features of {video.vid}",
+            expected=f"clips of {identity.clip_s:g} s ({identity.spec}) and a duration above 0 s",
+            got=f"clips of {video.clip_s:g} s and {video.duration_s:g} s",
             remedy=f"extract them with --encoder {identity.spec}",
         )
     wanted = clip_count(video.duration_s, video.clip_s)
@@ -110,10 +122,7 @@ def prepare_video(video: VideoFeatures, identity: EncoderIdentity) -> tuple[Tens
     if identity.normalization == "l2":
         offsets = np.cumsum([0, *(dim for _, dim in identity.streams)])
         features = np.concatenate(
-            [
-                _unit(features[:, low:high])
-                for low, high in zip(offsets[:-1], offsets[1:], strict=True)
-            ],
+            [_unit(features[:, low:high]) for low, high in itertools.pairwise(offsets)],
             axis=1,
         )
     fractions = span_fractions(video.duration_s, video.clip_s, len(features))
@@ -124,7 +133,7 @@ def prepare_query(query: QueryFeatures, identity: EncoderIdentity) -> Tensor:
     """Turn raw token features into the model's input, ``(T, Dt)``.
 
     Raises:
-        FeatureError: On a wrong width.
+        FeatureError: On a wrong width or values that are not finite.
     """
     features = np.asarray(query.features, np.float32)
     if features.ndim != 2 or features.shape[1] != identity.text_dim or not len(features):
@@ -133,6 +142,13 @@ def prepare_query(query: QueryFeatures, identity: EncoderIdentity) -> Tensor:
             expected=f"tokens by {identity.text_dim} ({identity.spec})",
             got=f"shape {features.shape}",
             remedy=f"encode it with {identity.spec}",
+        )
+    if not np.isfinite(features).all():
+        raise FeatureError(
+            f"features of query {query.query!r}",
+            expected="finite numbers",
+            got="NaN or infinity",
+            remedy="encode it again",
         )
     return torch.from_numpy(_unit(features) if identity.normalization == "l2" else features)
 
@@ -177,7 +193,8 @@ class FeaturePackWriter:
         """Append one video.
 
         Raises:
-            FeatureError: If the video is there already or its features do not fit the encoder.
+            FeatureError: If the video is there already, its features do not fit the encoder or
+                the range of float16, or the disk is full.
         """
         if video.vid in self._videos:
             raise FeatureError(
@@ -187,6 +204,13 @@ class FeaturePackWriter:
                 remedy="give the videos different names",
             )
         prepare_video(video, self._identity)
+        if np.abs(video.features).max() > _LARGEST:
+            raise FeatureError(
+                f"features of {video.vid}",
+                expected=f"values within {_LARGEST:g}, the range of float16",
+                got=f"{np.abs(video.features).max():g}",
+                remedy="scale the features before storing them",
+            )
         self._videos[video.vid] = {
             "shard": self._shard,
             "row": self._pending,
@@ -201,8 +225,34 @@ class FeaturePackWriter:
     def _flush(self) -> None:
         if self._rows:
             name = self._temporary / f"video-{self._shard:05d}.safetensors"
-            save_file({"features": np.concatenate(self._rows)}, name)
+            with self._disk_errors():
+                save_file({"features": np.concatenate(self._rows)}, name)
             self._rows, self._pending, self._shard = [], 0, self._shard + 1
+
+    @contextmanager
+    def _disk_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            raise FeatureError(
+                str(self._path),
+                expected="room to store the features",
+                got=f"{type(error).__name__}: {error}",
+                remedy="free disk space or choose another folder; nothing was left behind",
+            ) from error
+
+    def _publish(self) -> None:
+        self._flush()
+        index = {
+            "version": PACK_VERSION,
+            "encoder": self._identity.to_dict(),
+            "videos": self._videos,
+        }
+        with self._disk_errors():
+            (self._temporary / "index.json").write_text(json.dumps(index), encoding="utf-8")
+            # mkdtemp made it private; a pack is shared like any other data.
+            self._temporary.chmod(0o755)
+            self._temporary.rename(self._path)
 
     def __enter__(self) -> Self:
         """Start writing."""
@@ -215,17 +265,22 @@ class FeaturePackWriter:
         trace: TracebackType | None,
     ) -> None:
         """Publish the pack, or remove what was written if an error came."""
-        if kind is None:
-            self._flush()
-            index = {
-                "version": PACK_VERSION,
-                "encoder": self._identity.to_dict(),
-                "videos": self._videos,
-            }
-            (self._temporary / "index.json").write_text(json.dumps(index), encoding="utf-8")
-            self._temporary.rename(self._path)
-        else:
+        try:
+            if kind is None:
+                self._publish()
+        finally:
+            # After the renaming there is no such folder any more.
             shutil.rmtree(self._temporary, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """Where a pack keeps a video: rows ``row`` to ``row + rows`` of a shard."""
+
+    shard: Path
+    row: int
+    rows: int
+    duration_s: float
 
 
 class FeaturePack:
@@ -236,14 +291,15 @@ class FeaturePack:
             one encoder.
 
     Raises:
-        FeatureError: If the folder is no pack, of a newer version, or mixes encoders.
+        FeatureError: If the folder is no pack, of a newer version, mixes encoders, or has a video
+            twice.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         folders = [path] if (path / "index.json").exists() else sorted(path.glob("*/index.json"))
         folders = [folder if folder == path else folder.parent for folder in folders]
-        self._videos: dict[str, dict[str, Any]] = {}
+        self._videos: dict[str, _Entry] = {}
         self._shards: dict[Path, Any] = {}
         identities = [self._read_index(folder) for folder in folders or [path]]
         self.identity = identities[0]
@@ -260,10 +316,23 @@ class FeaturePack:
         try:
             index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
             version = int(index["version"])
+            if version > PACK_VERSION:
+                raise FeatureError(
+                    str(folder),
+                    expected=f"feature pack version {PACK_VERSION} or older",
+                    got=f"version {version}",
+                    remedy="upgrade demr",
+                )
             identity = EncoderIdentity.from_dict(index["encoder"])
-            for vid, entry in index["videos"].items():
-                shard = folder / f"video-{int(entry['shard']):05d}.safetensors"
-                self._videos[vid] = {**entry, "shard": shard}
+            videos = {
+                vid: _Entry(
+                    folder / f"video-{int(entry['shard']):05d}.safetensors",
+                    int(entry["row"]),
+                    int(entry["rows"]),
+                    float(entry["duration_s"]),
+                )
+                for vid, entry in index["videos"].items()
+            }
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise FeatureError(
                 str(folder),
@@ -271,13 +340,15 @@ class FeaturePack:
                 got=f"{type(error).__name__}: {error}",
                 remedy="extract or import the features again",
             ) from error
-        if version > PACK_VERSION:
+        twice = sorted(self._videos.keys() & videos.keys())
+        if twice:
             raise FeatureError(
                 str(folder),
-                expected=f"feature pack version {PACK_VERSION} or older",
-                got=f"version {version}",
-                remedy="upgrade demr",
+                expected="every video in one pack alone",
+                got=f"{twice[0]} in {self._videos[twice[0]].shard.parent.name} as well",
+                remedy="keep one of the two",
             )
+        self._videos |= videos
         return identity
 
     @property
@@ -305,12 +376,11 @@ class FeaturePack:
                 got="no features",
                 remedy="extract this video or drop its queries",
             )
-        shard: Path = entry["shard"]
-        low = int(entry["row"])
+        shard = entry.shard
         try:
             if shard not in self._shards:
                 self._shards[shard] = safe_open(shard, framework="numpy")
-            rows = self._shards[shard].get_slice("features")[low : low + int(entry["rows"])]
+            rows = self._shards[shard].get_slice("features")[entry.row : entry.row + entry.rows]
         except (OSError, SafetensorError) as error:
             raise FeatureError(
                 str(shard),
@@ -318,9 +388,7 @@ class FeaturePack:
                 got=f"{type(error).__name__}: {error}",
                 remedy="extract the features again",
             ) from error
-        return VideoFeatures(
-            vid, float(entry["duration_s"]), self.identity.clip_s, rows.astype(np.float32)
-        )
+        return VideoFeatures(vid, entry.duration_s, self.identity.clip_s, rows.astype(np.float32))
 
     def __iter__(self) -> Iterator[VideoFeatures]:
         for vid in self._videos:
@@ -351,6 +419,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
+        temporary.chmod(0o644)  # mkstemp makes files that only their owner can read
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,0 +1,334 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import safetensors
+
+from demr import features
+from demr.encoders.base import EncoderIdentity, QueryFeatures, VideoFeatures
+from demr.errors import FeatureError
+from demr.features import (
+    FeaturePack,
+    FeaturePackWriter,
+    align_streams,
+    atomic_path,
+    clip_spans,
+    feature_deviation,
+    prepare_query,
+    prepare_video,
+)
+
+IDENTITY = EncoderIdentity("fake", "1", 2.0, (("colour", 2), ("motion", 3)), 4, "l2")
+RAW = replace(IDENTITY, normalization="none")
+
+
+def video(
+    vid: str = "v", duration_s: float = 7.0, rows: int | None = None, seed: int = 0
+) -> VideoFeatures:
+    count = len(clip_spans(duration_s, 2.0)) if rows is None else rows
+    table = np.random.default_rng(seed).normal(size=(count, 5)).astype(np.float32)
+    return VideoFeatures(vid, duration_s, 2.0, table)
+
+
+def query(table: npt.ArrayLike) -> QueryFeatures:
+    array = np.asarray(table, np.float32)
+    return QueryFeatures("a dog", array, ("a", "dog"), np.arange(len(array)))
+
+
+def test_each_stream_is_normalised_alone() -> None:
+    table = np.array([[3, 4, 0, 0, 2], [0, 0, 1, 2, 2]], np.float32)
+    prepared, _ = prepare_video(VideoFeatures("v", 4.0, 2.0, table), IDENTITY)
+    expected = [[0.6, 0.8, 0, 0, 1, 0, 0.5], [0, 0, 1 / 3, 2 / 3, 2 / 3, 0.5, 1]]
+    np.testing.assert_allclose(prepared, expected, rtol=1e-6)
+    prepared, _ = prepare_video(VideoFeatures("v", 4.0, 2.0, table), RAW)
+    np.testing.assert_array_equal(prepared[:, :5], table)
+
+
+def test_the_last_clip_ends_with_the_video() -> None:
+    np.testing.assert_allclose(clip_spans(7.0, 2.0), [[0, 2], [2, 4], [4, 6], [6, 7]])
+    prepared, fractions = prepare_video(video(), IDENTITY)
+    assert prepared.shape == (4, 7)
+    np.testing.assert_allclose(fractions * 7, clip_spans(7.0, 2.0), rtol=1e-6)
+    np.testing.assert_array_equal(prepared[:, 5:], fractions)
+    assert prepare_video(video(duration_s=0.3), IDENTITY)[1].tolist() == [[0, 1]]
+
+
+@pytest.mark.parametrize(("rows", "kept"), [(2, 2), (3, 3), (4, 4), (5, 4), (6, 4)])
+def test_one_or_two_rows_off_are_accepted(rows: int, kept: int) -> None:
+    given = video(rows=rows)
+    prepared, fractions = prepare_video(given, RAW)
+    np.testing.assert_array_equal(prepared[:, :5], given.features[:kept])
+    # The rows that are there keep their times: missing ones are missing at the end.
+    np.testing.assert_allclose(fractions * 7, clip_spans(7.0, 2.0)[:kept], rtol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [1, 7])
+def test_three_rows_off_are_refused(rows: int) -> None:
+    with pytest.raises(FeatureError, match=f"of v: expected 4 rows for 7 s .* got {rows} rows"):
+        prepare_video(video(rows=rows), IDENTITY)
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (4, 6), (20,), (0, 5), (4, 5, 1)])
+def test_another_width_is_refused(shape: tuple[int, ...]) -> None:
+    given = VideoFeatures("v", 7.0, 2.0, np.zeros(shape, np.float32))
+    with pytest.raises(FeatureError, match=r"of v: expected a table of clips by 5 \(fake@1\)"):
+        prepare_video(given, IDENTITY)
+
+
+def test_the_row_that_is_not_finite_is_named() -> None:
+    for value in (np.nan, np.inf):
+        given = video()
+        given.features[2, 4] = value
+        with pytest.raises(FeatureError, match=r"of v: .*NaN or infinity in row 2"):
+            prepare_video(given, IDENTITY)
+    given = video(rows=5)
+    given.features[4] = np.nan
+    prepare_video(given, IDENTITY)  # past the end of the video, where nobody reads
+
+
+@pytest.mark.parametrize(
+    "change", [{"clip_s": 1.0}, {"duration_s": 0.0}, {"duration_s": float("nan")}]
+)
+def test_other_clips_and_impossible_durations_are_refused(change: dict[str, float]) -> None:
+    with pytest.raises(FeatureError, match="clips of 2 s"):
+        prepare_video(replace(video(), **change), IDENTITY)  # type: ignore[arg-type]
+
+
+def test_the_input_is_not_changed() -> None:
+    given = video()
+    before = given.features.copy()
+    prepared, _ = prepare_video(given, RAW)
+    prepared += 1
+    np.testing.assert_array_equal(given.features, before)
+
+
+def test_queries() -> None:
+    table = [[3, 0, 4, 0], [0, 0, 0, 0]]
+    expected = [[0.6, 0.0, 0.8, 0.0], [0.0] * 4]
+    np.testing.assert_allclose(prepare_query(query(table), IDENTITY), expected)
+    np.testing.assert_array_equal(prepare_query(query(table), RAW), table)
+    for wrong in ([[1, 2, 3]], np.zeros((0, 4)), [1, 2, 3, 4]):
+        with pytest.raises(FeatureError, match="query 'a dog': expected tokens by 4"):
+            prepare_query(query(wrong), IDENTITY)
+    with pytest.raises(FeatureError, match="query 'a dog': expected finite numbers"):
+        prepare_query(query([[1, np.nan, 0, 0]]), IDENTITY)
+
+
+def test_streams_are_cut_to_the_shortest() -> None:
+    a, b = np.arange(8, dtype=np.float16).reshape(4, 2), np.arange(5, dtype=np.float64)[:, None]
+    np.testing.assert_array_equal(
+        align_streams({"a": a, "b": b}, "v"), np.concatenate([a, b[:4]], axis=1)
+    )
+    assert align_streams({"a": a[:2], "b": b[:4]}, "v").shape == (2, 3)
+    assert align_streams({"a": a}, "v").dtype == np.float32
+    with pytest.raises(FeatureError, match=r"features of v: .* got 2 of a, 5 of b"):
+        align_streams({"a": a[:2], "b": b}, "v")
+
+
+def write(path: Path, *videos: VideoFeatures, identity: EncoderIdentity = IDENTITY) -> Path:
+    with FeaturePackWriter(path, identity) as writer:
+        for one in videos:
+            writer.add(one)
+    return path
+
+
+def test_a_pack_gives_back_what_it_got_in_half_precision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features, "_SHARD_ROWS", 5)
+    videos = [video(f"v{i}", 3.0 + 2 * i, seed=i) for i in range(5)]
+    path = write(tmp_path / "deep" / "pack", *videos)
+    assert len(list(path.glob("video-*.safetensors"))) == 3
+    pack = FeaturePack(path)
+    assert pack.identity == IDENTITY
+    assert pack.vids == ("v0", "v1", "v2", "v3", "v4")
+    assert len(pack) == 5
+    assert "v3" in pack
+    assert "v5" not in pack
+    for found, given in zip(pack, videos, strict=True):
+        assert (found.vid, found.duration_s, found.clip_s) == (given.vid, given.duration_s, 2.0)
+        assert found.features.dtype == np.float32
+        np.testing.assert_array_equal(
+            found.features, given.features.astype(np.float16).astype(np.float32)
+        )
+    with pytest.raises(FeatureError, match="video v5: expected one of the 5 videos"):
+        pack["v5"]
+
+
+def test_shards_are_opened_once_and_only_when_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features, "_SHARD_ROWS", 4)
+    path = write(tmp_path / "pack", video("a"), video("b"))
+    opened: list[str] = []
+    original = safetensors.safe_open
+
+    def counted(name: Path, framework: str) -> Any:
+        opened.append(Path(name).name)
+        return original(name, framework=framework)
+
+    monkeypatch.setattr(features, "safe_open", counted)
+    pack = FeaturePack(path)
+    assert opened == []
+    for _ in range(3):
+        pack["b"]
+    assert opened == ["video-00001.safetensors"]
+
+
+def test_stored_and_fresh_features_prepare_alike(tmp_path: Path) -> None:
+    given = video(seed=3)
+    pack = FeaturePack(write(tmp_path / "pack", given))
+    stored, stored_fractions = prepare_video(pack["v"], pack.identity)
+    fresh, fresh_fractions = prepare_video(given, IDENTITY)
+    np.testing.assert_allclose(stored, fresh, atol=1e-3)
+    np.testing.assert_array_equal(stored_fractions, fresh_fractions)
+
+
+@pytest.mark.parametrize("wrong", ["twice", "width", "nan", "range", "interrupt"])
+def test_an_error_inside_leaves_nothing(tmp_path: Path, wrong: str) -> None:
+    bad = video("b")
+    message = {"twice": "every video once", "width": "by 5", "nan": "row 1", "range": "float16"}
+    if wrong == "nan":
+        bad.features[1, 0] = np.nan
+    elif wrong == "range":
+        bad.features[1, 0] = 70_000
+    elif wrong == "width":
+        bad = replace(bad, features=np.zeros((4, 2), np.float32))
+    elif wrong == "twice":
+        bad = video("a")
+    if wrong == "interrupt":
+        with pytest.raises(KeyboardInterrupt), FeaturePackWriter(tmp_path / "p", IDENTITY):
+            raise KeyboardInterrupt
+    else:
+        with pytest.raises(FeatureError, match=message[wrong]):
+            write(tmp_path / "p", video("a"), bad)
+    assert not list(tmp_path.iterdir())
+
+
+def full_disk(*_: object, **__: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "save_file", full_disk)
+    with pytest.raises(FeatureError, match="No space left"):
+        write(tmp_path / "p", video())
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_existing_folder_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "p", video())
+    before = sorted(path.iterdir())
+    with pytest.raises(FeatureError, match="a new folder"):
+        FeaturePackWriter(path, IDENTITY)
+    assert sorted(path.iterdir()) == before
+    assert path.stat().st_mode & 0o077 == 0o055
+
+
+def change_index(path: Path, **values: Any) -> None:
+    file = path / "index.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def test_a_newer_pack_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "p", video())
+    # A newer form may store anything: that it is newer must come first.
+    change_index(path, version=2, encoder={"other": "keys"})
+    with pytest.raises(FeatureError, match="version 1 or older, got version 2; upgrade"):
+        FeaturePack(path)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"version": None},
+        {"encoder": {"name": "x"}},
+        {"encoder": 3},
+        {"videos": []},
+        {"videos": {"v": {"shard": 0}}},
+        {"videos": {"v": {"shard": 0, "row": "x", "rows": 1, "duration_s": 1}}},
+        {"videos": {"v": 3}},
+    ],
+)
+def test_a_damaged_index_is_refused(tmp_path: Path, values: dict[str, Any]) -> None:
+    path = write(tmp_path / "p", video())
+    change_index(path, **values)
+    with pytest.raises(FeatureError):
+        FeaturePack(path)
+
+
+def test_a_missing_or_broken_index_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "p", video())
+    (path / "index.json").write_text('{"version": 1, "enc')
+    with pytest.raises(FeatureError, match="JSONDecodeError"):
+        FeaturePack(path)
+    (path / "index.json").write_text("[]")
+    with pytest.raises(FeatureError, match="a folder with a feature pack"):
+        FeaturePack(path)
+    (path / "index.json").unlink()
+    for folder in (path, tmp_path, tmp_path / "missing"):
+        with pytest.raises(FeatureError, match=r"a folder with a feature pack \(index\.json"):
+            FeaturePack(folder)
+
+
+def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "p", video())
+    shard = path / "video-00000.safetensors"
+    data = shard.read_bytes()
+    for damaged in (data[:-3], data[:5], b""):
+        shard.write_bytes(damaged)
+        with pytest.raises(FeatureError, match=r"video-00000\.safetensors: .* features of v"):
+            FeaturePack(path)["v"]
+    shard.unlink()
+    with pytest.raises(FeatureError, match=r"video-00000\.safetensors: .* features of v"):
+        FeaturePack(path)["v"]
+    shard.write_bytes(data)
+    change_index(path, videos={"v": {"shard": 0, "row": 2, "rows": 4, "duration_s": 7.0}})
+    with pytest.raises(FeatureError, match="a complete shard"):
+        FeaturePack(path)["v"]
+
+
+def test_a_folder_of_packs(tmp_path: Path) -> None:
+    write(tmp_path / "train", video("a"), video("b"))
+    write(tmp_path / "val", video("c", 3.0))
+    pack = FeaturePack(tmp_path)
+    assert pack.vids == ("a", "b", "c")
+    assert pack["c"].duration_s == 3.0
+    write(tmp_path / "zz", video("d"), identity=RAW)
+    with pytest.raises(FeatureError, match=r"packs of one encoder \(fake@1\)"):
+        FeaturePack(tmp_path)
+
+
+def test_a_video_in_two_packs_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "train", video("a"))
+    write(tmp_path / "val", video("a", 3.0))
+    with pytest.raises(FeatureError, match="a in train as well"):
+        FeaturePack(tmp_path)
+
+
+def test_deviation_over_all_clips() -> None:
+    videos = [video("a", seed=1), video("b", 3.0, seed=2)]
+    together = np.concatenate([one.features for one in videos])
+    np.testing.assert_allclose(feature_deviation(videos), together.std(axis=0), rtol=1e-5)
+
+
+def test_atomic_path(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "a.json"
+    with atomic_path(target) as path:
+        path.write_text("old")
+    assert target.read_text() == "old"
+    assert target.stat().st_mode & 0o777 == 0o644
+
+    def fail() -> None:
+        with atomic_path(target) as path:
+            path.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert target.read_text() == "old"
+    assert list(target.parent.iterdir()) == [target]
