@@ -283,10 +283,9 @@ def _true_window(window: FloatArray, truths: Sequence[tuple[float, float]]) -> F
     """The true window of highest IoU; of several (or none overlapping) the nearest, ``(2,)``."""
     table = np.asarray(truths, dtype=np.float64)
     best: FloatArray = table[0]
-    if len(table) == 1:
-        return best
-    distance = np.abs(table - window).sum(axis=1)
-    best = table[np.lexsort((distance, -iou_matrix(window[None], table)[0]))[0]]
+    if len(table) > 1:
+        distance = np.abs(table - window).sum(axis=1)
+        best = table[np.lexsort((distance, -iou_matrix(window[None], table)[0]))[0]]
     return best
 
 
