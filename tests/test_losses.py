@@ -53,8 +53,8 @@ def item(clips: int, windows: list[tuple[float, float]], *, event: int = -1, see
 def present() -> list[Item]:
     return [
         item(9, [(0.1, 0.5)], event=3),
-        item(6, [(0.5, 0.9), (0.0, 0.2)], event=3),
-        item(8, [(0.3, 0.8)], event=5),
+        item(6, [(0.5, 0.9), (0.0, 0.2)], event=4),
+        item(8, [(0.3, 0.8)], event=3),
         item(5, [(0.9, 0.95)], seed=1),
     ]
 
@@ -258,7 +258,7 @@ def test_same_event() -> None:
 
 @pytest.mark.usefixtures("_first")
 def test_saliency_terms_against_the_loop() -> None:
-    items = [*present(), item(7, []), item(4, [(0.0, 1.0)], event=5)]
+    items = [*present(), item(7, []), item(4, [(0.0, 1.0)], event=4)]
     model, batch = build(), collate(items)
     output = model(batch)
     clips, queries = output.clip_embedding, output.query_embedding
@@ -305,6 +305,11 @@ def test_positives_are_drawn_from_the_foreground() -> None:
         values.add((intra.item(), inter.item(), contrast.item()))
     assert len(values) == 1
     assert values.pop()[2] == 0  # no moment of two clips
+
+
+def test_padding_is_no_negative_of_a_moment_that_fills_its_video() -> None:
+    model, batch = build(), collate([item(4, [(0.0, 1.0)]), item(9, [])])
+    assert [term.item() for term in saliency_terms(model(batch), batch)] == [0.0, 0.0, 0.0]
 
 
 # --- the sum ----------------------------------------------------------------------------------

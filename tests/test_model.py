@@ -278,6 +278,9 @@ def test_bfloat16_autocast_keeps_the_evidence_in_float32(fusion: Fusion) -> None
     nig = output.nig
     for tensor in (nig.loc, nig.nu, nig.alpha, nig.beta, output.foreground_logit, output.saliency):
         assert tensor.dtype == torch.float32
+    # The sigmoid, too, ran in float32: its results do not fit into bfloat16.
+    offset = (nig.loc - batch.centre_norm[..., None]).abs()
+    assert (offset - offset.bfloat16().float()).abs().max() > 1e-5
     torch.testing.assert_close(
         nig.loc[batch.video_mask], exact.nig.loc[batch.video_mask], rtol=0, atol=0.02
     )
