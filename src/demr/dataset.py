@@ -13,7 +13,7 @@ from demr.annotations import Annotation
 from demr.batch import Item, make_targets
 from demr.encoders.base import Encoder, QueryFeatures
 from demr.errors import FeatureError
-from demr.features import FeaturePack, prepare_query, prepare_video
+from demr.features import ALIGN_ROWS, FeaturePack, prepare_query, prepare_video
 from demr.reconstruction import Vocabulary, plan_mask
 from demr.words import maskable_words
 
@@ -49,7 +49,8 @@ class MomentDataset(Dataset[Item]):
         masking: Hide words for query reconstruction; None outside stage 1.
 
     Raises:
-        FeatureError: If the pack is another encoder's, or a video is missing.
+        FeatureError: If the pack is another encoder's, a video is missing, or its duration is
+            not the annotated one.
     """
 
     def __init__(
@@ -70,13 +71,28 @@ class MomentDataset(Dataset[Item]):
         self.masking = masking
         self.epoch = 0
         self._videos: dict[str, tuple[Tensor, Tensor]] = {}
+        self._duration_s: dict[str, float] = {}
         for vid in sorted({annotation.vid for annotation in annotations}):
-            self._videos[vid] = prepare_video(pack[vid], pack.identity)
+            video = pack[vid]
+            self._videos[vid] = prepare_video(video, pack.identity)
+            self._duration_s[vid] = video.duration_s
+        for annotation in annotations:
+            self._check_duration(annotation, pack)
         self._identity = pack.identity
         self._queries = encoder.encode_queries([a.query for a in annotations])
         self._texts = [prepare_query(query, pack.identity) for query in self._queries]
         names = sorted({a.event for a in annotations if a.event is not None})
         self._event_ids = {name: index for index, name in enumerate(names)}
+
+    def _check_duration(self, annotation: Annotation, pack: FeaturePack) -> None:
+        duration = self._duration_s[annotation.vid]
+        if abs(annotation.duration_s - duration) > ALIGN_ROWS * pack.identity.clip_s:
+            raise FeatureError(
+                f"query {annotation.qid!r}",
+                expected=f"a video {annotation.vid} of {duration:g} s, as in {pack.path}",
+                got=f"{annotation.duration_s:g} s",
+                remedy="are these the annotations of this video?",
+            )
 
     def __len__(self) -> int:
         return len(self.annotations)
@@ -89,10 +105,13 @@ class MomentDataset(Dataset[Item]):
         """One item; in stage 1 with a freshly drawn mask."""
         annotation = self.annotations[index]
         video, span_norm = self._videos[annotation.vid]
+        duration = self._duration_s[annotation.vid]
         targets = None
         if annotation.windows_s is not None:
+            # Sources differ by seconds about how long a video is. Clips are fractions of what the
+            # features say, and so must windows be, or the two would drift apart.
             windows = [
-                (start / annotation.duration_s, end / annotation.duration_s)
+                (_inside(start, duration), _inside(end, duration))
                 for start, end in annotation.windows_s
             ]
             targets = make_targets(windows, span_norm, _saliency(annotation, len(span_norm)))
@@ -100,7 +119,7 @@ class MomentDataset(Dataset[Item]):
             video=video,
             text=self._texts[index],
             span_norm=span_norm,
-            duration_s=annotation.duration_s,
+            duration_s=duration,
             targets=targets,
             event=-1 if annotation.event is None else self._event_ids[annotation.event],
         )
@@ -204,6 +223,10 @@ def check_videos(annotations: Sequence[Annotation], pack: FeaturePack, source: P
             got=f"{len(missing)} videos without, such as {missing[0]}",
             remedy="extract them or drop their queries",
         )
+
+
+def _inside(time_s: float, duration_s: float) -> float:
+    return min(time_s / duration_s, 1.0)
 
 
 def _saliency(annotation: Annotation, length: int) -> Tensor | None:
