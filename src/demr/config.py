@@ -14,6 +14,9 @@ Count = Annotated[int, Field(ge=0)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
 
+# An impossible date is a ValueError of its own, a thousand brackets a RecursionError.
+_NO_YAML = (yaml.YAMLError, ValueError, RecursionError)
+
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
@@ -213,7 +216,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
             got=type(error).__name__,
             remedy="check the path; recipes are in configs/",
         ) from error
-    except yaml.YAMLError as error:
+    except _NO_YAML as error:
         raise ConfigError(
             str(path), expected="valid YAML", got=str(error), remedy="mend the file"
         ) from error
@@ -289,7 +292,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
         target = nested
     try:
         target[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except _NO_YAML as error:
         raise ConfigError(
             f"--set {override}", expected="a YAML value", got=text, remedy="quote it"
         ) from error
