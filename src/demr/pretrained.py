@@ -1,6 +1,7 @@
 """A model on disk: ``model.safetensors`` and ``config.json``, all that loading needs."""
 
 import json
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,7 @@ class Pretrained:
 
 
 def save_pretrained(folder: Path, pretrained: Pretrained, half: bool = False) -> None:
-    """Write a model atomically, file by file.
+    """Write a model; one that is there stays whole until the new one is written.
 
     Args:
         folder: Created if missing.
@@ -67,10 +68,13 @@ def save_pretrained(folder: Path, pretrained: Pretrained, half: bool = False) ->
         for name, value in pretrained.model.state_dict().items()
     }
     try:
-        with atomic_path(folder / "model.safetensors") as path:
-            save_file(state, path)
-        with atomic_path(folder / "config.json") as path:
-            path.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+        # Both are written before either is put in place: weights never meet another's config.
+        with (
+            atomic_path(folder / "config.json") as described,
+            atomic_path(folder / "model.safetensors") as weights,
+        ):
+            save_file(state, weights)
+            described.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     except (OSError, SafetensorError) as error:
         raise ModelError(
             str(folder),
@@ -97,11 +101,12 @@ def load_pretrained(folder: Path) -> Pretrained:
         ) from error
     version = config.get("format_version") if isinstance(config, dict) else None
     if not isinstance(version, int) or version > FORMAT_VERSION:
+        newer = isinstance(version, int)
         raise ModelError(
             str(folder / "config.json"),
             expected=f"model format {FORMAT_VERSION} or older",
-            got=f"format {version}",
-            remedy="upgrade demr",
+            got=f"format {version}" if newer else "no format_version",
+            remedy="upgrade demr" if newer else "name the run folder that `demr train` wrote",
         )
     weights = folder / "model.safetensors"
     try:
@@ -110,29 +115,35 @@ def load_pretrained(folder: Path) -> Pretrained:
             identity.video_dim + APPENDED_DIMS, identity.text_dim, **config["architecture"]
         )
         model.load_state_dict({k: v.float() for k, v in load_file(weights).items()})
+        known = config.get("known_words")
+        known_words = None if known is None else frozenset(map(str, known))
     except (DemrError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise ModelError(
             str(folder / "config.json"),
             expected="the architecture and encoder of a model",
-            got=f"{type(error).__name__}: {error}",
+            got=_brief(error),
             remedy="copy the file again from the training run",
         ) from error
     except (OSError, SafetensorError, RuntimeError) as error:
         raise ModelError(
             str(weights),
             expected="the complete weights that config.json describes",
-            got=f"{type(error).__name__}: {error}",
+            got=_brief(error),
             remedy="copy the file again from the training run",
         ) from error
-    known = config.get("known_words")
     return Pretrained(
         model.eval(),
         str(config.get("name", folder.name)),
         identity,
         config["architecture"],
-        None if known is None else frozenset(known),
+        known_words,
         config.get("domain"),
     )
+
+
+def _brief(error: Exception) -> str:
+    # torch lists every tensor that does not fit.
+    return textwrap.shorten(f"{type(error).__name__}: {error}", 200, placeholder=" ...")
 
 
 def resolve_device(name: str = "auto") -> torch.device:
