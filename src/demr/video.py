@@ -240,8 +240,9 @@ class _Converter:
         shrinks = height < full_h or width < full_w
         interpolation = Interpolation.AREA if shrinks else Interpolation.BILINEAR
         if any(component.bits > 8 for component in frame.format.components):
-            # Rounded down, 10-bit grey comes out two levels too dark (8 bits: at most one, and
-            # the fast path is worth that).
+            # Rounded down, 10-bit grey comes out two levels too dark. From 8 bits the mean loss is
+            # 1.1 levels unscaled and 1.5 scaled; there the fast path is worth that (0.06 against
+            # 0.43 ms a frame at 480x270, 0.11 against 0.15 ms when shrunk to 192x108).
             interpolation |= Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
         self.interpolation = int(interpolation)
         if self.orientation.transpose:
