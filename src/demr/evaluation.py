@@ -1,6 +1,7 @@
 """Run a model over annotated queries, calibrate it on validation, and measure it."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -436,7 +437,7 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
         if isinstance(value, Mapping):
             return {str(k): clean(v) for k, v in value.items()}
         if isinstance(value, float):
-            return value if np.isfinite(value) else None
+            return value if math.isfinite(value) else None
         return value
 
     with atomic_path(path) as temporary:

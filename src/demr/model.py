@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from demr.batch import Batch
 from demr.evidential import EvidentialHead, NormalInverseGamma
-from demr.fusion import ConcatFusion, ReflectiveFlippedFusion
+from demr.fusion import ConcatFusion, Dropout, ReflectiveFlippedFusion
 from demr.reconstruction import mask_features
 
 
@@ -42,11 +42,11 @@ class Projection(nn.Sequential):
     def __init__(self, in_dim: int, dim: int, dropout: float) -> None:
         super().__init__(
             nn.LayerNorm(in_dim),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.Linear(in_dim, dim),
             nn.ReLU(),
             nn.LayerNorm(dim),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.Linear(dim, dim),
         )
 

@@ -92,6 +92,12 @@ class _Stage(lightning.LightningModule):
             parameters, lr=self._stage.lr, weight_decay=self.config.weight_decay, fused=True
         )
 
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Clip the gradient; Lightning's own clipping refuses a fused optimiser."""
+        del optimizer
+        if self.config.gradient_clip:
+            torch.nn.utils.clip_grad_norm_(self.parameters(), self.config.gradient_clip)
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Set the learning rate from the step alone; a scheduler's state could go stale."""
         del batch, batch_idx
@@ -320,7 +326,6 @@ def _fit(
         devices=config.devices,
         max_epochs=epochs,
         precision="bf16-mixed" if use_bf16(config.precision) else "32-true",
-        gradient_clip_val=config.gradient_clip or None,
         callbacks=callbacks,
         logger=TensorBoardLogger(run, name="logs", version=name),
         plugins=[AtomicCheckpointIO()],
@@ -342,7 +347,7 @@ def use_bf16(precision: str) -> bool:
     if precision != "auto":
         return precision == "bf16"
     if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     # Without AMX tiles bfloat16 on a CPU is emulated and slower than float32.
     return bool(torch.cpu._is_amx_tile_supported())
 

@@ -1,0 +1,170 @@
+"""Modality balance: how the uncertainty answers to noise on the video and on the text."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from demr.calibration import Calibration
+from demr.dataset import MomentDataset
+from demr.errors import InputError
+from demr.evaluation import FeatureNoise, apply_calibration, run_model, write_json
+from demr.features import feature_deviation
+from demr.model import DemrModel
+from demr.runs import load_run, open_data
+
+LEVELS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Mean standardised log uncertainty at every noise level, 0 first.
+
+    Attributes:
+        epistemic: Of EU.
+        predictive: Of AU + EU.
+    """
+
+    epistemic: tuple[float, ...]
+    predictive: tuple[float, ...]
+
+
+def noise_curves(
+    model: DemrModel,
+    dataset: MomentDataset,
+    calibration: Calibration,
+    video_deviation: FloatArray,
+    text_deviation: FloatArray,
+    *,
+    seed: int = 0,
+) -> dict[str, Curve]:
+    """Disturb one modality at a time and watch the top moment's uncertainty.
+
+    Log uncertainties are standardised by mean and deviation over the undisturbed queries, so
+    models of different scale compare.
+
+    Args:
+        model: In evaluation mode.
+        dataset: Queries to disturb.
+        calibration: Gives the ranking.
+        video_deviation: Of every raw video dimension over the training clips, ``(Dv,)``.
+        text_deviation: Of every token dimension over the training queries, ``(Dt,)``.
+        seed: Of the noise.
+
+    Returns:
+        ``video`` and ``text``.
+    """
+    video = torch.as_tensor(np.asarray(video_deviation, np.float32))
+    text = torch.as_tensor(np.asarray(text_deviation, np.float32))
+    clean = _log_uncertainty(model, dataset, calibration, None)
+    mean, deviation = clean.mean(axis=1), clean.std(axis=1) + 1e-9
+    curves = {}
+    for name in ("video", "text"):
+        points = []
+        for level in LEVELS:
+            noise = FeatureNoise(
+                video if name == "video" else None, text if name == "text" else None, level, seed
+            )
+            values = clean if level == 0 else _log_uncertainty(model, dataset, calibration, noise)
+            points.append((values.mean(axis=1) - mean) / deviation)
+        epistemic, predictive = np.array(points).T.tolist()
+        curves[name] = Curve(tuple(epistemic), tuple(predictive))
+    return curves
+
+
+def _log_uncertainty(
+    model: DemrModel,
+    dataset: MomentDataset,
+    calibration: Calibration,
+    noise: FeatureNoise | None,
+) -> FloatArray:
+    predictions = apply_calibration(run_model(model, dataset, noise=noise), calibration, top=1)
+    epistemic = np.array([p.moments.epistemic[0].mean() for p in predictions])
+    aleatoric = np.array([p.moments.aleatoric[0].mean() for p in predictions])
+    values: FloatArray = np.log(np.maximum(np.stack([epistemic, epistemic + aleatoric]), 1e-12))
+    return values
+
+
+def dvar(video: tuple[float, ...], text: tuple[float, ...]) -> float:
+    """Difference of the variances over noise levels (the undisturbed one left out).
+
+    A small value counts only where both curves rise: a flat uncertainty is balanced and
+    worthless. See :func:`rises`.
+    """
+    return float(abs(np.var(video[1:]) - np.var(text[1:])))
+
+
+def rises(curve: tuple[float, ...]) -> bool:
+    """Whether the uncertainty grows with every level of noise."""
+    return all(later > earlier for earlier, later in zip(curve, curve[1:], strict=False))
+
+
+def measure_balance(run: Path, split: str, limit: int) -> dict[str, object]:
+    """Noise curves and dVar of a run on one of its splits.
+
+    Raises:
+        InputError: If the run has no such split.
+    """
+    config, pretrained = load_run(run)
+    data = open_data(config.data)
+    paths = {"val": config.data.val} | config.data.tests
+    if split not in paths:
+        raise InputError(
+            f"--split {split}",
+            expected=f"one of {', '.join(paths)}",
+            got=split,
+            remedy="name a split of the run's config",
+        )
+    train = data.dataset(data.read(config.data.train))
+    tokens = np.concatenate([query.features for query in train.queries])
+    annotations = [a for a in data.read(paths[split]) if a.windows_s and a.kind == "present"]
+    if limit:
+        chosen = np.linspace(0, len(annotations) - 1, min(limit, len(annotations))).astype(int)
+        annotations = [annotations[i] for i in chosen]
+    vids = {annotation.vid for annotation in train.annotations}
+    curves = noise_curves(
+        pretrained.model,
+        data.dataset(annotations),
+        Calibration.load(run / "calibration.json"),
+        feature_deviation(data.pack[vid] for vid in sorted(vids)).astype(np.float64),
+        tokens.std(axis=0),
+        seed=config.seed,
+    )
+    video, text = curves["video"], curves["text"]
+    return {
+        "split": split,
+        "queries": len(annotations),
+        "levels": list(LEVELS),
+        "EU": {
+            "video": list(video.epistemic),
+            "text": list(text.epistemic),
+            "dVar": dvar(video.epistemic, text.epistemic),
+            "both rise": rises(video.epistemic) and rises(text.epistemic),
+        },
+        "AU+EU": {
+            "video": list(video.predictive),
+            "text": list(text.predictive),
+            "dVar": dvar(video.predictive, text.predictive),
+            "both rise": rises(video.predictive) and rises(text.predictive),
+        },
+    }
+
+
+def balance_run(run: Path, split: str, limit: int) -> str:
+    """Measure, write ``balance.json``, and word the result."""
+    result = measure_balance(run, split, limit)
+    write_json(run / "balance.json", result)
+    lines = [f"noise level      {'  '.join(f'{level:>6g}' for level in LEVELS)}"]
+    for measure in ("EU", "AU+EU"):
+        part = result[measure]
+        if not isinstance(part, dict):
+            continue
+        for name in ("video", "text"):
+            values = "  ".join(f"{value:+6.2f}" for value in part[name])
+            lines.append(f"{measure:>5} {name:<9}  {values}")
+        rising = "both curves rise" if part["both rise"] else "not both curves rise"
+        lines.append(f"{measure:>5} dVar {part['dVar']:.3f} ({rising})")
+    return "\n".join(lines)

@@ -1,0 +1,338 @@
+"""The command line. Heavy imports happen inside the commands, so that ``--help`` is instant."""
+
+import json
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from demr.errors import ConfigError, DemrError, InputError
+
+if TYPE_CHECKING:
+    from demr.retriever import SearchResult
+
+app = typer.Typer(
+    help="Find the moment in a video that a sentence describes, and know how far to trust it.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+
+class _Output(StrEnum):
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
+    SRT = "srt"
+
+
+@app.command()
+def search(
+    video: Annotated[Path, typer.Argument(help="Any video file.")],
+    query: Annotated[list[str] | None, typer.Argument(help="Sentences to look for.")] = None,
+    queries: Annotated[
+        Path | None, typer.Option(help="Text file with one sentence a line; - reads from stdin.")
+    ] = None,
+    model: Annotated[
+        str, typer.Option(help="Run folder, Hugging Face id, or the bundled model.")
+    ] = "shapes",
+    encoder: Annotated[
+        str | None, typer.Option(help="Encoder the model must have been trained on.")
+    ] = None,
+    top: Annotated[int, typer.Option(help="Moments to list for a query.")] = 3,
+    level: Annotated[float, typer.Option(help="Coverage the intervals promise.")] = 0.9,
+    device: Annotated[str, typer.Option(help="auto, cpu, or an accelerator.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON alone.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV alone.")] = False,
+    as_srt: Annotated[bool, typer.Option("--srt", help="Print subtitles of found moments.")] = False,
+    save_clips: Annotated[
+        Path | None, typer.Option(help="Folder to cut the found moments into.")
+    ] = None,
+) -> None:
+    """Find the moments that sentences describe."""
+    output = _one_output(as_json, as_csv, as_srt)
+    asked = _collect_queries(query or [], queries)
+    from demr.retriever import MomentRetriever, check_query
+
+    for sentence in asked:
+        check_query(sentence)
+    if not 0 < level < 1:
+        raise InputError(
+            "--level", expected="a number between 0 and 1", got=f"{level:g}", remedy="try 0.9"
+        )
+    if top < 1:
+        raise InputError("--top", expected="at least 1", got=str(top), remedy="raise it")
+    if encoder is not None:
+        from demr.encoders import get_encoder
+
+        wanted = get_encoder(encoder).identity
+    retriever = MomentRetriever.from_pretrained(model, device=device, level=level)
+    if encoder is not None and wanted != retriever.pretrained.identity:
+        raise InputError(
+            f"--encoder {encoder}",
+            expected=f"{retriever.pretrained.identity.spec}, which {model} was trained on",
+            got=wanted.spec,
+            remedy="leave --encoder out or choose another --model",
+        )
+    with _status(f"reading {video.name}"):
+        encoded = retriever.encode_video(video)
+        result = retriever.result(encoded, retriever.search(encoded, asked, top=top))
+    _print_result(result, output)
+    if save_clips is not None:
+        _save_clips(result, video, save_clips)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the video and the report.")] = Path(
+        "runs/demo"
+    ),
+    seed: Annotated[int, typer.Option(help="Another seed renders another video.")] = 0,
+) -> None:
+    """Render a video, search it, and write a report: the whole system in a minute."""
+    from demr.demo import run_demo
+
+    run_demo(out, seed)
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="A recipe, such as configs/shapes.yaml.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Override a setting: a.b=value.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="New run folder.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out after a stop.")
+    ] = False,
+) -> None:
+    """Train, calibrate and evaluate a model."""
+    from demr.config import load_config
+
+    loaded = load_config(config, overrides or [])
+    _need_extra("train", "lightning", "tensorboard", "HanTa")
+    from demr.runs import default_run_folder, train_run
+
+    if resume and out is None:
+        raise ConfigError(
+            "--resume",
+            expected="the run to go on with",
+            got="no --out",
+            remedy="name its folder with --out",
+        )
+    run = train_run(loaded, out or default_run_folder(loaded.name), resume=resume)
+    typer.echo(f"run finished: {run}", err=True)
+    _print_metrics(json.loads((run / "metrics.json").read_text(encoding="utf-8")))
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path | None, typer.Argument(help="A run folder.")] = None,
+    predictions: Annotated[
+        Path | None, typer.Option(help="Predictions in the field's JSON lines.")
+    ] = None,
+    annotations: Annotated[Path | None, typer.Option(help="Annotations to compare with.")] = None,
+    as_json: Annotated[
+        Path | None, typer.Option("--json", help="Also write the numbers to this file.")
+    ] = None,
+) -> None:
+    """Measure a run on its splits, or predictions against annotations."""
+    if (run is None) == (predictions is None) or (predictions is None) != (annotations is None):
+        raise InputError(
+            "evaluate",
+            expected="a run folder, or --predictions together with --annotations",
+            got="neither or both",
+            remedy="see demr evaluate --help",
+        )
+    if run is not None:
+        _need_extra("train", "lightning")
+        from demr.runs import evaluate_run
+
+        metrics = evaluate_run(run)
+    else:
+        from demr.predictions import evaluate_predictions
+
+        metrics = {"all": evaluate_predictions(Path(str(predictions)), Path(str(annotations)))}
+    if as_json is not None:
+        from demr.evaluation import write_json
+
+        write_json(as_json, metrics)
+    _print_metrics(metrics)
+
+
+@app.command()
+def calibrate(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    annotations: Annotated[
+        Path | None,
+        typer.Option(help="Labels of your own (present and absent), for videos with features."),
+    ] = None,
+) -> None:
+    """Fit intervals, presence and ranking on validation queries, or on labels of your own."""
+    _need_extra("train", "lightning")
+    from demr.annotations import read_annotations
+    from demr.runs import calibrate_run
+
+    own = None if annotations is None else read_annotations(annotations)
+    fitted = calibrate_run(run, annotations=own)
+    points = 0 if fitted.interval is None else fitted.interval.points
+    typer.echo(
+        f"{run / 'calibration.json'}: ranking {fitted.ranking} (tau {fitted.tau:g}), "
+        f"intervals from {points} queries"
+    )
+
+
+@app.command()
+def balance(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    split: Annotated[str, typer.Option(help="Split to disturb.")] = "val",
+    limit: Annotated[int, typer.Option(help="Queries to use; 0 takes all.")] = 500,
+) -> None:
+    """Measure how uncertainty answers to noise on video and on text (dVar)."""
+    _need_extra("train", "lightning")
+    from demr.balance import balance_run
+
+    typer.echo(balance_run(run, split, limit))
+
+
+def main() -> None:
+    """Run the command line; what a user can mend becomes one line and exit code 2."""
+    warnings.showwarning = _show_warning
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except DemrError as error:
+        _fail(str(error))
+    except (KeyboardInterrupt, typer.Abort):
+        typer.echo("demr: interrupted", err=True)
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough; a second error at exit would be noise.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        _fail(f"{error.filename or 'file system'}: {error.strerror or error}")
+    except Exception as error:
+        # Click's usage errors (a missing argument, an unknown option) share no public base here.
+        message = getattr(error, "format_message", None)
+        if message is None:
+            raise
+        _fail(f"{message()}; see demr --help")
+
+
+def _fail(line: str) -> None:
+    typer.echo(f"demr: {line}", err=True)
+    sys.exit(BAD_INPUT)
+
+
+def _show_warning(message: Warning | str, *args: Any, **kwargs: Any) -> None:
+    del args, kwargs
+    typer.echo(f"demr: warning: {message}", err=True)
+
+
+def _one_output(as_json: bool, as_csv: bool, as_srt: bool) -> _Output:
+    chosen = [
+        kind
+        for wanted, kind in ((as_json, _Output.JSON), (as_csv, _Output.CSV), (as_srt, _Output.SRT))
+        if wanted
+    ]
+    if len(chosen) > 1:
+        raise InputError(
+            "output",
+            expected="one of --json, --csv and --srt",
+            got=" and ".join(f"--{kind}" for kind in chosen),
+            remedy="choose one",
+        )
+    return chosen[0] if chosen else _Output.TABLE
+
+
+def _collect_queries(given: Sequence[str], file: Path | None) -> list[str]:
+    asked = list(given)
+    if file is not None:
+        try:
+            text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"--queries {file}",
+                expected="a UTF-8 text file with one sentence a line",
+                got=type(error).__name__,
+                remedy="check the path and the encoding",
+            ) from error
+        asked += [line.strip() for line in text.splitlines() if line.strip()]
+    if not asked:
+        raise InputError(
+            "queries",
+            expected="at least one sentence",
+            got="none",
+            remedy="write it after the video, or give --queries FILE",
+        )
+    return asked
+
+
+def _status(text: str) -> Any:
+    from rich.console import Console
+
+    return Console(stderr=True).status(text)
+
+
+def _print_result(result: "SearchResult", output: _Output) -> None:
+    from demr import report
+
+    if output is _Output.JSON:
+        typer.echo(report.to_json(result))
+    elif output is _Output.CSV:
+        typer.echo(report.to_csv(result), nl=False)
+    elif output is _Output.SRT:
+        typer.echo(report.to_srt(result), nl=False)
+    else:
+        from rich.console import Console
+
+        Console().print(report.search_table(result))
+
+
+def _save_clips(result: "SearchResult", video: Path, folder: Path) -> None:
+    from demr.video import cut_clip
+
+    folder.mkdir(parents=True, exist_ok=True)
+    count = 0
+    for number, answer in enumerate(result.answers, 1):
+        if answer.verdict != "found" or not answer.moments:
+            continue
+        moment = answer.moments[0]
+        out = folder / f"{video.stem}-{number:02d}-{moment.start:.1f}-{moment.end:.1f}.mp4"
+        cut_clip(video, moment.start, moment.end, out)
+        count += 1
+        typer.echo(str(out), err=True)
+    if not count:
+        typer.echo("no clip saved: no query was answered with 'found'", err=True)
+
+
+def _need_extra(extra: str, *modules: str) -> None:
+    from importlib.util import find_spec
+
+    missing = [module for module in modules if find_spec(module) is None]
+    if missing:
+        raise InputError(
+            f"this command without {', '.join(missing)}",
+            expected=f"the packages of the extra '{extra}'",
+            got="an installation without them",
+            remedy=f"pip install 'demr[{extra}]' (from a clone: make install)",
+        )
+
+
+def _print_metrics(metrics: dict[str, dict[str, float]]) -> None:
+    from rich.console import Console
+
+    from demr.report import metrics_table
+
+    Console().print(metrics_table(metrics))

@@ -1,0 +1,74 @@
+"""The demo: render a fresh video, search it, and lay the truth beside the answers."""
+
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+
+from demr.errors import VideoError
+from demr.features import atomic_path
+from demr.page import write_html_report
+from demr.report import search_table
+from demr.retriever import MomentRetriever
+from demr.shapes import demo_annotations, demo_scene, render_scene
+
+_WIDTH, _HEIGHT, _FPS = 640, 360, 12
+# Sensor noise does not compress; at this quality the page stays below a megabyte.
+_CRF = 28
+
+
+def run_demo(out: Path, seed: int) -> Path:
+    """Render, search, print the table and write ``report.html``.
+
+    Args:
+        out: Folder for ``shapes.mp4``, ``answers.json`` and ``report.html``; a previous demo's
+            files are replaced.
+        seed: Of the video.
+
+    Returns:
+        The report.
+
+    Raises:
+        VideoError: If the folder cannot be written.
+    """
+    from demr.report import to_json
+
+    console = Console()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise VideoError(
+            str(out),
+            expected="a folder that can be written",
+            got=error.strerror or str(error),
+            remedy="choose another --out",
+        ) from error
+    scene = demo_scene(seed)
+    annotations = demo_annotations(scene)
+    video = out / "shapes.mp4"
+    with Console(stderr=True).status("rendering a video") as status:
+        with tempfile.TemporaryDirectory(dir=out) as folder:
+            fresh = Path(folder) / video.name
+            render_scene(scene, fresh, width=_WIDTH, height=_HEIGHT, fps=_FPS, crf=_CRF)
+            fresh.replace(video)
+        status.update("loading the model")
+        retriever = MomentRetriever.from_pretrained()
+        status.update("reading the video")
+        encoded = retriever.encode_video(video)
+        status.update("searching")
+        queries = [annotation.query for annotation in annotations]
+        result = retriever.result(encoded, retriever.search(encoded, queries, top=3))
+        truth = {a.query: a.windows_s for a in annotations if a.windows_s is not None}
+        status.update("writing the report")
+        with atomic_path(out / "answers.json") as path:
+            path.write_text(to_json(result) + "\n", encoding="utf-8")
+        report = write_html_report(
+            out / "report.html",
+            result,
+            video_path=video,
+            truth=truth,
+            title="demr demo: what happens when?",
+        )
+    console.print(search_table(result, truth))
+    console.print(f"report: {report}", highlight=False, soft_wrap=True)
+    return report

@@ -1,0 +1,529 @@
+"""Search: a video and a sentence in, moments with intervals and a verdict out."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, Self, overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from demr.batch import Item, collate
+from demr.calibration import Calibration
+from demr.encoders import Encoder, VideoFeatures, get_encoder
+from demr.errors import FeatureError, InputError, ModelError
+from demr.evaluation import Prediction, RawPrediction, answer
+from demr.features import prepare_query, prepare_video
+from demr.pretrained import Pretrained, load_pretrained, resolve_device
+from demr.proposals import Ranking, decode
+from demr.video import DamagedVideoWarning
+
+Verdict = Literal["found", "uncertain", "not in this video"]
+DEFAULT_MODEL = "shapes"
+LONGEST_QUERY_WORDS = 77
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One candidate moment; times in seconds.
+
+    Attributes:
+        start: Predicted start.
+        end: Predicted end.
+        score: What moments are ranked by.
+        start_interval: Calibrated interval of the start.
+        end_interval: Calibrated interval of the end.
+        aleatoric: Standard deviations of start and end that more training would not lower.
+        epistemic: Standard deviations of start and end from what the model has not learnt.
+    """
+
+    start: float
+    end: float
+    score: float
+    start_interval: tuple[float, float]
+    end_interval: tuple[float, float]
+    aleatoric: tuple[float, float]
+    epistemic: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a search says about one query.
+
+    Attributes:
+        query: As it was asked.
+        present: Calibrated probability that the moment is in the video.
+        verdict: ``found``, ``uncertain`` or ``not in this video``.
+        moments: Best first.
+        saliency: Relevance of every clip, cosine in -1..1.
+        unknown_words: Words of the query that the model was never trained on.
+        notes: What else limits the trust in this answer, in plain words.
+    """
+
+    query: str
+    present: float
+    verdict: Verdict
+    moments: tuple[Moment, ...]
+    saliency: tuple[float, ...]
+    unknown_words: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """Answers to all queries about one video.
+
+    Attributes:
+        video: The file, as it was named.
+        duration: In seconds.
+        clip_s: Length of a clip in seconds.
+        model: Name of the model.
+        encoder: Name and version of the encoder.
+        interval_level: Coverage that the intervals promise.
+        answers: One a query, in order.
+    """
+
+    video: str
+    duration: float
+    clip_s: float
+    model: str
+    encoder: str
+    interval_level: float
+    answers: tuple[Answer, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object that ``demr search --json`` prints."""
+        return {
+            "video": self.video,
+            "duration": round(self.duration, 3),
+            "model": self.model,
+            "encoder": self.encoder,
+            "interval_level": self.interval_level,
+            "answers": [
+                {
+                    "query": a.query,
+                    "present": round(a.present, 4),
+                    "verdict": a.verdict,
+                    "moments": [
+                        {
+                            "start": round(m.start, 3),
+                            "end": round(m.end, 3),
+                            "score": round(m.score, 4),
+                            "start_interval": [round(x, 3) for x in m.start_interval],
+                            "end_interval": [round(x, 3) for x in m.end_interval],
+                            "aleatoric": [round(x, 4) for x in m.aleatoric],
+                            "epistemic": [round(x, 4) for x in m.epistemic],
+                        }
+                        for m in a.moments
+                    ],
+                    "saliency": [round(x, 4) for x in a.saliency],
+                    "unknown_words": list(a.unknown_words),
+                    "notes": list(a.notes),
+                }
+                for a in self.answers
+            ],
+        }
+
+
+@dataclass(frozen=True)
+class EncodedVideo:
+    """A video that can be asked many questions.
+
+    Attributes:
+        path: The file, as it was named.
+        duration_s: In seconds.
+        clip_s: Length of a clip.
+        inputs: Prepared features, ``(L, Dv + 2)``.
+        span_norm: Clips as fractions of the duration, ``(L, 2)``.
+        encoder: Name and version of the encoder.
+        notes: What went wrong while decoding.
+        strangeness: How far the video lies outside what the model was trained on; 1 is the
+            edge of the training data.
+    """
+
+    path: str
+    duration_s: float
+    clip_s: float
+    inputs: Tensor
+    span_norm: Tensor
+    encoder: str
+    notes: tuple[str, ...] = ()
+    strangeness: float = 0.0
+
+
+class MomentRetriever:
+    """Find moments in videos.
+
+    Args:
+        pretrained: A loaded model.
+        calibration: Its calibration.
+        device: Where to run.
+        level: Coverage of the intervals.
+
+    Raises:
+        ModelError: If the model has never been calibrated, or not with intervals and presence.
+    """
+
+    def __init__(
+        self,
+        pretrained: Pretrained,
+        calibration: Calibration,
+        *,
+        device: str = "auto",
+        level: float = 0.9,
+    ) -> None:
+        if calibration.interval is None or calibration.presence is None:
+            raise ModelError(
+                pretrained.name,
+                expected="a calibration with intervals and presence",
+                got="one without",
+                remedy="run demr calibrate with present and absent queries",
+            )
+        self.pretrained = pretrained
+        self.calibration = calibration
+        self.level = level
+        self.device = resolve_device(device)
+        self._model = pretrained.model.to(self.device).eval()
+        self._interval = calibration.interval
+        self._presence = calibration.presence
+        self._encoder: Encoder | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls, source: str | Path = DEFAULT_MODEL, *, device: str = "auto", level: float = 0.9
+    ) -> Self:
+        """Load a model with its calibration.
+
+        Args:
+            source: A run folder, a Hugging Face model id (``owner/name``), or ``shapes`` for
+                the model that comes with the package.
+            device: ``auto``, ``cpu``, or an accelerator.
+            level: Coverage of the intervals.
+
+        Raises:
+            ModelError: If there is no such model, or it is damaged or of a newer format.
+        """
+        folder = find_model(source)
+        return cls(
+            load_pretrained(folder),
+            Calibration.load(folder / "calibration.json"),
+            device=device,
+            level=level,
+        )
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder this model was trained on.
+
+        Raises:
+            ModelError: If this installation has another version of it.
+        """
+        if self._encoder is None:
+            encoder = get_encoder(self.pretrained.identity.name)
+            if encoder.identity != self.pretrained.identity:
+                raise ModelError(
+                    self.pretrained.name,
+                    expected=f"an encoder that is {self.pretrained.identity}",
+                    got=f"{encoder.identity}",
+                    remedy="use the demr version it was trained with, or train it again",
+                )
+            self._encoder = encoder
+        return self._encoder
+
+    def encode_video(self, path: str | Path) -> EncodedVideo:
+        """Decode a video and describe its clips; do this once and search many times.
+
+        Raises:
+            VideoError: If the file cannot be decoded.
+        """
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", DamagedVideoWarning)
+            features = self.encoder.encode_video(path)
+        damage = [str(w.message) for w in caught if issubclass(w.category, DamagedVideoWarning)]
+        for warning in caught:
+            if not issubclass(warning.category, DamagedVideoWarning):
+                warnings.warn_explicit(
+                    warning.message, warning.category, warning.filename, warning.lineno
+                )
+        return self.prepare(features, str(path), tuple(damage))
+
+    def prepare(
+        self, features: VideoFeatures, path: str, notes: tuple[str, ...] = ()
+    ) -> EncodedVideo:
+        """Make stored features searchable.
+
+        Raises:
+            FeatureError: If they do not fit the model's encoder.
+        """
+        identity = self.pretrained.identity
+        inputs, span_norm = prepare_video(features, identity)
+        strangeness = measure_strangeness(features.features, self.pretrained.domain)
+        return EncodedVideo(
+            path,
+            features.duration_s,
+            features.clip_s,
+            inputs,
+            span_norm,
+            identity.spec,
+            notes,
+            strangeness,
+        )
+
+    @overload
+    def search(self, video: EncodedVideo | str | Path, query: str, *, top: int = 5) -> Answer: ...
+
+    @overload
+    def search(
+        self, video: EncodedVideo | str | Path, query: list[str] | tuple[str, ...], *, top: int = 5
+    ) -> list[Answer]: ...
+
+    def search(
+        self,
+        video: EncodedVideo | str | Path,
+        query: str | list[str] | tuple[str, ...],
+        *,
+        top: int = 5,
+    ) -> Answer | list[Answer]:
+        """Find the moments that a sentence, or each of several, describes.
+
+        Args:
+            video: Encoded, or a path (which is then decoded each time).
+            query: One sentence or many; many are answered in batches.
+            top: Most moments to return for a query.
+
+        Returns:
+            One answer for a sentence, a list for a list.
+
+        Raises:
+            InputError: If a query is empty, has no word or too many.
+            VideoError: If the video cannot be decoded.
+        """
+        if top < 1:
+            raise InputError("--top", expected="at least 1", got=str(top), remedy="raise it")
+        queries = [query] if isinstance(query, str) else list(query)
+        for text in queries:
+            check_query(text)
+        if not queries:
+            raise InputError(
+                "queries", expected="at least one", got="an empty list", remedy="ask something"
+            )
+        if not isinstance(video, EncodedVideo):
+            video = self.encode_video(video)
+        if video.encoder != self.pretrained.identity.spec:
+            raise FeatureError(
+                video.path,
+                expected=f"features of {self.pretrained.identity.spec}",
+                got=f"features of {video.encoder}",
+                remedy="encode the video with this model's retriever",
+            )
+        answers = []
+        for low in range(0, len(queries), _BATCH):
+            answers += self._answer(video, queries[low : low + _BATCH], top)
+        return answers[0] if isinstance(query, str) else answers
+
+    def result(self, video: EncodedVideo, answers: Sequence[Answer]) -> SearchResult:
+        """Bundle answers with what they are about."""
+        return SearchResult(
+            video.path,
+            video.duration_s,
+            video.clip_s,
+            self.pretrained.name,
+            video.encoder,
+            self.level,
+            tuple(answers),
+        )
+
+    def _answer(self, video: EncodedVideo, queries: Sequence[str], top: int) -> list[Answer]:
+        encoded = self.encoder.encode_queries(queries)
+        texts = [prepare_query(query, self.pretrained.identity) for query in encoded]
+        batch = collate(
+            [Item(video.inputs, text, video.span_norm, video.duration_s) for text in texts]
+        )
+        with torch.inference_mode():
+            output = self._model(batch.to(self.device))
+        records = decode(output, batch.video_mask, batch.duration_s)
+        saliency = output.saliency.double().cpu().numpy()
+        ranking: Ranking = self.calibration.ranking  # type: ignore[assignment]
+        known = self.pretrained.known_words
+        return [
+            self._describe(
+                query,
+                answer(
+                    RawPrediction(record, saliency[row, : len(record)]),
+                    ranking=ranking,
+                    tau=self.calibration.tau,
+                    top=top,
+                ),
+                video,
+                () if known is None else tuple(dict.fromkeys(w for w in words if w not in known)),
+            )
+            for row, (query, record, words) in enumerate(
+                zip(queries, records, [q.words for q in encoded], strict=True)
+            )
+        ]
+
+    def _describe(
+        self, query: str, prediction: Prediction, video: EncodedVideo, unknown: tuple[str, ...]
+    ) -> Answer:
+        present = float(self._presence.probability(prediction.presence[None])[0])
+        notes = list(video.notes)
+        if video.strangeness > 1:
+            # Calibrated on videos like the training ones; the further from them, the less the
+            # model's confidence says about this video.
+            present /= video.strangeness
+            notes.append(
+                "this video looks unlike anything the model was trained on"
+                f" ({video.strangeness:.1f} times beyond its edge)"
+            )
+        if unknown:
+            notes.append(f"the model was never trained on: {', '.join(unknown)}")
+        verdict = self._verdict(present)
+        if verdict == "found" and unknown:
+            verdict = "uncertain"
+        moments = prediction.moments
+        low, high = self._interval.interval(
+            moments.window_s, moments.scale_s, prediction.dof, prediction.interval, self.level
+        )
+        bounds = np.clip(np.stack([low, high], axis=-1), 0, video.duration_s)
+        aleatoric, epistemic = np.sqrt(moments.aleatoric), np.sqrt(moments.epistemic)
+        window = moments.window_s
+        return Answer(
+            query,
+            present,
+            verdict,
+            tuple(
+                Moment(
+                    float(window[i, 0]),
+                    float(window[i, 1]),
+                    float(moments.score[i]),
+                    _pair(bounds[i, 0]),
+                    _pair(bounds[i, 1]),
+                    _pair(aleatoric[i]),
+                    _pair(epistemic[i]),
+                )
+                for i in range(len(moments))
+            ),
+            tuple(prediction.saliency.tolist()),
+            unknown,
+            tuple(notes),
+        )
+
+    def _verdict(self, present: float) -> Verdict:
+        if present >= self.calibration.thresholds["found"]:
+            return "found"
+        return "uncertain" if present > self.calibration.thresholds["absent"] else (
+            "not in this video"
+        )
+
+
+def check_query(query: str) -> None:
+    """Reject what cannot be asked.
+
+    Raises:
+        InputError: If the query is empty or longer than encoders read.
+    """
+    words = query.split()
+    if not words:
+        raise InputError(
+            "query", expected="a sentence", got="an empty one", remedy="describe the moment"
+        )
+    if len(words) > LONGEST_QUERY_WORDS:
+        raise InputError(
+            f"query '{' '.join(words[:6])} ...'",
+            expected=f"at most {LONGEST_QUERY_WORDS} words",
+            got=f"{len(words)}",
+            remedy="describe one moment in one sentence",
+        )
+
+
+def find_model(source: str | Path) -> Path:
+    """Folder of a model given by path, by the name of a bundled one, or by Hugging Face id.
+
+    Raises:
+        ModelError: If there is none.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        return folder
+    bundled = Path(str(files("demr"))) / "models" / str(source)
+    if str(source).isidentifier() and bundled.is_dir():
+        return bundled
+    if str(source).count("/") == 1 and not folder.suffix and not folder.is_absolute():
+        return _download(str(source))
+    raise ModelError(
+        str(source),
+        expected="a model folder, a Hugging Face id, or 'shapes'",
+        got="no such model",
+        remedy="name the run folder that `demr train` wrote",
+    )
+
+
+def _download(identifier: str) -> Path:
+    try:
+        snapshot_download = import_module("huggingface_hub").snapshot_download
+    except ImportError as error:
+        raise ModelError(
+            identifier,
+            expected="a local folder, or the package huggingface_hub to fetch a model",
+            got="neither",
+            remedy="pip install huggingface_hub, or check the path",
+        ) from error
+    wanted = ["config.json", "model.safetensors", "calibration.json"]
+    try:
+        return Path(snapshot_download(identifier, allow_patterns=wanted))
+    except Exception as error:  # the hub's client raises errors of several libraries
+        raise ModelError(
+            identifier,
+            expected="a local folder or a model on the Hugging Face hub",
+            got=f"{type(error).__name__}",
+            remedy="check the id and the network",
+        ) from error
+
+
+def describe_domain(videos: Sequence[NDArray[np.float32]]) -> dict[str, Any]:
+    """What the features of training videos look like, for :func:`measure_strangeness`.
+
+    Args:
+        videos: Raw features of each, ``(L, Dv)``.
+
+    Returns:
+        The range that holds all but 1 in 1000 values of every dimension, and the share of
+        values outside it that 1 training video in 1000 reaches.
+    """
+    table = np.concatenate(videos)
+    low, high = np.quantile(table, [0.0005, 0.9995], axis=0)
+    outside = [_outside(video, low, high) for video in videos]
+    return {
+        "low": np.round(low, 4).tolist(),
+        "high": np.round(high, 4).tolist(),
+        "edge": float(max(np.quantile(outside, 0.999), 1e-3)),
+    }
+
+
+def measure_strangeness(
+    features: NDArray[np.float32], domain: Mapping[str, Any] | None
+) -> float:
+    """How far a video lies outside the training data; at most 1 for all but 1 in 1000 of those.
+
+    The share of feature values outside the training range, relative to the share that marks the
+    edge of the training videos. 0 if the model stores no domain.
+    """
+    if domain is None:
+        return 0.0
+    share = _outside(features, np.asarray(domain["low"]), np.asarray(domain["high"]))
+    return share / float(domain["edge"])
+
+
+def _outside(features: NDArray[np.float32], low: NDArray[Any], high: NDArray[Any]) -> float:
+    slack = 0.01 * (high - low) + 1e-4
+    return float(((features < low - slack) | (features > high + slack)).mean())
+
+
+def _pair(values: NDArray[np.float64]) -> tuple[float, float]:
+    return float(values[0]), float(values[1])

@@ -1,0 +1,259 @@
+"""A run folder from config to metrics: prepare data, train, save, calibrate, evaluate."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+from demr.annotations import Annotation, read_annotations_with_report
+from demr.calibration import Calibration
+from demr.config import DataConfig, TrainConfig, load_config
+from demr.dataset import MomentDataset, check_videos
+from demr.encoders import Encoder, get_encoder
+from demr.errors import AnnotationError, ConfigError, ModelError
+from demr.evaluation import (
+    RawPrediction,
+    apply_calibration,
+    fit_calibration,
+    measure,
+    prediction_lines,
+    run_model,
+    write_json,
+)
+from demr.features import FeaturePack, atomic_path
+from demr.model import DemrModel
+from demr.pretrained import APPENDED_DIMS, Pretrained, load_pretrained, save_pretrained
+from demr.shapes.dataset import build_dataset
+from demr.training import make_masking, train_stages
+
+console = Console(stderr=True)
+
+
+@dataclass(frozen=True)
+class RunData:
+    """The data a config names, opened."""
+
+    config: DataConfig
+    pack: FeaturePack
+    encoder: Encoder
+
+    def read(self, path: Path) -> list[Annotation]:
+        """Annotations of one split, with features for every video.
+
+        Raises:
+            AnnotationError: If the split is empty or damaged.
+            FeatureError: If a video has no features.
+        """
+        source = self.config.root / path
+        annotations, report = read_annotations_with_report(source)
+        console.print(f"{source}: {report.summary()}", highlight=False)
+        if not annotations:
+            raise AnnotationError(
+                str(source),
+                expected="at least one query",
+                got="an empty split",
+                remedy="check the file",
+            )
+        check_videos(annotations, self.pack, source)
+        return annotations
+
+    def dataset(self, annotations: list[Annotation]) -> MomentDataset:
+        """Annotations with their features."""
+        return MomentDataset(annotations, self.pack, self.encoder)
+
+
+def open_data(config: DataConfig) -> RunData:
+    """Open what a config names; the embedded world is rendered first where it is asked for."""
+    if config.shapes is not None:
+        prepare_shapes(config)
+    return RunData(config, FeaturePack(config.root / config.features), get_encoder(config.encoder))
+
+
+def prepare_shapes(config: DataConfig) -> None:
+    """Render and encode the embedded world into ``config.root``, unless it is there."""
+    shapes = config.shapes
+    if shapes is None:
+        return
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def report(split: str, done: int, total: int) -> None:
+            if split not in tasks:
+                tasks[split] = bar.add_task(f"rendering {split}", total=total)
+            bar.update(tasks[split], completed=done)
+
+        build_dataset(
+            config.root,
+            {"train": shapes.train, "val": shapes.val, "iid": shapes.iid, "ood": shapes.ood},
+            seed=shapes.seed,
+            workers=shapes.workers,
+            progress=report,
+        )
+
+
+def train_run(config: TrainConfig, run: Path, *, resume: bool = False) -> Path:
+    """Train, save, calibrate and evaluate; everything ends up in ``run``.
+
+    Args:
+        config: What to do.
+        run: New folder; with ``resume`` the folder of a run that was cut short.
+        resume: Go on from the last finished epoch.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        ConfigError: If the folder exists (without ``resume``) or is another run's (with it).
+    """
+    _claim(config, run, resume)
+    data = open_data(config.data)
+    # Read the test splits now: a typo in their path must not cost a night of training.
+    splits = {"val": data.read(config.data.val)}
+    splits |= {name: data.read(path) for name, path in config.data.tests.items()}
+    train = data.dataset(data.read(config.data.train))
+    validation = data.dataset(_first(splits["val"], config.retrieval.validate_queries))
+    lightning.seed_everything(config.seed, verbose=False)
+    architecture = config.model.model_dump()
+    identity = data.encoder.identity
+    model = DemrModel(identity.video_dim + APPENDED_DIMS, identity.text_dim, **architecture)
+    masking = make_masking(config, train, data.encoder)
+    model = train_stages(config, run, model, train, validation, masking)
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        words = {word for query in train.queries for word in query.words}
+        save_pretrained(
+            run,
+            Pretrained(model, config.name, identity, architecture, frozenset(words)),
+        )
+        calibrate_run(run, data, splits["val"])
+        evaluate_run(run, data, splits)
+    return run
+
+
+def _first(annotations: list[Annotation], count: int) -> list[Annotation]:
+    """An even sample of ``count`` annotations; all if 0."""
+    if not count or count >= len(annotations):
+        return annotations
+    return [annotations[i] for i in np.linspace(0, len(annotations) - 1, count).astype(int)]
+
+
+def _claim(config: TrainConfig, run: Path, resume: bool) -> None:
+    path = run / "config.yaml"
+    if int(os.environ.get("LOCAL_RANK", "0")) != 0:
+        return
+    if resume:
+        if not path.exists():
+            raise ConfigError(
+                str(run),
+                expected="a run to resume",
+                got="a folder without config.yaml",
+                remedy="start it without --resume",
+            )
+        if load_config(path) != config:
+            raise ConfigError(
+                str(path),
+                expected="the config this run was started with",
+                got="another one",
+                remedy="resume with the same config and --set, or start a new run",
+            )
+        return
+    if run.exists() and any(run.iterdir()):
+        raise ConfigError(
+            str(run),
+            expected="a new folder for the run",
+            got="an existing one",
+            remedy="choose another --out, or --resume this one",
+        )
+    with atomic_path(path) as temporary:
+        temporary.write_text(config.to_yaml(), encoding="utf-8")
+
+
+def default_run_folder(name: str) -> Path:
+    """``runs/NAME``, with a number if that is taken."""
+    folder = Path("runs") / name
+    number = 2
+    while folder.exists():
+        folder = Path("runs") / f"{name}-{number}"
+        number += 1
+    return folder
+
+
+def load_run(run: Path) -> tuple[TrainConfig, Pretrained]:
+    """Config and model of a finished run.
+
+    Raises:
+        ModelError: If the folder holds no finished run.
+    """
+    if not (run / "config.yaml").exists() or not (run / "model.safetensors").exists():
+        raise ModelError(
+            str(run),
+            expected="a run folder with config.yaml and model.safetensors",
+            got="an unfinished run" if (run / "config.yaml").exists() else "no run",
+            remedy="finish it with demr train --resume, or name another folder",
+        )
+    return load_config(run / "config.yaml"), load_pretrained(run)
+
+
+def calibrate_run(
+    run: Path,
+    data: RunData | None = None,
+    annotations: list[Annotation] | None = None,
+) -> Calibration:
+    """Fit ``calibration.json`` on the validation split, or on annotations of one's own.
+
+    Raises:
+        InputError: If there is too little to calibrate on.
+    """
+    config, pretrained = load_run(run)
+    data = open_data(config.data) if data is None else data
+    annotations = data.read(config.data.val) if annotations is None else annotations
+    raw = run_model(pretrained.model, data.dataset(annotations))
+    calibration = fit_calibration(
+        raw, annotations, ranking=config.calibration.ranking, seed=config.seed
+    )
+    calibration.save(run / "calibration.json")
+    return calibration
+
+
+def evaluate_run(
+    run: Path, data: RunData | None = None, splits: Mapping[str, list[Annotation]] | None = None
+) -> dict[str, dict[str, float]]:
+    """Measure a run on its validation and test splits.
+
+    Writes ``metrics.json`` and ``predictions.jsonl`` (of all test splits, in order).
+
+    Returns:
+        Split -> metric -> value; where there are splits called iid and ood, also their ``gap``.
+    """
+    config, pretrained = load_run(run)
+    data = open_data(config.data) if data is None else data
+    if splits is None:
+        splits = {"val": data.read(config.data.val)}
+        splits |= {name: data.read(path) for name, path in config.data.tests.items()}
+    calibration = Calibration.load(run / "calibration.json")
+    level = config.calibration.interval_level
+    metrics: dict[str, dict[str, float]] = {}
+    lines: list[str] = []
+    for name, annotations in splits.items():
+        raw: list[RawPrediction] = run_model(pretrained.model, data.dataset(annotations))
+        # Vague queries have no single moment; what a model makes of them is shown, not scored.
+        scored = [(r, a) for r, a in zip(raw, annotations, strict=True) if a.kind != "vague"]
+        predictions = apply_calibration([r for r, _ in scored], calibration)
+        queries = [a for _, a in scored]
+        metrics[name] = measure(predictions, queries, calibration, level=level)
+        lines += prediction_lines(predictions, queries, calibration, level)
+    if {"iid", "ood"} <= metrics.keys():
+        metrics["gap"] = {
+            key: metrics["iid"][key] - metrics["ood"][key]
+            for key in ("R1@0.3", "R1@0.5", "R1@0.7", "mIoU")
+        }
+    write_json(run / "metrics.json", metrics)
+    with atomic_path(run / "predictions.jsonl") as path:
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return metrics
