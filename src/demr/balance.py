@@ -1,6 +1,7 @@
 """Modality balance: how the uncertainty answers to noise on the video and on the text."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -99,7 +100,7 @@ def dvar(video: tuple[float, ...], text: tuple[float, ...]) -> float:
 
 def rises(curve: tuple[float, ...]) -> bool:
     """Whether the uncertainty grows with every level of noise."""
-    return all(later > earlier for earlier, later in zip(curve, curve[1:], strict=False))
+    return all(later > earlier for earlier, later in pairwise(curve))
 
 
 def measure_balance(run: Path, split: str, limit: int) -> dict[str, object]:

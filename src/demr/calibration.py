@@ -538,7 +538,7 @@ def _quantile_regression(z: FloatArray, y: FloatArray, level: float) -> FloatArr
     Reference:
         Koenker 2005, Quantile Regression, section 6.2.
     """
-    from scipy.optimize import linprog  # noqa: PLC0415 - 0.3 s, and only fitting needs it
+    from scipy.optimize import linprog
 
     centre = z.mean(axis=0)
     _, singular, directions = np.linalg.svd(z - centre, full_matrices=False)
@@ -564,7 +564,7 @@ def _conformal_quantile(values: FloatArray, level: float) -> float:
 
 
 def _logistic(design: FloatArray, label: FloatArray, l2: float) -> FloatArray:
-    from scipy.optimize import minimize  # noqa: PLC0415 - as above
+    from scipy.optimize import minimize
 
     sign = 2.0 * label - 1.0
 

@@ -54,7 +54,9 @@ def search(
     device: Annotated[str, typer.Option(help="auto, cpu, or an accelerator.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON alone.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV alone.")] = False,
-    as_srt: Annotated[bool, typer.Option("--srt", help="Print subtitles of found moments.")] = False,
+    as_srt: Annotated[
+        bool, typer.Option("--srt", help="Print subtitles of found moments.")
+    ] = False,
     save_clips: Annotated[
         Path | None, typer.Option(help="Folder to cut the found moments into.")
     ] = None,

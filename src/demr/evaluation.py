@@ -165,9 +165,7 @@ def answer(
     gap = moments.foreground - following
     duration = np.log(moments.duration_s)
     length = np.log(np.maximum(windows[:, 1] - windows[:, 0], 0.1))
-    shared = np.stack(
-        [logit, gap, log_variance, log_eu, np.full(len(moments), contrast)], axis=1
-    )
+    shared = np.stack([logit, gap, log_variance, log_eu, np.full(len(moments), contrast)], axis=1)
     interval = np.column_stack([shared, np.full(len(moments), duration), length])
     return Prediction(moments, shared[0], interval, raw.saliency)
 
@@ -389,7 +387,9 @@ def _measure_uncertainty(
         # Neither the truth nor a search's printed interval lies outside the video.
         duration = np.array([a.duration_s for a in truth])[:, None]
         low, high = np.clip(low, 0, duration), np.clip(high, 0, duration)
-        metrics |= {f"interval/coverage {k}": v for k, v in interval_coverage(low, high, true).items()}
+        metrics |= {
+            f"interval/coverage {k}": v for k, v in interval_coverage(low, high, true).items()
+        }
         metrics |= {f"interval/width {k} s": v for k, v in interval_width(low, high).items()}
     return metrics
 
@@ -402,7 +402,7 @@ def prediction_lines(
 ) -> list[str]:
     """JSON lines in the field's submission format, with demr's own keys beside them."""
     lines = []
-    presence = [None] * len(predictions)
+    presence: list[float | None] = [None] * len(predictions)
     if calibration.presence is not None and predictions:
         presence = calibration.presence.probability(
             np.array([p.presence for p in predictions])

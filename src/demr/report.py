@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = [
     "answer_figure",
     "in_words",
+    "metrics_table",
     "search_table",
     "to_csv",
     "to_json",
@@ -269,3 +270,44 @@ def _draw_answer(axis: Axes, answer: Answer, result: SearchResult, windows: Wind
         ):
             reach = [[max(boundary - early, 0.0)], [max(late - boundary, 0.0)]]
             axis.errorbar(boundary, 0.6, xerr=reach, color=_INK, linewidth=1.4, capsize=4)
+
+
+_METRICS: Final = (
+    ("R1@0.3", "R1@0.3", 1),
+    ("R1@0.5", "R1@0.5", 1),
+    ("R1@0.7", "R1@0.7", 1),
+    ("R5@0.5", "R5@0.5", 1),
+    ("R5@0.7", "R5@0.7", 1),
+    ("mIoU", "mIoU", 1),
+    ("mAP", "mAP", 1),
+    ("presence/AUROC", "AUROC, absent", 3),
+    ("presence/ECE", "ECE of presence", 3),
+    ("presence/brier", "Brier score of presence", 3),
+    ("uncertainty/spearman/EU", "Spearman error, EU", 3),
+    ("uncertainty/spearman/AU", "Spearman error, AU", 3),
+    ("uncertainty/spearman/AU+EU", "Spearman error, AU+EU", 3),
+    ("uncertainty/spearman/-evidence", "Spearman error, -evidence", 3),
+    ("uncertainty/AUSE/AU+EU", "AUSE, AU+EU", 3),
+    ("uncertainty/mean error s", "mean boundary error, s", 2),
+    ("interval/coverage mean", "interval coverage", 3),
+    ("interval/width mean s", "interval width, s", 2),
+    ("queries", "present queries", 0),
+    ("absent_queries", "absent queries", 0),
+)
+
+
+def metrics_table(metrics: Mapping[str, Mapping[str, float]]) -> Table:
+    """The main numbers of an evaluation, one column a split.
+
+    Args:
+        metrics: Split -> metric -> value, as in ``metrics.json``; what is missing stays blank.
+    """
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("metric")
+    for split in metrics:
+        table.add_column(split, justify="right")
+    for key, label, digits in _METRICS:
+        values = [part.get(key) for part in metrics.values()]
+        if any(value is not None for value in values):
+            table.add_row(label, *("" if v is None else f"{v:.{digits}f}" for v in values))
+    return table

@@ -417,8 +417,10 @@ class MomentRetriever:
     def _verdict(self, present: float) -> Verdict:
         if present >= self.calibration.thresholds["found"]:
             return "found"
-        return "uncertain" if present > self.calibration.thresholds["absent"] else (
-            "not in this video"
+        return (
+            "uncertain"
+            if present > self.calibration.thresholds["absent"]
+            else ("not in this video")
         )
 
 
@@ -506,9 +508,7 @@ def describe_domain(videos: Sequence[NDArray[np.float32]]) -> dict[str, Any]:
     }
 
 
-def measure_strangeness(
-    features: NDArray[np.float32], domain: Mapping[str, Any] | None
-) -> float:
+def measure_strangeness(features: NDArray[np.float32], domain: Mapping[str, Any] | None) -> float:
     """How far a video lies outside the training data; at most 1 for all but 1 in 1000 of those.
 
     The share of feature values outside the training range, relative to the share that marks the

@@ -164,6 +164,7 @@ class RetrievalStage(_Stage):
         super().__init__(model, head, config, dataset, config.retrieval, 2)
         self._validation = validation
         self._collected: list[tuple[list[Proposals], list[int]]] = []
+        self._scored: dict[str, float] = {}
         self._validation_batches = sequential_batches(validation, 128)
 
     def val_dataloader(self) -> DataLoader[Item]:
@@ -178,7 +179,9 @@ class RetrievalStage(_Stage):
         output = self.model(batch)
         with torch.autocast(self.device.type, enabled=False):
             losses = retrieval_loss(output, batch, self.weights)
-        values = {f"train/{f.name}": getattr(losses, f.name).detach() for f in fields(LossBreakdown)}
+        values = {
+            f"train/{f.name}": getattr(losses, f.name).detach() for f in fields(LossBreakdown)
+        }
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(batch))
         return losses.total
 
@@ -196,14 +199,18 @@ class RetrievalStage(_Stage):
         self._collected.clear()
         metrics = quick_metrics(proposals, annotations)
         self.log_dict({f"val/{name}": value for name, value in metrics.items()})
+        self._scored = metrics
+
+    def on_train_epoch_end(self) -> None:
+        """Print one line an epoch."""
         if self.global_rank == 0:
-            logged = self.trainer.callback_metrics
-            loss = float(logged["train/total"]) if "train/total" in logged else float("nan")
+            loss = float(self.trainer.callback_metrics["train/total"])
             _say(
                 f"stage 2 epoch {self.current_epoch + 1}/{self.trainer.max_epochs}"
                 f"  loss {loss:.3f}  "
-                + "  ".join(f"{name} {value:.2f}" for name, value in metrics.items())
+                + "  ".join(f"{name} {value:.2f}" for name, value in self._scored.items())
             )
+        self._scored = {}
 
     def _rate(self, epoch: float) -> float:
         stage = self.config.retrieval
@@ -219,7 +226,8 @@ class RetrievalStage(_Stage):
 def rate_factor(epoch: float, *, warmup: float, total: int, schedule: str, drop: int) -> float:
     """Learning rate relative to its peak after ``epoch`` epochs (a fraction counts).
 
-    >>> [round(rate_factor(e, warmup=2, total=10, schedule="step", drop=8), 3) for e in (0, 1, 5, 9)]
+    >>> recipe = dict(warmup=2, total=10, schedule="step", drop=8)
+    >>> [round(rate_factor(epoch, **recipe), 3) for epoch in (0, 1, 5, 9)]
     [0.01, 0.5, 1.0, 0.1]
     """
     factor = 1.0

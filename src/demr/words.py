@@ -114,7 +114,7 @@ _Tagger = tuple[Callable[[list[str]], list[str]], Callable[[str], frozenset[str]
 @lru_cache(maxsize=1)
 def _tagger() -> _Tagger:
     try:
-        from HanTa import HanoverTagger  # noqa: PLC0415 - only training needs it
+        from HanTa import HanoverTagger
     except ImportError as error:
         raise InputError(
             "part-of-speech tagger",

@@ -1,7 +1,7 @@
 """What every encoder promises: an identity, clip features of a video, word features of queries."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -130,8 +130,16 @@ class Encoder(Protocol):
         """Decode a video file and describe each of its clips."""
         ...
 
-    def encode_queries(self, queries: Sequence[str]) -> list[QueryFeatures]:
-        """Describe each query token by token."""
+    def encode_queries(
+        self, queries: Sequence[str], hidden: Sequence[Collection[int]] | None = None
+    ) -> list[QueryFeatures]:
+        """Describe each query token by token.
+
+        Args:
+            queries: Sentences.
+            hidden: For each query the indices of words to hide before the encoder runs, so
+                that a contextual encoder cannot leak them into their neighbours.
+        """
         ...
 
 

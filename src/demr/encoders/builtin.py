@@ -7,7 +7,8 @@ added: which property goes with which stays readable by a linear layer, whatever
 objects. Objects are not weighted by their size.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -76,16 +77,22 @@ class BuiltinEncoder:
         features = describe_frames(frames, clips)
         return VideoFeatures(Path(path).stem, info.duration_s, CLIP_S, features)
 
-    def encode_queries(self, queries: Sequence[str]) -> list[QueryFeatures]:
+    def encode_queries(
+        self, queries: Sequence[str], hidden: Sequence[Collection[int]] | None = None
+    ) -> list[QueryFeatures]:
         """Hashed vectors of each query's words.
 
         Args:
             queries: Sentences; words past the 77th are dropped.
+            hidden: For each query the indices of words to hide; they become zero vectors.
 
         Raises:
             InputError: If a query holds no word.
         """
-        return [_encode_query(query) for query in queries]
+        encoded = [_encode_query(query) for query in queries]
+        if hidden is None:
+            return encoded
+        return [_hide(query, words) for query, words in zip(encoded, hidden, strict=True)]
 
 
 def describe_frames(frames: Iterable[NDArray[np.uint8]], clips: int) -> Floats:
@@ -227,3 +234,9 @@ def _encode_query(query: str) -> QueryFeatures:
         )
     features = np.stack([word_vector(word) for word in words])
     return QueryFeatures(query, features, words, np.arange(len(words), dtype=np.int64))
+
+
+def _hide(query: QueryFeatures, words: Collection[int]) -> QueryFeatures:
+    features = query.features.copy()
+    features[np.isin(query.token_word, list(words))] = 0
+    return replace(query, features=features)
