@@ -4,9 +4,11 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from demr.shapes.world import Split, make_scene
 SPLITS: tuple[Split, ...] = ("train", "val", "iid", "ood")
 # Changes whenever the same seed renders other videos or writes other sentences.
 WORLD_VERSION = 1
+_Made = tuple[VideoFeatures, Sequence[Annotation]]
 
 
 def build_dataset(
@@ -41,7 +44,7 @@ def build_dataset(
         root: Folder to fill.
         counts: Videos of each split.
         seed: Of the world; video i of a split has the number ``seed * 1_000_000 + i``.
-        workers: Processes; 0 takes one per core.
+        workers: Processes; 0 takes one per core, 1 works in this one.
         keep_videos: Also keep the mp4 files, in ``videos``.
         progress: Called with split, videos done and videos in all.
 
@@ -51,7 +54,10 @@ def build_dataset(
     manifest = {"world": WORLD_VERSION, "seed": seed, "counts": dict(counts)}
     path = root / "manifest.json"
     if path.exists():
-        found = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            found = type(error).__name__
         if found != manifest:
             raise ConfigError(
                 str(root),
@@ -81,14 +87,12 @@ def _build_split(
     videos = root / "videos" if keep_videos else None
     make = partial(_make_video, split, videos)
     numbers = range(seed * 1_000_000, seed * 1_000_000 + count)
-    # Forked children of a process with running threads may hang; spawned ones cannot.
-    context = multiprocessing.get_context("spawn")
     identity = get_encoder("builtin").identity
     with (
         FeaturePackWriter(root / "features" / split, identity) as writer,
-        ProcessPoolExecutor(workers or os.cpu_count(), mp_context=context) as pool,
+        _each(make, numbers, workers or os.cpu_count() or 1) as made,
     ):
-        for done, (features, queries) in enumerate(pool.map(make, numbers, chunksize=2)):
+        for done, (features, queries) in enumerate(made):
             writer.add(features)
             annotations += queries
             if progress is not None:
@@ -96,9 +100,30 @@ def _build_split(
     write_annotations(root / f"{split}.jsonl", annotations)
 
 
-def _make_video(
-    split: Split, videos: Path | None, number: int
-) -> tuple[VideoFeatures, Sequence[Annotation]]:
+@contextmanager
+def _each(make: Callable[[int], _Made], numbers: range, workers: int) -> Iterator[Iterator[_Made]]:
+    if workers == 1:
+        yield map(make, numbers)
+        return
+    # Forked children of a process with running threads may hang; spawned ones cannot.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(
+        min(workers, len(numbers)), mp_context=context, initializer=_leave_interrupts
+    ) as pool:
+        try:
+            yield pool.map(make, numbers, chunksize=2)
+        except BaseException:
+            # Nobody waits for what is left; rendering it could take minutes.
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _leave_interrupts() -> None:
+    # Ctrl-C reaches every process of the terminal; only the parent has something to say.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _make_video(split: Split, videos: Path | None, number: int) -> _Made:
     scene = make_scene(split, number)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{scene.vid}.mp4"
