@@ -229,7 +229,12 @@ def main() -> None:
         message = getattr(error, "format_message", None)
         if message is None:
             raise
-        _fail(f"{message()}; see demr --help")
+        text = message()
+        if text.startswith("Usage:"):
+            # A bare `demr` asks what there is.
+            typer.echo(text, err=True)
+            sys.exit(BAD_INPUT)
+        _fail(f"{' '.join(text.split()).rstrip('.')}; see demr --help")
 
 
 def _fail(line: str) -> None:
@@ -262,7 +267,7 @@ def _collect_queries(given: Sequence[str], file: Path | None) -> list[str]:
     asked = list(given)
     if file is not None:
         try:
-            text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+            text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(
                 f"--queries {file}",

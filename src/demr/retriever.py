@@ -428,12 +428,15 @@ def check_query(query: str) -> None:
     """Reject what cannot be asked.
 
     Raises:
-        InputError: If the query is empty or longer than encoders read.
+        InputError: If the query holds no word or is longer than encoders read.
     """
     words = query.split()
-    if not words:
+    if not any(map(str.isalnum, query)):
         raise InputError(
-            "query", expected="a sentence", got="an empty one", remedy="describe the moment"
+            "query",
+            expected="a sentence",
+            got=f"no word in {query[:20]!r}" if words else "an empty one",
+            remedy="describe the moment",
         )
     if len(words) > LONGEST_QUERY_WORDS:
         raise InputError(
