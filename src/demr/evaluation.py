@@ -42,6 +42,8 @@ COVARIATES = (
 )
 INTERVAL_COVARIATES = (*COVARIATES, "log duration", "log length")
 TAUS = (0.0, 0.05, 0.1, 0.2, 0.4)
+# Moments that may rival the top one. Fixed: what is calibrated on ten holds for a list of one.
+_RIVALS = 10
 # Between these two probabilities a search says "uncertain".
 THRESHOLDS = {"found": 0.6, "absent": 0.4}
 
@@ -151,8 +153,15 @@ class FeatureNoise:
 def answer(
     raw: RawPrediction, *, ranking: Ranking = "score", tau: float = 0.0, top: int = 10
 ) -> Prediction:
-    """Rank a query's proposals and collect the covariates of its calibration."""
-    moments = select(raw.proposals, ranking=ranking, tau=tau, after=top)
+    """Rank a query's proposals and collect the covariates of its calibration.
+
+    Args:
+        raw: What the model says.
+        ranking: See :func:`~demr.proposals.select`.
+        tau: See :func:`~demr.proposals.rank`.
+        top: Moments to return; the covariates do not depend on it.
+    """
+    moments = select(raw.proposals, ranking=ranking, tau=tau, after=max(top, _RIVALS))
     variance = (moments.aleatoric + moments.epistemic).mean(axis=1)
     log_variance = np.log(np.maximum(variance, 1e-12))
     log_eu = np.log(np.maximum(moments.epistemic.mean(axis=1), 1e-12))
@@ -160,14 +169,15 @@ def answer(
     logit = np.log(p / (1 - p))
     contrast = float(raw.saliency.max() - raw.saliency.mean())
     windows = moments.window_s
-    disjoint = window_iou(windows[:1], windows)[0] == 0
-    following = float(moments.foreground[disjoint].max(initial=0.0))
+    rivals = moments[:_RIVALS]
+    disjoint = window_iou(windows[:1], rivals.window_s)[0] == 0
+    following = float(rivals.foreground[disjoint].max(initial=0.0))
     gap = moments.foreground - following
     duration = np.log(moments.duration_s)
     length = np.log(np.maximum(windows[:, 1] - windows[:, 0], 0.1))
     shared = np.stack([logit, gap, log_variance, log_eu, np.full(len(moments), contrast)], axis=1)
     interval = np.column_stack([shared, np.full(len(moments), duration), length])
-    return Prediction(moments, shared[0], interval, raw.saliency)
+    return Prediction(moments[:top], shared[0], interval[:top], raw.saliency)
 
 
 def true_window(window: FloatArray, truths: Sequence[tuple[float, float]]) -> FloatArray:
