@@ -29,6 +29,7 @@ from demr.evaluation import (
 from demr.features import FeaturePack, atomic_path
 from demr.model import DemrModel
 from demr.pretrained import APPENDED_DIMS, Pretrained, load_pretrained, save_pretrained
+from demr.retriever import describe_domain
 from demr.shapes.dataset import build_dataset
 from demr.training import make_masking, train_stages
 
@@ -112,24 +113,28 @@ def train_run(config: TrainConfig, run: Path, *, resume: bool = False) -> Path:
     Raises:
         ConfigError: If the folder exists (without ``resume``) or is another run's (with it).
     """
-    _claim(config, run, resume)
+    _check_folder(config, run, resume)
     data = open_data(config.data)
     # Read the test splits now: a typo in their path must not cost a night of training.
     splits = {"val": data.read(config.data.val)}
     splits |= {name: data.read(path) for name, path in config.data.tests.items()}
     train = data.dataset(data.read(config.data.train))
     validation = data.dataset(_first(splits["val"], config.retrieval.validate_queries))
+    masking = make_masking(config, train, data.encoder)
+    # Only now: a typo in the config must leave nothing behind.
+    _claim(config, run, resume)
     lightning.seed_everything(config.seed, verbose=False)
     architecture = config.model.model_dump()
     identity = data.encoder.identity
     model = DemrModel(identity.video_dim + APPENDED_DIMS, identity.text_dim, **architecture)
-    masking = make_masking(config, train, data.encoder)
     model = train_stages(config, run, model, train, validation, masking)
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:
         words = {word for query in train.queries for word in query.words}
+        seen = sorted({annotation.vid for annotation in train.annotations})
+        domain = describe_domain([data.pack[vid].features for vid in seen])
         save_pretrained(
             run,
-            Pretrained(model, config.name, identity, architecture, frozenset(words)),
+            Pretrained(model, config.name, identity, architecture, frozenset(words), domain),
         )
         calibrate_run(run, data, splits["val"])
         evaluate_run(run, data, splits)
@@ -143,7 +148,7 @@ def _first(annotations: list[Annotation], count: int) -> list[Annotation]:
     return [annotations[i] for i in np.linspace(0, len(annotations) - 1, count).astype(int)]
 
 
-def _claim(config: TrainConfig, run: Path, resume: bool) -> None:
+def _check_folder(config: TrainConfig, run: Path, resume: bool) -> None:
     path = run / "config.yaml"
     if int(os.environ.get("LOCAL_RANK", "0")) != 0:
         return
@@ -163,15 +168,33 @@ def _claim(config: TrainConfig, run: Path, resume: bool) -> None:
                 remedy="resume with the same config and --set, or start a new run",
             )
         return
-    if run.exists() and any(run.iterdir()):
-        raise ConfigError(
-            str(run),
-            expected="a new folder for the run",
-            got="an existing one",
-            remedy="choose another --out, or --resume this one",
-        )
-    with atomic_path(path) as temporary:
-        temporary.write_text(config.to_yaml(), encoding="utf-8")
+    if run.exists() and not (run.is_dir() and not any(run.iterdir())):
+        raise _taken(run)
+
+
+def _claim(config: TrainConfig, run: Path, resume: bool) -> None:
+    if resume or int(os.environ.get("LOCAL_RANK", "0")) != 0:
+        return
+    run.mkdir(parents=True, exist_ok=True)
+    path = run / "config.yaml"
+    try:
+        # "x": of two runs that begin at the same moment, one gets the folder.
+        with path.open("x", encoding="utf-8") as stream:
+            stream.write(config.to_yaml())
+    except FileExistsError as error:
+        raise _taken(run) from error
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def _taken(run: Path) -> ConfigError:
+    return ConfigError(
+        str(run),
+        expected="a new folder for the run",
+        got="an existing one" if run.is_dir() else "a file",
+        remedy="choose another --out, or --resume this one",
+    )
 
 
 def default_run_folder(name: str) -> Path:
