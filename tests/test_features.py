@@ -17,7 +17,7 @@ from demr.features import (
     align_streams,
     atomic_path,
     clip_spans,
-    feature_deviation,
+    feature_statistics,
     prepare_query,
     prepare_video,
 )
@@ -310,10 +310,12 @@ def test_a_video_in_two_packs_is_refused(tmp_path: Path) -> None:
         FeaturePack(tmp_path)
 
 
-def test_deviation_over_all_clips() -> None:
+def test_statistics_over_all_clips() -> None:
     videos = [video("a", seed=1), video("b", 3.0, seed=2)]
     together = np.concatenate([one.features for one in videos])
-    np.testing.assert_allclose(feature_deviation(videos), together.std(axis=0), rtol=1e-5)
+    mean, deviation = feature_statistics(videos)
+    np.testing.assert_allclose(mean, together.mean(axis=0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(deviation, together.std(axis=0), rtol=1e-5)
 
 
 def test_atomic_path(tmp_path: Path) -> None:

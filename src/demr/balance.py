@@ -12,7 +12,7 @@ from demr.calibration import Calibration
 from demr.dataset import MomentDataset
 from demr.errors import InputError
 from demr.evaluation import FeatureNoise, apply_calibration, run_model, write_json
-from demr.features import feature_deviation
+from demr.features import feature_statistics
 from demr.model import DemrModel
 from demr.runs import load_run, open_data
 
@@ -130,7 +130,7 @@ def measure_balance(run: Path, split: str, limit: int) -> dict[str, object]:
         pretrained.model,
         data.dataset(annotations),
         Calibration.load(run / "calibration.json"),
-        feature_deviation(data.pack[vid] for vid in sorted(vids)).astype(np.float64),
+        feature_statistics(data.pack[vid] for vid in sorted(vids))[1].astype(np.float64),
         tokens.std(axis=0),
         seed=config.seed,
     )

@@ -54,6 +54,8 @@ class DataConfig(_Strict):
     """Feature pack with the videos of all splits."""
     encoder: str = "builtin"
     """Encoder of the queries; must be the one that made the features."""
+    standardize: bool = False
+    """Standardise clip features by their training mean and deviation; stored in the model."""
     shapes: ShapesConfig | None = None
     """Render the embedded world into ``root`` if that folder does not exist."""
 
@@ -81,6 +83,8 @@ class ModelConfig(_Strict):
     """Dropout in the projections."""
     fusion: Literal["rff", "concat"] = "rff"
     """``concat`` is the ablation partner with as many parameters."""
+    saliency_hint: bool = False
+    """Let the fusion read the saliency; not in the paper, see ``demr.model``."""
 
     @model_validator(mode="after")
     def _dim_fits_heads(self) -> Self:

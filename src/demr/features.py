@@ -395,8 +395,10 @@ class FeaturePack:
             yield self[vid]
 
 
-def feature_deviation(videos: Iterable[VideoFeatures]) -> NDArray[np.float32]:
-    """Standard deviation of every raw feature dimension over all clips, ``(Dv,)``."""
+def feature_statistics(
+    videos: Iterable[VideoFeatures],
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Mean and standard deviation of every raw feature over all clips, ``(Dv,)`` each."""
     count, total, square = 0, 0.0, 0.0
     for video in videos:
         features = video.features.astype(np.float64)
@@ -404,10 +406,8 @@ def feature_deviation(videos: Iterable[VideoFeatures]) -> NDArray[np.float32]:
         total = total + features.sum(axis=0)
         square = square + (features**2).sum(axis=0)
     mean = np.asarray(total) / max(count, 1)
-    deviation: NDArray[np.float32] = np.sqrt(
-        np.maximum(np.asarray(square) / max(count, 1) - mean**2, 0)
-    ).astype(np.float32)
-    return deviation
+    variance = np.maximum(np.asarray(square) / max(count, 1) - mean**2, 0)
+    return mean.astype(np.float32), np.sqrt(variance).astype(np.float32)
 
 
 @contextmanager

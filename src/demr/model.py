@@ -13,6 +13,12 @@ from demr.evidential import EvidentialHead, NormalInverseGamma
 from demr.fusion import ConcatFusion, Dropout, ReflectiveFlippedFusion
 from demr.reconstruction import mask_features
 
+_TYPICAL_OFFSET_CLIPS = 4.0
+# Standardised features are cut off here: beyond it lies damage, not information.
+_LARGEST_DEVIATION = 10.0
+# Brings a cosine, mostly within 0.2 of zero, to the size of the embeddings' entries.
+_HINT_SCALE = 5.0
+
 
 @dataclass(frozen=True)
 class ModelOutput:
@@ -99,6 +105,10 @@ class DemrModel(nn.Module):
         dropout: Dropout inside the fusion.
         input_dropout: Dropout in the projections.
         fusion: ``"rff"``, or ``"concat"`` for the ablation partner of equal size.
+        saliency_hint: Add the clip's saliency, times a learned vector, to what the fusion reads.
+            Not in the paper, which trains for 180 epochs: the contrastive losses align clips
+            and queries within one epoch, and with the hint the fusion need not discover the
+            same alignment a second time.
 
     Reference:
         DEMR, arXiv:2512.00953.
@@ -116,9 +126,14 @@ class DemrModel(nn.Module):
         dropout: float = 0.1,
         input_dropout: float = 0.5,
         fusion: Literal["rff", "concat"] = "rff",
+        saliency_hint: bool = False,
     ) -> None:
         super().__init__()
         self.dim = dim
+        self.feature_mean: Tensor
+        self.feature_scale: Tensor
+        self.register_buffer("feature_mean", torch.zeros(video_dim))
+        self.register_buffer("feature_scale", torch.ones(video_dim))
         self.video_projection = Projection(video_dim, dim, input_dropout)
         self.text_projection = Projection(text_dim, dim, input_dropout)
         self.modality = nn.Embedding(2, dim)
@@ -128,10 +143,28 @@ class DemrModel(nn.Module):
         self.fusion = fusion_class(dim, heads, layers, hidden, dropout)
         self.foreground_head = ConvHead(dim, 1)
         self.boundary_head = ConvHead(dim, 2)
-        # Offsets are fractions of the whole video; sigmoid(0) = 0.5 would start every proposal
-        # as wide as the video, from where the overlap losses need epochs to come back.
-        nn.init.constant_(self.boundary_head.convs[-1].bias, -2.0)  # type: ignore[arg-type]
         self.evidential_head = EvidentialHead(dim, targets=2)
+        self.saliency_hint = nn.Parameter(torch.randn(dim)) if saliency_hint else None
+
+    def set_feature_statistics(self, mean: Tensor, deviation: Tensor) -> None:
+        """Let the model standardise its clip features from now on; stored with the weights.
+
+        A typical clip then has unit length, as one of the L2-normalised features of the
+        published recipes has, so that the two appended fractions stand out as much as there.
+
+        Args:
+            mean: Of each feature over the training clips, fractions left out, ``(Dv - 2,)``.
+            deviation: Likewise, ``(Dv - 2,)``.
+        """
+        count = len(mean)
+        self.feature_mean[:count] = mean
+        # A feature that hardly varies in training would blow up on the first video where it does.
+        self.feature_scale[:count] = 1 / (deviation.clamp(min=1e-3) * math.sqrt(count))
+
+    def _standardize(self, video: Tensor) -> Tensor:
+        limit = _LARGEST_DEVIATION / math.sqrt(max(len(self.feature_mean) - 2, 1))
+        scaled = (video - self.feature_mean) * self.feature_scale
+        return torch.where(self.feature_scale == 1, scaled, scaled.clamp(-limit, limit))
 
     def forward(self, batch: Batch) -> ModelOutput:
         """Score every clip of every item.
@@ -143,12 +176,20 @@ class DemrModel(nn.Module):
             One entry per clip; entries under padding are meaningless and must be masked.
         """
         text_in = batch.text if batch.masked is None else mask_features(batch.text, batch.masked)
-        clip_embedding = self.video_projection(batch.video)
+        clip_embedding = self.video_projection(self._standardize(batch.video))
         text_embedding = self.text_projection(text_in)
         query_embedding = self.query_pool(text_embedding, batch.text_mask)
         position = sine_position(batch.video_mask, self.dim).to(clip_embedding.dtype)
+        saliency = F.cosine_similarity(
+            clip_embedding.float(), query_embedding.float()[:, None, :], dim=-1
+        )
+        video_in = clip_embedding + self.modality.weight[0]
+        if self.saliency_hint is not None:
+            # Detached: the saliency answers to the contrastive losses alone.
+            hint = saliency.detach()[..., None] * _HINT_SCALE
+            video_in = video_in + (hint * self.saliency_hint).to(video_in.dtype)
         video, text = self.fusion(
-            clip_embedding + self.modality.weight[0],
+            video_in,
             text_embedding + self.modality.weight[1],
             batch.video_mask,
             batch.text_mask,
@@ -156,12 +197,10 @@ class DemrModel(nn.Module):
         )
         foreground = self.foreground_head(video, batch.video_mask)[..., 0].float()
         # Boundaries feed the evidential loss, whose curvature bfloat16 cannot resolve.
-        offset = self.boundary_head(video, batch.video_mask).float().sigmoid()
+        offset_logit = self.boundary_head(video, batch.video_mask).float()
+        offset = (offset_logit + _offset_prior(batch.centre_norm)[..., None]).sigmoid()
         sign = offset.new_tensor([-1.0, 1.0])
         boundary = batch.centre_norm[..., None] + sign * offset
-        saliency = F.cosine_similarity(
-            clip_embedding.float(), query_embedding.float()[:, None, :], dim=-1
-        )
         return ModelOutput(
             foreground_logit=foreground,
             nig=self.evidential_head(video, boundary),
@@ -170,6 +209,17 @@ class DemrModel(nn.Module):
             query_embedding=query_embedding,
             fused_text=text,
         )
+
+
+def _offset_prior(centre_norm: Tensor) -> Tensor:
+    """Logit of an offset of four clips, as a fraction of each video's duration, ``(B, 1)``.
+
+    The head predicts offsets relative to it. An offset is a fraction of the video, so without
+    the prior a head had to know the duration to say "three more seconds", and an untrained one
+    proposed windows as wide as the video.
+    """
+    clip_norm = (2 * centre_norm[:, :1]).clamp(max=1)
+    return (_TYPICAL_OFFSET_CLIPS * clip_norm).clamp(max=0.5).logit()
 
 
 def sine_position(mask: Tensor, dim: int, temperature: float = 10_000.0) -> Tensor:

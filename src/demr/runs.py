@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning
 import numpy as np
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
@@ -26,7 +27,7 @@ from demr.evaluation import (
     run_model,
     write_json,
 )
-from demr.features import FeaturePack, atomic_path
+from demr.features import FeaturePack, atomic_path, feature_statistics
 from demr.model import DemrModel
 from demr.pretrained import APPENDED_DIMS, Pretrained, load_pretrained, save_pretrained
 from demr.retriever import describe_domain
@@ -127,6 +128,10 @@ def train_run(config: TrainConfig, run: Path, *, resume: bool = False) -> Path:
     architecture = config.model.model_dump()
     identity = data.encoder.identity
     model = DemrModel(identity.video_dim + APPENDED_DIMS, identity.text_dim, **architecture)
+    if config.data.standardize:
+        vids = sorted({annotation.vid for annotation in train.annotations})
+        mean, deviation = feature_statistics(data.pack[vid] for vid in vids)
+        model.set_feature_statistics(torch.from_numpy(mean), torch.from_numpy(deviation))
     model = train_stages(config, run, model, train, validation, masking)
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:
         words = {word for query in train.queries for word in query.words}
