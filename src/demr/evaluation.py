@@ -326,7 +326,7 @@ def measure(
     on the top moment of each, wrong ones included, against the true window of highest IoU.
 
     Returns:
-        Percentages for recall, IoU, mAP and coverage; probabilities otherwise.
+        Percentages for recall, IoU and mAP; fractions 0..1 for coverage and probabilities.
     """
     pairs = [(p, a) for p, a in zip(predictions, annotations, strict=True) if a.windows_s]
     absent = [p for p, a in zip(predictions, annotations, strict=True) if a.windows_s == ()]
@@ -387,7 +387,9 @@ def _measure_uncertainty(
     nu = np.array([p.moments.nu[0] for p in present])
     for quantile in (0.05, 0.5, 0.95):
         metrics[f"uncertainty/nu q{quantile:g}"] = float(np.quantile(nu, quantile))
-    true = window + residual
+    duration = np.array([a.duration_s for a in truth])[:, None]
+    # Clipped, as rounding may put a moment that ends with the video a hair beyond it.
+    true = np.clip(window + residual, 0, duration)
     metrics["uncertainty/NLL"] = float(np.mean(nll_student_t(true, window, scale, dof)))
     metrics["uncertainty/CRPS s"] = float(np.mean(crps_student_t(true, window, scale, dof)))
     if calibration.interval is not None:
@@ -395,7 +397,6 @@ def _measure_uncertainty(
             window, scale, dof, np.array([p.interval[0] for p in present]), level
         )
         # Neither the truth nor a search's printed interval lies outside the video.
-        duration = np.array([a.duration_s for a in truth])[:, None]
         low, high = np.clip(low, 0, duration), np.clip(high, 0, duration)
         metrics |= {
             f"interval/coverage {k}": v for k, v in interval_coverage(low, high, true).items()
@@ -446,6 +447,8 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     def clean(value: Any) -> Any:
         if isinstance(value, Mapping):
             return {str(k): clean(v) for k, v in value.items()}
+        if isinstance(value, list | tuple):
+            return [clean(v) for v in value]
         if isinstance(value, float):
             return value if math.isfinite(value) else None
         return value
