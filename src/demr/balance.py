@@ -107,7 +107,7 @@ def measure_balance(run: Path, split: str, limit: int) -> dict[str, object]:
     """Noise curves and dVar of a run on one of its splits.
 
     Raises:
-        InputError: If the run has no such split.
+        InputError: If the run has no such split, or the split too few queries to average.
     """
     config, pretrained = load_run(run)
     data = open_data(config.data)
@@ -122,6 +122,13 @@ def measure_balance(run: Path, split: str, limit: int) -> dict[str, object]:
     train = data.dataset(data.read(config.data.train))
     tokens = np.concatenate([query.features for query in train.queries])
     annotations = [a for a in data.read(paths[split]) if a.windows_s and a.kind == "present"]
+    if limit < 0 or limit == 1 or len(annotations) < 2:
+        raise InputError(
+            f"--split {split} --limit {limit}",
+            expected="at least 2 queries whose moment is in the video, or 0 for all of them",
+            got=f"{len(annotations)} in the split",
+            remedy="name a larger split or limit",
+        )
     if limit:
         chosen = np.linspace(0, len(annotations) - 1, min(limit, len(annotations))).astype(int)
         annotations = [annotations[i] for i in chosen]
