@@ -128,7 +128,12 @@ class ReconstructionConfig(_Strict):
     """Stage 1: reconstruct a masked word of the query."""
 
     epochs: Count = 30
-    """0 leaves the stage out."""
+    """0 leaves the reconstruction out."""
+    align_epochs: Count = 0
+    """Epochs of the saliency losses alone, before anything else. Not in the paper: they need no
+    fusion, so an epoch costs a tenth of a full one, and the fusion starts on aligned inputs."""
+    align_lr: Weight = 1e-3
+    """Learning rate of the alignment."""
     batch_size: PositiveInt = 128
     """Queries per step."""
     lr: Weight = 1e-5

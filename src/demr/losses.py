@@ -9,7 +9,7 @@ from torch import Tensor
 
 from demr.batch import Batch, Targets
 from demr.evidential import NormalInverseGamma, der_regularizer, geom_regularizer, nig_nll
-from demr.model import ModelOutput
+from demr.model import Embeddings, ModelOutput
 
 TEMPERATURE = 0.07
 
@@ -102,7 +102,7 @@ def retrieval_loss(output: ModelOutput, batch: Batch, weights: LossWeights) -> L
     )
 
 
-def saliency_loss(output: ModelOutput, batch: Batch, weights: LossWeights) -> Tensor:
+def saliency_loss(output: Embeddings, batch: Batch, weights: LossWeights) -> Tensor:
     """The weighted saliency terms alone, as used in stage 1."""
     intra, inter, contrast = saliency_terms(output, batch)
     return weights.intra * intra + weights.inter * inter + weights.clip_contrast * contrast
@@ -160,7 +160,7 @@ def foreground_loss(
     return (loss.masked_fill(~valid, 0) * weight).sum() / valid.sum()
 
 
-def saliency_terms(output: ModelOutput, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+def saliency_terms(output: Embeddings, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """Intra-video, inter-video and clip contrast; 0 where there is nothing to contrast.
 
     All compare by cosine at temperature 0.07 and work on projected, pre-fusion features.

@@ -21,24 +21,33 @@ _HINT_SCALE = 5.0
 
 
 @dataclass(frozen=True)
-class ModelOutput:
+class Embeddings:
+    """Both modalities before fusion.
+
+    Attributes:
+        saliency: Cosine between projected clip and pooled query, ``(B, L)``.
+        clip_embedding: Projected clips, ``(B, L, D)``.
+        query_embedding: Attention-pooled projected query, ``(B, D)``.
+    """
+
+    saliency: Tensor
+    clip_embedding: Tensor
+    query_embedding: Tensor
+
+
+@dataclass(frozen=True)
+class ModelOutput(Embeddings):
     """What the network says about every clip of every item.
 
     Attributes:
         foreground_logit: Logit of "this clip lies in the moment", ``(B, L)``.
         nig: Normal-inverse-gamma over start and end; ``nig.loc`` is the predicted
             ``(start, end)`` as fractions of the duration, ``(B, L, 2)``.
-        saliency: Cosine between projected clip and pooled query, ``(B, L)``.
-        clip_embedding: Projected clips before fusion, ``(B, L, D)``.
-        query_embedding: Attention-pooled projected query, ``(B, D)``.
         fused_text: Text after fusion, ``(B, T, D)``.
     """
 
     foreground_logit: Tensor
     nig: NormalInverseGamma
-    saliency: Tensor
-    clip_embedding: Tensor
-    query_embedding: Tensor
     fused_text: Tensor
 
 
@@ -166,6 +175,20 @@ class DemrModel(nn.Module):
         scaled = (video - self.feature_mean) * self.feature_scale
         return torch.where(self.feature_scale == 1, scaled, scaled.clamp(-limit, limit))
 
+    def embed(self, batch: Batch) -> Embeddings:
+        """Project both modalities and compare them, without fusing them."""
+        return self._embed(batch)[0]
+
+    def _embed(self, batch: Batch) -> tuple[Embeddings, Tensor]:
+        text_in = batch.text if batch.masked is None else mask_features(batch.text, batch.masked)
+        clip_embedding = self.video_projection(self._standardize(batch.video))
+        text_embedding = self.text_projection(text_in)
+        query_embedding = self.query_pool(text_embedding, batch.text_mask)
+        saliency = F.cosine_similarity(
+            clip_embedding.float(), query_embedding.float()[:, None, :], dim=-1
+        )
+        return Embeddings(saliency, clip_embedding, query_embedding), text_embedding
+
     def forward(self, batch: Batch) -> ModelOutput:
         """Score every clip of every item.
 
@@ -175,14 +198,9 @@ class DemrModel(nn.Module):
         Returns:
             One entry per clip; entries under padding are meaningless and must be masked.
         """
-        text_in = batch.text if batch.masked is None else mask_features(batch.text, batch.masked)
-        clip_embedding = self.video_projection(self._standardize(batch.video))
-        text_embedding = self.text_projection(text_in)
-        query_embedding = self.query_pool(text_embedding, batch.text_mask)
+        embeddings, text_embedding = self._embed(batch)
+        clip_embedding, saliency = embeddings.clip_embedding, embeddings.saliency
         position = sine_position(batch.video_mask, self.dim).to(clip_embedding.dtype)
-        saliency = F.cosine_similarity(
-            clip_embedding.float(), query_embedding.float()[:, None, :], dim=-1
-        )
         video_in = clip_embedding + self.modality.weight[0]
         if self.saliency_hint is not None:
             # Detached: the saliency answers to the contrastive losses alone.
@@ -202,11 +220,11 @@ class DemrModel(nn.Module):
         sign = offset.new_tensor([-1.0, 1.0])
         boundary = batch.centre_norm[..., None] + sign * offset
         return ModelOutput(
-            foreground_logit=foreground,
-            nig=self.evidential_head(video, boundary),
             saliency=saliency,
             clip_embedding=clip_embedding,
-            query_embedding=query_embedding,
+            query_embedding=embeddings.query_embedding,
+            foreground_logit=foreground,
+            nig=self.evidential_head(video, boundary),
             fused_text=text,
         )
 

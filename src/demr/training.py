@@ -2,7 +2,7 @@
 
 import math
 import os
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,14 +70,6 @@ class _Stage(lightning.LightningModule):
         )
         return DataLoader(self._dataset, batch_sampler=batches, collate_fn=collate)
 
-    def on_train_epoch_start(self) -> None:
-        """Restart every random stream, so that a resumed epoch repeats the same numbers."""
-        torch.manual_seed(
-            (self.config.seed * 10 + self._number) * 100_003
-            + self.current_epoch * 1009
-            + self.global_rank
-        )
-
     def transfer_batch_to_device(
         self, batch: Batch, device: torch.device, dataloader_idx: int
     ) -> Batch:
@@ -99,8 +91,14 @@ class _Stage(lightning.LightningModule):
             torch.nn.utils.clip_grad_norm_(self.parameters(), self.config.gradient_clip)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Set the learning rate from the step alone; a scheduler's state could go stale."""
+        """Set learning rate and random stream from the step alone, so that a resumed run repeats.
+
+        A scheduler's state could go stale; and Lightning draws from the stream between the start
+        of an epoch and its first batch, but not as often after a resume.
+        """
         del batch, batch_idx
+        stream = (self.config.seed * 10 + self._number) * 10**9 + self.global_step
+        torch.manual_seed((stream * 4099 + self.global_rank) % 2**63)
         steps = max(int(self.trainer.num_training_batches), 1)
         rate = self._stage.lr * self._rate(self.global_step / steps)
         for group in self.trainer.optimizers[0].param_groups:
@@ -117,6 +115,8 @@ class ReconstructionStage(_Stage):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step."""
         del batch_idx
+        if self._aligning:
+            return self._align(batch)
         output = self.model(batch)
         if self.head is None or batch.masked is None or batch.label is None:
             raise ValueError("stage 1 needs a head and a dataset with masking")
@@ -136,10 +136,37 @@ class ReconstructionStage(_Stage):
         )
         return reconstruction + saliency
 
+    @property
+    def _aligning(self) -> bool:
+        return self.current_epoch < self.config.reconstruction.align_epochs
+
+    def _align(self, batch: Batch) -> Tensor:
+        # Clean queries: there is no word to reconstruct, so none need be hidden.
+        embeddings = self.model.embed(replace(batch, masked=None))
+        with torch.autocast(self.device.type, enabled=False):
+            saliency = saliency_loss(embeddings, batch, self.weights)
+        self.log("qr/saliency", saliency, on_step=False, on_epoch=True, batch_size=len(batch))
+        return saliency
+
+    def _rate(self, epoch: float) -> float:
+        stage = self.config.reconstruction
+        if self._aligning:
+            peak = stage.align_lr / stage.lr if stage.lr else 0.0
+            return peak * rate_factor(
+                epoch, warmup=0.5, total=stage.align_epochs, schedule="cosine", drop=0
+            )
+        return 1.0
+
     def on_train_epoch_end(self) -> None:
         """Print one line an epoch."""
         logged = self.trainer.callback_metrics
-        if self.global_rank == 0:
+        if self.global_rank == 0 and self._aligning:
+            _say(
+                f"alignment epoch {self.current_epoch + 1}/"
+                f"{self.config.reconstruction.align_epochs}"
+                f"  saliency {float(logged['qr/saliency']):.3f}"
+            )
+        elif self.global_rank == 0:
             _say(
                 f"stage 1 epoch {self.current_epoch + 1}/{self.trainer.max_epochs}"
                 f"  qr {float(logged['qr/loss']):.3f}"
@@ -286,20 +313,23 @@ def train_stages(
     """
     head = None
     checkpoints = run / "checkpoints"
-    if masking is not None and config.reconstruction.epochs:
-        head = ReconstructionHead(config.model.dim, len(masking.vocabulary))
+    stage = config.reconstruction
+    if stage.epochs + stage.align_epochs:
+        if masking is not None:
+            head = ReconstructionHead(config.model.dim, len(masking.vocabulary))
         done = checkpoints / "stage1.safetensors"
-        stage1 = ReconstructionStage(model, head, config, train, config.reconstruction, 1)
+        stage1 = ReconstructionStage(model, head, config, train, stage, 1)
         if not done.exists():
             train.masking = masking
-            _fit(stage1, config, run, "stage1", config.reconstruction.epochs, validate_every=0)
+            epochs = stage.align_epochs + stage.epochs
+            _fit(stage1, config, run, "stage1", epochs, validate_every=0)
             with atomic_path(done) as path:
                 save_file(_state(stage1), path)
         stage1.load_state_dict(load_file(done))
     train.masking = None
     stage2 = RetrievalStage(model, head, config, train, validation)
-    stage = config.retrieval
-    best = _fit(stage2, config, run, "stage2", stage.epochs, validate_every=stage.validate_every)
+    last = config.retrieval
+    best = _fit(stage2, config, run, "stage2", last.epochs, validate_every=last.validate_every)
     state = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
     stage2.load_state_dict(state)
     return stage2.model.eval()
@@ -332,6 +362,8 @@ def _fit(
     trainer = lightning.Trainer(
         accelerator="auto",
         devices=config.devices,
+        # No stage uses every head.
+        strategy="auto" if config.devices == 1 else "ddp_find_unused_parameters_true",
         max_epochs=epochs,
         precision="bf16-mixed" if use_bf16(config.precision) else "32-true",
         callbacks=callbacks,
