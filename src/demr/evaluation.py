@@ -171,6 +171,7 @@ def answer(
     windows = moments.window_s
     rivals = moments[:_RIVALS]
     disjoint = window_iou(windows[:1], rivals.window_s)[0] == 0
+    disjoint[0] = False  # an empty window does not even overlap itself
     following = float(rivals.foreground[disjoint].max(initial=0.0))
     gap = moments.foreground - following
     duration = np.log(moments.duration_s)
