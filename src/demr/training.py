@@ -1,7 +1,11 @@
 """Two-stage training on Lightning: reconstruct words first, then retrieve moments."""
 
+import logging
 import math
 import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -9,9 +13,10 @@ from typing import Any
 import lightning
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
@@ -20,7 +25,7 @@ from torch.utils.data import DataLoader
 from demr.batch import Batch, Item, collate
 from demr.config import ReconstructionConfig, RetrievalConfig, TrainConfig
 from demr.dataset import LengthBatches, Masking, MomentDataset, sequential_batches
-from demr.errors import ConfigError
+from demr.errors import ConfigError, ModelError
 from demr.evaluation import quick_metrics
 from demr.features import atomic_path
 from demr.losses import LossBreakdown, LossWeights, retrieval_loss, saliency_loss
@@ -273,9 +278,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
-        """Write atomically and through to the disk."""
+        """Write atomically and through to the disk.
+
+        Raises:
+            ModelError: If the disk is full; the last checkpoint is still there.
+        """
         del storage_options
-        with atomic_path(Path(path)) as temporary, temporary.open("wb") as stream:
+        with (
+            _disk_errors(Path(path)),
+            atomic_path(Path(path)) as temporary,
+            temporary.open("wb") as stream,
+        ):
             torch.save(checkpoint, stream)
             stream.flush()
             os.fsync(stream.fileno())
@@ -288,6 +301,21 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         location = "cpu" if map_location is None else map_location
         checkpoint: dict[str, Any] = torch.load(path, map_location=location, weights_only=True)
         return checkpoint
+
+
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # torch covers what the disk said with a complaint of its own.
+        cause = error if isinstance(error, OSError) else error.__context__ or error
+        raise ModelError(
+            str(path),
+            expected="room to save the state of training",
+            got=str(cause),
+            remedy="free disk space and go on with --resume; the last checkpoint is unchanged",
+        ) from error
 
 
 def train_stages(
@@ -323,7 +351,7 @@ def train_stages(
             train.masking = masking
             epochs = stage.align_epochs + stage.epochs
             _fit(stage1, config, run, "stage1", epochs, validate_every=0)
-            with atomic_path(done) as path:
+            with _disk_errors(done), atomic_path(done) as path:
                 save_file(_state(stage1), path)
         stage1.load_state_dict(load_file(done))
     train.masking = None
@@ -339,6 +367,21 @@ def _state(module: torch.nn.Module) -> dict[str, Tensor]:
     return {name: value.contiguous().cpu() for name, value in module.state_dict().items()}
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Lightning's advice and its own deprecations away from who trains a model."""
+    log = logging.getLogger("lightning.pytorch")
+    level = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"lightning\.")
+            yield
+    finally:
+        log.setLevel(level)
+
+
+@_quiet()
 def _fit(
     stage: _Stage, config: TrainConfig, run: Path, name: str, epochs: int, *, validate_every: int
 ) -> Path:
@@ -346,7 +389,11 @@ def _fit(
     last = ModelCheckpoint(
         dirpath=folder, filename="last", save_on_train_epoch_end=True, enable_version_counter=False
     )
-    callbacks: list[lightning.Callback] = [last, TQDMProgressBar(refresh_rate=5, leave=False)]
+    callbacks: list[lightning.Callback] = [
+        last,
+        # Standard output belongs to the results.
+        RichProgressBar(refresh_rate=5, console_kwargs={"stderr": True}),
+    ]
     best = last
     if validate_every:
         best = ModelCheckpoint(
@@ -420,4 +467,4 @@ def make_masking(config: TrainConfig, train: MomentDataset, encoder: Any) -> Mas
 
 
 def _say(line: str) -> None:
-    Console(stderr=True).print(line, highlight=False)
+    Console(stderr=True).print(line, highlight=False, soft_wrap=True)
