@@ -34,7 +34,7 @@ from demr.retriever import describe_domain
 from demr.shapes.dataset import build_dataset
 from demr.training import make_masking, train_stages
 
-console = Console(stderr=True)
+console = Console(stderr=True, soft_wrap=True)
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,11 @@ def prepare_shapes(config: DataConfig) -> None:
     shapes = config.shapes
     if shapes is None:
         return
+    # Without work even an empty bar would print a line.
+    splits = (config.train, config.val, *config.tests.values())
+    idle = all((config.root / split).exists() for split in splits)
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    with Progress(*columns, console=console, transient=True, disable=idle) as bar:
         tasks: dict[str, Any] = {}
 
         def report(split: str, done: int, total: int) -> None:
