@@ -1,10 +1,22 @@
-"""Rules for tests on real data: skipped without ``DEMR_DATA``, never skipped with it."""
+"""What tests share: rules for real data, and one tiny trained run.
 
+Tests on real data are skipped without ``DEMR_DATA``, never skipped with it.
+"""
+
+import fcntl
 import os
-from collections.abc import Generator
+import shutil
+import sys
+import warnings
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+# Of the worlds with two training, two validation and two test videos one of the shortest.
+WORLD_SEED = 32
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -27,3 +39,133 @@ def pytest_runtest_makereport(
 def data_dir() -> Path:
     """The folder of real data; only tests marked ``data`` may ask for it."""
     return Path(os.environ["DEMR_DATA"])
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    def one_line(self) -> str:
+        """The complaint, checked to be what a user may see: one line, code 2, nothing printed."""
+        assert self.code == 2, self
+        assert self.out == "", self
+        assert self.err.startswith("demr: "), self
+        assert self.err.count("\n") == 1, self
+        assert self.err.endswith("\n"), self
+        assert len(self.err) < 1000, self
+        return self.err.strip()
+
+
+Cli = Callable[..., Finished]
+
+
+def call_main(*arguments: object) -> int:
+    """Run the command line in this process and return its exit code."""
+    from demr.cli import main
+
+    argv, show = sys.argv, warnings.showwarning
+    sys.argv = ["demr", *map(str, arguments)]
+    try:
+        main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    finally:
+        sys.argv, warnings.showwarning = argv, show
+    return 0
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
+    """Run a command in this process: arguments -> code, output and errors."""
+
+    def run(*arguments: object) -> Finished:
+        capsys.readouterr()
+        code = call_main(*arguments)
+        printed = capsys.readouterr()
+        return Finished(code, printed.out, printed.err)
+
+    return run
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute with one thread: sums must come in the same order as in another process."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this test session; all workers see the same one."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@contextmanager
+def locked(folder: Path, name: str) -> Iterator[None]:
+    """Let one worker at a time through."""
+    with (folder / f"{name}.lock").open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.fixture(scope="session")
+def world(shared: Path) -> Path:
+    """A shapes world of six short videos, with features, annotations and the mp4 files."""
+    from demr.shapes.dataset import build_dataset
+
+    root = shared / "world"
+    with locked(shared, "world"):
+        counts = {"train": 2, "val": 2, "iid": 1, "ood": 1}
+        build_dataset(root, counts, seed=WORLD_SEED, workers=1, keep_videos=True)  # type: ignore[arg-type]
+    return root
+
+
+@pytest.fixture(scope="session")
+def recipe(shared: Path, world: Path) -> Path:
+    """A config that trains on the tiny world within seconds."""
+    path = shared / "tiny.yaml"
+    text = f"""\
+name: tiny
+seed: 3
+precision: "32"
+gradient_clip: 1.0
+data:
+  root: {world}
+  tests: {{iid: iid.jsonl, ood: ood.jsonl}}
+  shapes: {{seed: {WORLD_SEED}, train: 2, val: 2, iid: 1, ood: 1, workers: 1}}
+model: {{dim: 16, heads: 2, layers: 1, hidden: 32, input_dropout: 0.1}}
+reconstruction: {{epochs: 2, batch_size: 12, lr: 1.0e-3}}
+retrieval: {{epochs: 3, batch_size: 12, lr: 1.0e-3, warmup_epochs: 0.5}}
+"""
+    with locked(shared, "recipe"):
+        if not path.exists():
+            path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def run(shared: Path, recipe: Path) -> Path:
+    """The finished run of ``demr train`` on the tiny world; tests must not change it."""
+    folder = shared / "run"
+    with locked(shared, "run"):
+        if not (folder / "metrics.json").exists():
+            with one_thread():
+                assert call_main("train", recipe, "--out", folder) == 0
+    return folder
+
+
+@pytest.fixture
+def own_run(run: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run, to be changed at will."""
+    return Path(shutil.copytree(run, tmp_path / "own"))

@@ -1,0 +1,319 @@
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from demr.annotations import Annotation
+from demr.batch import Batch
+from demr.calibration import Calibration, IntervalCalibrator
+from demr.errors import InputError
+from demr.evaluation import (
+    COVARIATES,
+    INTERVAL_COVARIATES,
+    FeatureNoise,
+    RawPrediction,
+    answer,
+    apply_calibration,
+    boundary_residual,
+    fit_calibration,
+    measure,
+    prediction_lines,
+    quick_metrics,
+    true_window,
+    write_json,
+)
+from demr.proposals import Proposals
+
+
+def proposals(
+    windows: list[tuple[float, float]],
+    foreground: list[float],
+    *,
+    nu: list[float] | None = None,
+    duration_s: float = 100.0,
+) -> Proposals:
+    """Records with alpha 3 and beta 4e-4: at 100 s the aleatoric variance is 2 s^2."""
+    count = len(windows)
+    return Proposals(
+        np.array(windows) / duration_s,
+        np.array(foreground),
+        np.tile(np.array([2.0] * count if nu is None else nu)[:, None], 2),
+        np.full((count, 2), 3.0),
+        np.full((count, 2), 4e-4),
+        np.arange(count),
+        np.array(foreground),
+        duration_s,
+    )
+
+
+def query(
+    windows: tuple[tuple[float, float], ...] | None, *, kind: str = "present", number: int = 0
+) -> Annotation:
+    return Annotation(f"q{number}", "a red circle spins", "v", 100.0, windows, kind=kind)
+
+
+# What demr.evaluation.answer collects, worked by hand for RAW:
+# odds 9; 0.9 - 0.6 (the second overlaps the first, so it is no rival); AU 2, EU 1; 0.5 - 0.2.
+RAW = RawPrediction(
+    proposals([(10, 20), (15, 25), (50, 60)], [0.9, 0.8, 0.6]), np.array([0.5, 0.1, 0.0])
+)
+PRESENCE = [math.log(9), 0.3, math.log(3), 0.0, 0.3]
+
+
+def test_covariates_of_an_answer_by_hand() -> None:
+    found = answer(RAW)
+    assert found.presence == pytest.approx(PRESENCE)
+    assert len(PRESENCE) == len(COVARIATES)
+    assert found.interval.shape == (3, len(INTERVAL_COVARIATES))
+    assert found.interval[0] == pytest.approx([*PRESENCE, math.log(100), math.log(10)])
+    # The third: even odds of 1.5, its gap to the best moment apart from the top one is zero.
+    assert found.interval[2, :2] == pytest.approx([math.log(1.5), 0.0])
+    np.testing.assert_allclose(found.dof, 6.0)
+    np.testing.assert_allclose(found.moments.window_s[0], [10, 20])
+
+
+@pytest.mark.parametrize("top", [1, 2, 3, 10, 50])
+@pytest.mark.parametrize("ranking", ["score", "uncertainty", "fusion"])
+def test_covariates_do_not_depend_on_how_many_moments_are_listed(ranking: str, top: int) -> None:
+    rng = np.random.default_rng(5)
+    start = rng.uniform(0, 80, 60)
+    windows = [(float(s), float(s + w)) for s, w in zip(start, rng.uniform(1, 20, 60), strict=True)]
+    record = proposals(windows, rng.uniform(0, 1, 60).tolist(), nu=rng.uniform(0.1, 9, 60).tolist())
+    raw = RawPrediction(record, rng.uniform(-1, 1, 60))
+    usual = answer(raw, ranking=ranking, tau=0.2)  # type: ignore[arg-type]
+    other = answer(raw, ranking=ranking, tau=0.2, top=top)  # type: ignore[arg-type]
+    assert len(other.moments) == min(top, len(other.moments))
+    np.testing.assert_array_equal(usual.presence, other.presence)
+    shared = min(len(usual.moments), len(other.moments))
+    np.testing.assert_array_equal(usual.interval[:shared], other.interval[:shared])
+    np.testing.assert_array_equal(usual.moments.window_s[:shared], other.moments.window_s[:shared])
+
+
+def test_an_answer_without_a_rival_and_with_certain_clips_is_finite() -> None:
+    record = proposals([(10, 10)], [1.0])
+    found = answer(RawPrediction(record, np.array([0.2])))
+    assert np.isfinite(found.presence).all()
+    assert np.isfinite(found.interval).all()
+    assert found.presence[1] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("window", "truths", "expected"),
+    [
+        ((10, 20), [(0, 9), (12, 22)], (12, 22)),
+        ((10, 12), [(0, 4), (15, 18)], (15, 18)),  # none overlaps: 18 s away or 11 s
+        ((10, 20), [(0, 20), (10, 15)], (10, 15)),  # both overlap by half: 10 s away or 5 s
+        ((10, 20), [(9, 40), (18, 21)], (9, 40)),  # 10 of 31 against 2 of 11
+        ((30, 30), [(0, 5), (31, 32)], (31, 32)),  # an empty window overlaps nothing
+    ],
+)
+def test_true_window(
+    window: tuple[float, float], truths: list[tuple[float, float]], expected: tuple[float, float]
+) -> None:
+    np.testing.assert_array_equal(true_window(np.array(window, float), truths), expected)
+
+
+def test_residual_is_truth_minus_prediction() -> None:
+    found = boundary_residual([answer(RAW)], [query(((12, 19), (70, 80)))])
+    np.testing.assert_allclose(found, [[2, -1]])
+
+
+def test_quick_metrics_by_hand() -> None:
+    # Top windows: 10..20 against 10..26 (10/16), 10..20 against 50..60 (0), and an absent query
+    # between the two in probability: half the pairs are in order.
+    records = [
+        proposals([(50, 60), (10, 20)], [0.1, 0.9]),
+        proposals([(10, 20)], [0.2]),
+        proposals([(10, 20)], [0.5]),
+    ]
+    found = quick_metrics(records, [query(((10, 26),)), query(((50, 60),)), query(())])
+    assert found == pytest.approx(
+        {"R1@0.5": 50, "R1@0.7": 0, "mIoU": 31.25, "AUROC": 50, "quality": (31.25 + 50) / 2}
+    )
+    only = quick_metrics(records[:1], [query(((10, 26),))])
+    assert only["quality"] == only["mIoU"] == 62.5
+    nothing = quick_metrics(records[2:], [query(())])
+    assert nothing["quality"] == nothing["mIoU"] == 0
+
+
+def population(
+    seed: int, present: int, absent: int
+) -> tuple[list[RawPrediction], list[Annotation]]:
+    """Two moments a query; the likelier is wrong but unsure, the other right but for noise."""
+    rng = np.random.default_rng(seed)
+    raw, annotations = [], []
+    for number in range(present + absent):
+        there = number < present
+        start = float(rng.uniform(0, 40))
+        error = rng.normal(0, 1.5, 2)
+        guess = (max(start + float(error[0]), 0), start + 10 + float(error[1]))
+        level = float(rng.uniform(0.8, 0.95) if there else rng.uniform(0.1, 0.4))
+        record = proposals([(70, 80), guess], [level, level - 0.02], nu=[0.1, 8.0])
+        raw.append(RawPrediction(record, np.array([0.4, 0.1])))
+        windows = ((start, start + 10),) if there else ()
+        annotations.append(query(windows, kind="present" if there else "absent", number=number))
+    return raw, annotations
+
+
+def test_calibration_chooses_the_ranking_that_is_right() -> None:
+    raw, annotations = population(0, 150, 60)
+    # Unlabelled queries count neither as present nor as absent.
+    raw, annotations = [*raw, raw[0]], [*annotations, query(None)]
+    fitted = fit_calibration(raw, annotations)
+    # p exp(-tau z) with z = +-1: the least tau, 0.05, turns 0.02 of probability around.
+    assert (fitted.ranking, fitted.tau) == ("uncertainty", 0.05)
+    assert fitted.interval is not None
+    assert fitted.interval.points == 150
+    assert fitted.presence is not None
+    assert fitted.presence.points == 2 * 60  # as many present as absent ones
+    assert fitted == fit_calibration(raw, annotations)
+    forced = fit_calibration(raw, annotations, ranking="score")
+    assert (forced.ranking, forced.tau) == ("score", 0.0)
+
+
+def test_calibration_without_absent_queries_has_no_presence() -> None:
+    fitted = fit_calibration(*population(0, 30, 0))
+    assert fitted.presence is None
+    assert fitted.interval is not None
+
+
+@pytest.mark.parametrize("present", [0, 9])
+def test_too_little_to_calibrate_on_is_said(present: int) -> None:
+    with pytest.raises(InputError, match=r"expected .*queries"):
+        fit_calibration(*population(0, present, 20))
+
+
+def test_measured_numbers_against_a_slow_loop() -> None:
+    fitted = fit_calibration(*population(0, 200, 200))
+    raw, annotations = population(1, 60, 40)
+    predictions = apply_calibration(raw, fitted)
+    found = measure(predictions, annotations, fitted, level=0.9)
+    assert fitted.interval is not None
+    assert fitted.presence is not None
+    inside, widths, errors, hits = [], [], [], []
+    for prediction, annotation in zip(predictions[:60], annotations[:60], strict=True):
+        top = prediction.moments[:1]
+        low, high = fitted.interval.interval(
+            top.window_s, top.scale_s, prediction.dof[:1], prediction.interval[:1], 0.9
+        )
+        truth = (annotation.windows_s or ())[0]
+        for side in (0, 1):
+            lower, upper = max(low[0, side], 0.0), min(high[0, side], 100.0)
+            inside.append(lower <= truth[side] <= upper)
+            widths.append(upper - lower)
+        start, end = top.window_s[0]
+        errors.append((abs(start - truth[0]) + abs(end - truth[1])) / 2)
+        overlap = min(end, truth[1]) - max(start, truth[0])
+        hits.append(overlap / (max(end, truth[1]) - min(start, truth[0])) >= 0.7)
+    assert found["interval/coverage mean"] == pytest.approx(np.mean(inside))
+    assert found["interval/width mean s"] == pytest.approx(np.mean(widths))
+    assert found["uncertainty/mean error s"] == pytest.approx(np.mean(errors))
+    assert found["R1@0.7"] == pytest.approx(100 * np.mean(hits))
+    assert found["queries"] == 60
+    assert found["absent_queries"] == 40
+    assert found["presence/AUROC"] == 1.0
+    assert 0.8 < found["interval/coverage mean"] < 1.0
+
+
+def test_intervals_and_truths_end_with_the_video() -> None:
+    # The prediction is 0.3 s off an end at 100 s; 0.7 + (100 - 0.7) need not be 100 in floats.
+    rng = np.random.default_rng(0)
+    raw, annotations = [], []
+    for number in range(300):
+        start = float(rng.uniform(0, 49))
+        raw.append(RawPrediction(proposals([(start / 2, start)], [0.9]), np.array([0.3, 0.1])))
+        annotations.append(query(((0, 100),), number=number))
+    wide = IntervalCalibrator.fit(
+        rng.normal(0, 1, (200, 2)) * 1e4,
+        np.ones((200, 2)),
+        np.full((200, 2), 6.0),
+        np.zeros((200, len(INTERVAL_COVARIATES))),
+        INTERVAL_COVARIATES,
+    )
+    calibration = Calibration(interval=wide)
+    found = measure(apply_calibration(raw, calibration), annotations, calibration)
+    assert found["interval/coverage joint"] == 1.0
+    assert found["interval/width mean s"] <= 100.0
+
+
+def test_a_split_without_present_or_absent_queries_is_measured() -> None:
+    fitted = fit_calibration(*population(0, 30, 30))
+    raw, annotations = population(1, 3, 3)
+    predictions = apply_calibration(raw, fitted)
+    assert measure(predictions[3:], annotations[3:], fitted) == {"absent_queries": 3.0}
+    present = measure(predictions[:3], annotations[:3], fitted)
+    assert present["absent_queries"] == 0
+    assert not any(key.startswith("presence") for key in present)
+
+
+def test_prediction_lines_keep_all_fields_in_one_order() -> None:
+    fitted = fit_calibration(*population(0, 30, 30), ranking="score")
+    raw, annotations = population(1, 1, 1)
+    predictions = apply_calibration(raw, fitted)
+    rows = [json.loads(line) for line in prediction_lines(predictions, annotations, fitted, 0.9)]
+    assert rows[0].keys() == {
+        *("qid", "query", "vid", "pred_relevant_windows", "pred_saliency_scores"),
+        *("aleatoric", "epistemic", "present", "intervals"),
+    }
+    count = len(rows[0]["pred_relevant_windows"])
+    assert count == 2
+    assert rows[0]["pred_relevant_windows"][0][:2] == [70.0, 80.0]
+    assert all(len(rows[0][key]) == count for key in ("aleatoric", "epistemic", "intervals"))
+    assert rows[0]["aleatoric"][0] == [pytest.approx(math.sqrt(2), abs=1e-4)] * 2
+    # EU = AU / nu, and nu is 0.1 here.
+    assert rows[0]["epistemic"][0] == [pytest.approx(math.sqrt(20), abs=1e-4)] * 2
+    assert rows[0]["present"] > rows[1]["present"]
+    for low, high in np.array(rows[0]["intervals"]).reshape(-1, 2):
+        assert 0 <= low <= high <= 100
+    bare = Calibration()
+    row = json.loads(prediction_lines(predictions, annotations, bare, 0.9)[0])
+    assert row["present"] is None
+    assert "intervals" not in row
+
+
+def test_json_holds_no_nan(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "m.json"
+    values = {"a": {"b": math.nan, "c": 1.5}, "d": [math.inf, 2], "e": True, "f": np.float64(3)}
+    write_json(path, values)
+    assert json.loads(path.read_text()) == {
+        "a": {"b": None, "c": 1.5},
+        "d": [None, 2],
+        "e": True,
+        "f": 3,
+    }
+
+
+def batch_of(video: NDArray[np.float32], text: NDArray[np.float32]) -> Batch:
+    count, length = video.shape[:2]
+    return Batch(
+        video=torch.from_numpy(video),
+        video_mask=torch.ones(count, length, dtype=torch.bool),
+        text=torch.from_numpy(text),
+        text_mask=torch.ones(count, text.shape[1], dtype=torch.bool),
+        centre_norm=torch.zeros(count, length),
+        duration_s=torch.ones(count),
+        targets=None,
+        event=torch.zeros(count),
+    )
+
+
+def test_noise_has_the_deviation_asked_for_and_spares_the_rest() -> None:
+    batch = batch_of(np.zeros((4, 3000, 5), np.float32), np.ones((4, 6, 2), np.float32))
+    noise = FeatureNoise(torch.tensor([0.5, 0.0, 2.0]), None, 2.0, seed=1)
+    noisy = noise.apply(batch)
+    deviation = noisy.video.std(dim=(0, 1))
+    torch.testing.assert_close(
+        deviation, torch.tensor([1.0, 0.0, 4.0, 0.0, 0.0]), rtol=0.03, atol=0
+    )
+    assert noisy.text is batch.text
+    assert not batch.video.any()
+    torch.testing.assert_close(noisy.video, noise.apply(batch).video)
+    assert not torch.equal(noisy.video, replace(noise, seed=2).apply(batch).video)
+    words = FeatureNoise(None, torch.ones(2), 1.0, seed=1).apply(batch)
+    assert words.video is batch.video
+    assert not torch.equal(words.text, batch.text)
