@@ -244,6 +244,8 @@ def calibrate_run(
     config, pretrained = load_run(run)
     data = open_data(config.data) if data is None else data
     annotations = data.read(config.data.val) if annotations is None else annotations
+    # As in evaluate_run: intervals are promised for moments, and a vague query has no single one.
+    annotations = [annotation for annotation in annotations if annotation.kind != "vague"]
     raw = run_model(pretrained.model, data.dataset(annotations))
     calibration = fit_calibration(
         raw, annotations, ranking=config.calibration.ranking, seed=config.seed
