@@ -491,19 +491,23 @@ def _download(identifier: str) -> Path:
         ) from error
 
 
-def describe_domain(videos: Sequence[NDArray[np.float32]]) -> dict[str, Any]:
+def describe_domain(
+    videos: Sequence[NDArray[np.float32]], held_out: Sequence[NDArray[np.float32]]
+) -> dict[str, Any]:
     """What the features of training videos look like, for :func:`measure_strangeness`.
 
     Args:
-        videos: Raw features of each, ``(L, Dv)``.
+        videos: Raw features of each training video, ``(L, Dv)``.
+        held_out: Likewise of other videos of the same kind. The range fits the training videos
+            by construction, a few of them all the closer; only others show where its edge is.
 
     Returns:
         The range that holds all but 1 in 1000 values of every dimension, and the share of
-        values outside it that 1 training video in 1000 reaches.
+        values outside it that 1 held-out video in 1000 reaches.
     """
     table = np.concatenate(videos)
     low, high = np.quantile(table, [0.0005, 0.9995], axis=0)
-    outside = [_outside(video, low, high) for video in videos]
+    outside = [_outside(video, low, high) for video in held_out]
     return {
         "low": np.round(low, 4).tolist(),
         "high": np.round(high, 4).tolist(),
@@ -512,7 +516,7 @@ def describe_domain(videos: Sequence[NDArray[np.float32]]) -> dict[str, Any]:
 
 
 def measure_strangeness(features: NDArray[np.float32], domain: Mapping[str, Any] | None) -> float:
-    """How far a video lies outside the training data; at most 1 for all but 1 in 1000 of those.
+    """How far a video lies outside the training data; at most 1 for all but 1 in 1000 like them.
 
     The share of feature values outside the training range, relative to the share that marks the
     edge of the training videos. 0 if the model stores no domain.

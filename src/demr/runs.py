@@ -138,8 +138,11 @@ def train_run(config: TrainConfig, run: Path, *, resume: bool = False) -> Path:
     model = train_stages(config, run, model, train, validation, masking)
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:
         words = {word for query in train.queries for word in query.words}
-        seen = sorted({annotation.vid for annotation in train.annotations})
-        domain = describe_domain([data.pack[vid].features for vid in seen])
+        seen, held_out = (
+            [data.pack[vid].features for vid in sorted({annotation.vid for annotation in part})]
+            for part in (train.annotations, splits["val"])
+        )
+        domain = describe_domain(seen, held_out)
         save_pretrained(
             run,
             Pretrained(model, config.name, identity, architecture, frozenset(words), domain),
