@@ -8,9 +8,10 @@ from rich.console import Console
 from demr.errors import VideoError
 from demr.features import atomic_path
 from demr.page import write_html_report
-from demr.report import search_table
-from demr.retriever import MomentRetriever
+from demr.report import search_table, to_json
+from demr.retriever import MomentRetriever, SearchResult
 from demr.shapes import demo_annotations, demo_scene, render_scene
+from demr.wording import Windows
 
 _WIDTH, _HEIGHT, _FPS = 640, 360, 12
 # Sensor noise does not compress; at this quality the page stays below a megabyte.
@@ -31,9 +32,6 @@ def run_demo(out: Path, seed: int) -> Path:
     Raises:
         VideoError: If the folder cannot be written.
     """
-    from demr.report import to_json
-
-    console = Console()
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -43,22 +41,15 @@ def run_demo(out: Path, seed: int) -> Path:
             got=error.strerror or str(error),
             remedy="choose another --out",
         ) from error
-    scene = demo_scene(seed)
-    annotations = demo_annotations(scene)
     video = out / "shapes.mp4"
     with Console(stderr=True).status("rendering a video") as status:
         with tempfile.TemporaryDirectory(dir=out) as folder:
             fresh = Path(folder) / video.name
+            scene = demo_scene(seed)
             render_scene(scene, fresh, width=_WIDTH, height=_HEIGHT, fps=_FPS, crf=_CRF)
             fresh.replace(video)
-        status.update("loading the model")
-        retriever = MomentRetriever.from_pretrained()
-        status.update("reading the video")
-        encoded = retriever.encode_video(video)
-        status.update("searching")
-        queries = [annotation.query for annotation in annotations]
-        result = retriever.result(encoded, retriever.search(encoded, queries, top=3))
-        truth = {a.query: a.windows_s for a in annotations if a.windows_s is not None}
+        status.update("searching it")
+        result, truth = search_demo(video, seed)
         status.update("writing the report")
         with atomic_path(out / "answers.json") as path:
             path.write_text(to_json(result) + "\n", encoding="utf-8")
@@ -69,6 +60,23 @@ def run_demo(out: Path, seed: int) -> Path:
             truth=truth,
             title="demr demo: what happens when?",
         )
+    console = Console()
     console.print(search_table(result, truth))
     console.print(f"report: {report}", highlight=False, soft_wrap=True)
     return report
+
+
+def search_demo(video: Path, seed: int) -> tuple[SearchResult, dict[str, Windows]]:
+    """Ask the demo's queries about its video.
+
+    Returns:
+        The answers, and the true windows of every query in seconds.
+    """
+    annotations = demo_annotations(demo_scene(seed))
+    retriever = MomentRetriever.from_pretrained()
+    encoded = retriever.encode_video(video)
+    answers = retriever.search(encoded, [annotation.query for annotation in annotations], top=3)
+    truth: dict[str, Windows] = {
+        a.query: a.windows_s for a in annotations if a.windows_s is not None
+    }
+    return retriever.result(encoded, answers), truth
