@@ -503,11 +503,11 @@ def describe_domain(
 
     Returns:
         The range that holds all but 1 in 1000 values of every dimension, and the share of
-        values outside it that 1 held-out video in 1000 reaches.
+        values outside it that 1 video in 1000 of them all reaches.
     """
     table = np.concatenate(videos)
     low, high = np.quantile(table, [0.0005, 0.9995], axis=0)
-    outside = [_outside(video, low, high) for video in held_out]
+    outside = [_outside(video, low, high) for video in (*videos, *held_out)]
     return {
         "low": np.round(low, 4).tolist(),
         "high": np.round(high, 4).tolist(),
