@@ -211,7 +211,11 @@ def main() -> None:
     """Run the command line; what a user can mend becomes one line and exit code 2."""
     warnings.showwarning = _show_warning
     try:
-        app(standalone_mode=False)
+        # Typer returns the code where others raise: of an early exit, and of Ctrl-C.
+        code = app(prog_name="demr", standalone_mode=False)
+        if code == INTERRUPTED:
+            raise KeyboardInterrupt
+        sys.exit(code)
     except typer.Exit as stop:
         sys.exit(stop.exit_code)
     except DemrError as error:

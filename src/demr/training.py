@@ -425,7 +425,13 @@ def _fit(
         default_root_dir=run,
     )
     resume = folder / "last.ckpt"
-    trainer.fit(stage, ckpt_path=resume if resume.exists() else None, weights_only=True)
+    try:
+        trainer.fit(stage, ckpt_path=resume if resume.exists() else None, weights_only=True)
+    except SystemExit as stop:
+        # Lightning turns Ctrl-C into a silent exit with code 1.
+        if trainer.interrupted:
+            raise KeyboardInterrupt from stop
+        raise
     return Path(best.best_model_path or folder / "last.ckpt")
 
 
