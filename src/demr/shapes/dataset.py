@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -107,20 +108,29 @@ def _each(make: Callable[[int], _Made], numbers: range, workers: int) -> Iterato
         return
     # Forked children of a process with running threads may hang; spawned ones cannot.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        min(workers, len(numbers)), mp_context=context, initializer=_leave_interrupts
-    ) as pool:
+    with ProcessPoolExecutor(min(workers, len(numbers)), mp_context=context) as pool:
         try:
-            yield pool.map(make, numbers, chunksize=2)
+            with _ignored_interrupts():
+                made = pool.map(make, numbers)
+            yield made
         except BaseException:
             # Nobody waits for what is left; rendering it could take minutes.
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
-def _leave_interrupts() -> None:
-    # Ctrl-C reaches every process of the terminal; only the parent has something to say.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+@contextmanager
+def _ignored_interrupts() -> Iterator[None]:
+    # Ctrl-C reaches every process of a terminal, but only this one has something to say. The
+    # processes started in here inherit that they ignore it, from their first instruction on.
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _make_video(split: Split, videos: Path | None, number: int) -> _Made:
