@@ -305,8 +305,16 @@ def test_a_truncated_video_is_answered_with_a_note(
     assert retriever.search(video, queries[0]).notes[: len(video.notes)] == video.notes
 
 
+def test_the_bundled_model_is_whole_and_knows_its_limits() -> None:
+    bundled = MomentRetriever.from_pretrained(device="cpu")
+    assert bundled.pretrained.domain is not None
+    assert bundled.pretrained.known_words is not None
+    assert bundled.encoder.identity == bundled.pretrained.identity
+    folder = find_model("shapes")
+    assert sum(path.stat().st_size for path in folder.rglob("*")) <= 8 << 20
+
+
 def test_the_bundled_model_answers_the_demo(tmp_path: Path, cli: Cli) -> None:
-    MomentRetriever.from_pretrained()
     out = tmp_path / "demo"
     done = cli("demo", "--out", out)
     assert done.code == 0, done.err
