@@ -83,6 +83,8 @@ class ModelConfig(_Strict):
     """Dropout in the projections."""
     fusion: Literal["rff", "concat"] = "rff"
     """``concat`` is the ablation partner with as many parameters."""
+    position: Literal["video", "clips"] = "video"
+    """What one turn of the sine position spans; ``video`` is the paper's, see ``demr.model``."""
     saliency_hint: bool = False
     """Let the fusion read the saliency; not in the paper, see ``demr.model``."""
 
