@@ -14,6 +14,7 @@ from demr.model import DemrModel
 from demr.pretrained import Pretrained, load_pretrained, resolve_device, save_pretrained
 
 IDENTITY = EncoderIdentity("fake", "1", 2.0, (("colour", 3),), 4, "l2")
+DOMAIN = {"low": [0.0, -1.0, 0.0], "high": [1.0, 1.0, 0.5], "edge": 0.01}
 ARCHITECTURE: dict[str, Any] = {"dim": 8, "heads": 2, "layers": 1, "hidden": 16}
 
 
@@ -37,7 +38,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_model_comes_back(tmp_path: Path) -> None:
-    given = make(known_words=frozenset({"dog", "eats"}), domain={"mean": [0.5, 1.0]})
+    given = make(known_words=frozenset({"dog", "eats"}), domain=DOMAIN)
     save_pretrained(tmp_path / "deep" / "run", given)
     found = load_pretrained(tmp_path / "deep" / "run")
     assert torch.equal(outputs(found.model), outputs(given.model))
@@ -123,6 +124,16 @@ def test_a_newer_format(folder: Path) -> None:
         {"architecture": ARCHITECTURE | {"dim": "8"}},
         {"architecture": ARCHITECTURE | {"dim": 9}},
         {"known_words": 3},
+        {"domain": 3},
+        {"domain": [1, 2]},
+        {"domain": {}},
+        {"domain": DOMAIN | {"low": [0.0, 1.0]}},
+        {"domain": DOMAIN | {"low": "abc"}},
+        {"domain": DOMAIN | {"high": [0.0, None, 1.0]}},
+        {"domain": DOMAIN | {"high": [0.0, float("inf"), 1.0]}},
+        {"domain": DOMAIN | {"edge": 0}},
+        {"domain": DOMAIN | {"edge": float("nan")}},
+        {"domain": DOMAIN | {"edge": [0.1]}},
     ],
 )
 def test_a_config_that_describes_no_model(folder: Path, values: dict[str, Any]) -> None:
@@ -179,6 +190,26 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
 def test_devices() -> None:
     assert resolve_device("cpu") == torch.device("cpu")
     assert isinstance(resolve_device(), torch.device)
-    for name in ("gpuu", "", "cuda:99"):
-        with pytest.raises(ModelError, match="--device cpu"):
-            resolve_device(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["gpuu", "", "cuda:99", "hpu", "privateuseone", "vulkan", "lazy", "meta", "fpga", "auto:1"],
+)
+def test_a_device_that_is_not_here(name: str) -> None:
+    with pytest.raises(ModelError, match="use --device cpu") as caught:
+        resolve_device(name)
+    line = str(caught.value)
+    assert line.startswith(f"--device {name}: expected auto, cpu")
+    assert len(line) < 300
+    assert "\n" not in line
+
+
+def test_auto_takes_no_accelerator_that_is_only_compiled_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def current(check_available: bool = False) -> torch.device | None:
+        return None if check_available else torch.device("cuda")
+
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", current)
+    assert resolve_device() == torch.device("cpu")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -32,8 +33,9 @@ class Pretrained:
         architecture: Keyword arguments of :class:`~demr.model.DemrModel`.
         known_words: Words of the training queries, or None where the encoder can place words
             that were never trained on.
-        domain: Typical and extreme feature values of the training videos; see
-            :mod:`demr.retriever`.
+        domain: ``low`` and ``high``, the range of every raw feature in the training videos, and
+            ``edge``, the share of values outside it that is still theirs; see
+            :func:`demr.retriever.describe_domain`.
     """
 
     model: DemrModel
@@ -117,6 +119,7 @@ def load_pretrained(folder: Path) -> Pretrained:
         model.load_state_dict({k: v.float() for k, v in load_file(weights).items()})
         known = config.get("known_words")
         known_words = None if known is None else frozenset(map(str, known))
+        domain = _check_domain(config.get("domain"), identity)
     except (DemrError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise ModelError(
             str(folder / "config.json"),
@@ -137,8 +140,27 @@ def load_pretrained(folder: Path) -> Pretrained:
         identity,
         config["architecture"],
         known_words,
-        config.get("domain"),
+        domain,
     )
+
+
+def _check_domain(domain: Any, identity: EncoderIdentity) -> Mapping[str, Any] | None:
+    """What :func:`demr.retriever.measure_strangeness` may rely on.
+
+    Raises:
+        KeyError, TypeError, ValueError: If a part is missing or no such number.
+    """
+    if domain is None:
+        return None
+    if not isinstance(domain, dict):
+        raise TypeError("domain must be an object")
+    low, high, edge = (np.asarray(domain[key], dtype=np.float64) for key in ("low", "high", "edge"))
+    for key, values in (("low", low), ("high", high)):
+        if values.shape != (identity.video_dim,) or not np.isfinite(values).all():
+            raise ValueError(f"domain {key} must be {identity.video_dim} finite numbers")
+    if edge.shape != () or not 0 < edge < np.inf:
+        raise ValueError("domain edge must be a number above 0")
+    return domain
 
 
 def _brief(error: Exception) -> str:
@@ -152,16 +174,23 @@ def resolve_device(name: str = "auto") -> torch.device:
     Raises:
         ModelError: If there is no such device here.
     """
+    # Asked without the check, a CUDA build names an accelerator on machines that have none.
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
     if name == "auto":
-        return torch.accelerator.current_accelerator() or torch.device("cpu")
+        return accelerator or torch.device("cpu")
+    here = ["cpu"] if accelerator is None else ["cpu", accelerator.type]
     try:
         device = torch.device(name)
+        # Others are not even tried: torch answers with pages of text, a missing module, or (meta)
+        # with tensors that hold nothing.
+        if device.type not in here:
+            raise RuntimeError(f"{device.type}, which torch cannot use here")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ModelError(
             f"--device {name}",
-            expected="auto, cpu, or an accelerator of this machine such as cuda",
-            got=str(error),
+            expected=f"auto, {' or '.join(here)}",
+            got=textwrap.shorten(str(error), 150, placeholder=" ..."),
             remedy="use --device cpu",
         ) from error
     return device
