@@ -321,3 +321,27 @@ def test_fused_evidence_stays_valid() -> None:
         assert (fused.nu > 0).all()
         assert (fused.beta > 0).all()
         assert np.isfinite(fused.scale_s).all()
+
+
+# --- voting -----------------------------------------------------------------------------------
+
+
+def test_voting_by_hand() -> None:
+    voted = select(two(), ranking="voting")
+    assert len(voted) == 1
+    # Squared scales beta (1 + nu) / (nu alpha): start 0.01 and 0.0133.., end 0.02 and 0.03.
+    start = (100 * 0.2 + 75 * 0.25) / 175
+    end = (50 * 0.6 + 100 / 3 * 0.65) / (50 + 100 / 3)
+    np.testing.assert_allclose(voted.window_norm, [[start, end]])
+    assert_whole(voted, two(), fields=("nu", "alpha", "beta", "foreground"))
+
+
+def test_voting_keeps_what_score_keeps_and_only_moves_boundaries() -> None:
+    source = proposals(40, 3)
+    voted, scored = select(source, ranking="voting"), select(source, ranking="score")
+    np.testing.assert_array_equal(voted.clip_idx, scored.clip_idx)
+    assert_whole(voted, source, fields=("nu", "alpha", "beta"))
+
+
+def test_a_clip_that_cannot_be_foreground_has_no_vote() -> None:
+    np.testing.assert_allclose(select(two((0.8, 0.0)), ranking="voting").window_norm, [[0.2, 0.6]])

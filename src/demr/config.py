@@ -83,8 +83,6 @@ class ModelConfig(_Strict):
     """Dropout in the projections."""
     fusion: Literal["rff", "concat"] = "rff"
     """``concat`` is the ablation partner with as many parameters."""
-    position: Literal["video", "clips"] = "video"
-    """What one turn of the sine position spans; ``video`` is the paper's, see ``demr.model``."""
     saliency_hint: bool = False
     """Let the fusion read the saliency; not in the paper, see ``demr.model``."""
 
@@ -172,7 +170,7 @@ class RetrievalConfig(_Strict):
 class CalibrationConfig(_Strict):
     """What is fitted on the validation split after training."""
 
-    ranking: Literal["auto", "score", "uncertainty", "fusion"] = "auto"
+    ranking: Literal["auto", "score", "uncertainty", "fusion", "voting"] = "auto"
     """``auto`` takes the ranking with the best validation mean IoU."""
     interval_level: Annotated[float, Field(gt=0, lt=1)] = 0.9
     """Coverage of the intervals that a search prints."""

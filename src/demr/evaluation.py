@@ -257,6 +257,7 @@ def fit_calibration(
     present_raw, present = [r for r, _ in pairs], [a for _, a in pairs]
     options: list[tuple[Ranking, float]] = [("score", 0.0)]
     options += [("uncertainty", tau) for tau in TAUS if tau] + [("fusion", tau) for tau in TAUS]
+    options.append(("voting", 0.0))
     if ranking != "auto":
         options = [option for option in options if option[0] == ranking]
     best = max(options, key=lambda option: _mean_iou(present_raw, present, *option))

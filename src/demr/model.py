@@ -118,9 +118,6 @@ class DemrModel(nn.Module):
             Not in the paper, which trains for 180 epochs: the contrastive losses align clips
             and queries within one epoch, and with the hint the fusion need not discover the
             same alignment a second time.
-        position: What one turn of the sine position spans: with ``"video"`` (the paper's) the
-            whole video, with ``"clips"`` 2 pi clips, whatever the duration. One turn a video
-            cannot tell neighbouring clips apart, so attention cannot look a few clips ahead.
 
     Reference:
         DEMR, arXiv:2512.00953.
@@ -139,11 +136,9 @@ class DemrModel(nn.Module):
         input_dropout: float = 0.5,
         fusion: Literal["rff", "concat"] = "rff",
         saliency_hint: bool = False,
-        position: Literal["video", "clips"] = "video",
     ) -> None:
         super().__init__()
         self.dim = dim
-        self.position = position
         self.feature_mean: Tensor
         self.feature_scale: Tensor
         self.register_buffer("feature_mean", torch.zeros(video_dim))
@@ -205,9 +200,7 @@ class DemrModel(nn.Module):
         """
         embeddings, text_embedding = self._embed(batch)
         clip_embedding, saliency = embeddings.clip_embedding, embeddings.saliency
-        position = sine_position(
-            batch.video_mask, self.dim, normalize=self.position == "video"
-        ).to(clip_embedding.dtype)
+        position = sine_position(batch.video_mask, self.dim).to(clip_embedding.dtype)
         video_in = clip_embedding + self.modality.weight[0]
         if self.saliency_hint is not None:
             # Detached: the saliency answers to the contrastive losses alone.
@@ -247,24 +240,19 @@ def _offset_prior(centre_norm: Tensor) -> Tensor:
     return (_TYPICAL_OFFSET_CLIPS * clip_norm).clamp(max=0.5).logit()
 
 
-def sine_position(
-    mask: Tensor, dim: int, temperature: float = 10_000.0, *, normalize: bool = True
-) -> Tensor:
-    """Sine position of each clip.
+def sine_position(mask: Tensor, dim: int, temperature: float = 10_000.0) -> Tensor:
+    """Sine position of each clip, normalised to 2 pi over the valid clips.
 
     Args:
         mask: True where a clip is valid, ``(B, L)``.
         dim: Even number of channels D.
         temperature: Ratio of the longest to the shortest wavelength.
-        normalize: Let the shortest wavelength span the valid clips; else it is 2 pi clips.
 
     Returns:
         ``(B, L, D)`` in float32.
     """
     order = mask.float().cumsum(dim=1)
-    angle = order
-    if normalize:
-        angle = order / order.amax(dim=1, keepdim=True).clamp(min=1) * (2 * math.pi)
+    angle = order / order.amax(dim=1, keepdim=True).clamp(min=1) * (2 * math.pi)
     exponent = torch.arange(0, dim, 2, device=mask.device, dtype=torch.float32) / dim
     phase = angle[..., None] / temperature**exponent
     return torch.stack([phase.sin(), phase.cos()], dim=-1).flatten(2)

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from demr.model import ModelOutput
 
-Ranking = Literal["score", "uncertainty", "fusion"]
+Ranking = Literal["score", "uncertainty", "fusion", "voting"]
+# A proposal has a vote on the boundaries of a kept one that it overlaps by this much.
+_VOTING_IOU = 0.3
 FloatArray = NDArray[np.float64]
 
 
@@ -189,16 +191,38 @@ def select(
     Args:
         proposals: All proposals of a query.
         ranking: ``score`` drops what overlaps a better proposal; ``uncertainty`` does the same
-            in the order that ``tau`` gives; ``fusion`` merges it into the better one instead.
-        tau: See :func:`rank`; unused with ``score``.
+            in the order that ``tau`` gives; ``fusion`` merges it into the better one instead;
+            ``voting`` drops it like ``score``, but every overlapping proposal first has a vote
+            on the boundaries, see :func:`_vote`.
+        tau: See :func:`rank`; unused with ``score`` and ``voting``.
         iou: Windows that overlap a kept one by more are absorbed by it.
         before: Proposals considered.
         after: Proposals returned.
     """
-    ranked = rank(proposals, 0.0 if ranking == "score" else tau)[:before]
+    ranked = rank(proposals, 0.0 if ranking in ("score", "voting") else tau)[:before]
     owner = suppress(ranked.window_s, iou, after)
     keep = np.flatnonzero(owner == np.arange(len(ranked)))
-    return _fuse(ranked, owner, keep) if ranking == "fusion" else ranked[keep]
+    if ranking == "fusion":
+        return _fuse(ranked, owner, keep)
+    return _vote(ranked, keep) if ranking == "voting" else ranked[keep]
+
+
+def _vote(ranked: Proposals, keep: NDArray[np.int64]) -> Proposals:
+    """Move the boundaries of kept proposals to the precision-weighted mean of their neighbours'.
+
+    A clip near the start of a moment knows the start and not the end, and its predictive scale
+    says so. Weights are foreground probability over squared scale, for each boundary by itself.
+    The uncertainty stays that of the kept proposal: neighbours see the same evidence, so adding
+    theirs up, as fusion does, would count it many times.
+    """
+    kept = ranked[keep]
+    votes = window_iou(kept.window_s, ranked.window_s) >= _VOTING_IOU
+    votes[np.arange(len(keep)), keep] = True
+    weight = ranked.foreground[:, None] / np.maximum(ranked.scale_s, 1e-9) ** 2
+    weight = np.maximum(weight, 1e-300)
+    total = votes.astype(np.float64) @ weight
+    window_norm = (votes @ (weight * ranked.window_norm)) / total
+    return kept.replace(window_norm=window_norm)
 
 
 def _fuse(ranked: Proposals, owner: NDArray[np.int64], keep: NDArray[np.int64]) -> Proposals:
