@@ -1,5 +1,8 @@
 import json
+import os
 import pickletools
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -119,6 +122,42 @@ def test_default_folders_are_numbered(tmp_path: Path, monkeypatch: pytest.Monkey
     assert default_run_folder("x") == Path("runs/x-2")
     Path("runs/x-2").mkdir()
     assert default_run_folder("x") == Path("runs/x-3")
+
+
+@pytest.mark.parametrize("rank", ["RANK", "LOCAL_RANK", "NODE_RANK"])
+def test_all_processes_take_the_folder_of_the_main_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DEMR_RUN_FOLDER", raising=False)
+    with monkeypatch.context() as other:
+        # As under torchrun, where nothing is inherited.
+        other.setenv(rank, "1")
+        with pytest.raises(ConfigError, match="--out"):
+            default_run_folder("x")
+    Path("runs/x").mkdir(parents=True)
+    assert default_run_folder("x") == Path("runs/x-2")
+    Path("runs/x-2").mkdir()
+    with monkeypatch.context() as other:
+        other.setenv(rank, "1")
+        assert default_run_folder("x") == Path("runs/x-2")
+    # What a former training left in the environment does not bind the next one.
+    assert default_run_folder("x") == Path("runs/x-3")
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_run(recipe: Path, tmp_path: Path) -> None:
+    demr = Path(sys.executable).with_name("demr")
+    command = [str(demr), "train", str(recipe), "--set", "devices=2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["tiny"]
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("run finished") == 1
+    assert (tmp_path / "runs/tiny/metrics.json").exists()
 
 
 @pytest.mark.parametrize("change", ["retrieval.lr=0.5", "seed=4", "model.dim=32"])

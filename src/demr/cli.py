@@ -123,7 +123,7 @@ def train(
 
     loaded = load_config(config, overrides or [])
     _need_extra("train", "lightning", "tensorboard", "HanTa")
-    from demr.runs import default_run_folder, train_run
+    from demr.runs import default_run_folder, is_main_process, train_run
 
     if resume and out is None:
         raise ConfigError(
@@ -133,6 +133,8 @@ def train(
             remedy="name its folder with --out",
         )
     run = train_run(loaded, out or default_run_folder(loaded.name), resume=resume)
+    if not is_main_process():
+        return
     typer.echo(f"run finished: {run}", err=True)
     _print_metrics(json.loads((run / "metrics.json").read_text(encoding="utf-8")))
 

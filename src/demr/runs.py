@@ -35,6 +35,7 @@ from demr.shapes.dataset import build_dataset
 from demr.training import make_masking, train_stages
 
 console = Console(stderr=True, soft_wrap=True)
+_FOLDER_VARIABLE = "DEMR_RUN_FOLDER"
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def train_run(config: TrainConfig, run: Path, *, resume: bool = False) -> Path:
         mean, deviation = feature_statistics(data.pack[vid] for vid in vids)
         model.set_feature_statistics(torch.from_numpy(mean), torch.from_numpy(deviation))
     model = train_stages(config, run, model, train, validation, masking)
-    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+    if is_main_process():
         words = {word for query in train.queries for word in query.words}
         seen, held_out = (
             [data.pack[vid].features for vid in sorted({annotation.vid for annotation in part})]
@@ -161,7 +162,7 @@ def _first(annotations: list[Annotation], count: int) -> list[Annotation]:
 
 def _check_folder(config: TrainConfig, run: Path, resume: bool) -> None:
     path = run / "config.yaml"
-    if int(os.environ.get("LOCAL_RANK", "0")) != 0:
+    if not is_main_process():
         return
     if resume:
         if not path.exists():
@@ -184,7 +185,7 @@ def _check_folder(config: TrainConfig, run: Path, resume: bool) -> None:
 
 
 def _claim(config: TrainConfig, run: Path, resume: bool) -> None:
-    if resume or int(os.environ.get("LOCAL_RANK", "0")) != 0:
+    if resume or not is_main_process():
         return
     run.mkdir(parents=True, exist_ok=True)
     path = run / "config.yaml"
@@ -208,13 +209,37 @@ def _taken(run: Path) -> ConfigError:
     )
 
 
+def is_main_process() -> bool:
+    """Whether this is the process that writes; false in the others of a parallel training."""
+    ranks = ("RANK", "LOCAL_RANK", "NODE_RANK")
+    return all(int(os.environ.get(rank, "0")) == 0 for rank in ranks)
+
+
 def default_run_folder(name: str) -> Path:
-    """``runs/NAME``, with a number if that is taken."""
+    """``runs/NAME``, with a number if that is taken; the same in all processes of a training.
+
+    The main process decides and leaves its choice in the environment, which the processes that
+    Lightning starts inherit.
+
+    Raises:
+        ConfigError: If the processes were started by something else, such as torchrun.
+    """
+    if not is_main_process():
+        chosen = os.environ.get(_FOLDER_VARIABLE)
+        if chosen is None:
+            raise ConfigError(
+                "demr train in several processes",
+                expected="--out, as they cannot agree on a folder otherwise",
+                got="no --out",
+                remedy="name a new folder with --out",
+            )
+        return Path(chosen)
     folder = Path("runs") / name
     number = 2
     while folder.exists():
         folder = Path("runs") / f"{name}-{number}"
         number += 1
+    os.environ[_FOLDER_VARIABLE] = str(folder)
     return folder
 
 
