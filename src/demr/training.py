@@ -169,14 +169,16 @@ class ReconstructionStage(_Stage):
             _say(
                 f"alignment epoch {self.current_epoch + 1}/"
                 f"{self.config.reconstruction.align_epochs}"
-                f"  saliency {float(logged['qr/saliency']):.3f}"
+                f"  saliency {float(logged['qr/saliency']):.3f}",
+                self.trainer.default_root_dir,
             )
         elif self.global_rank == 0:
             _say(
                 f"stage 1 epoch {self.current_epoch + 1}/{self.trainer.max_epochs}"
                 f"  qr {float(logged['qr/loss']):.3f}"
                 f"  accuracy {float(logged['qr/accuracy']):.1%}"
-                f"  saliency {float(logged['qr/saliency']):.3f}"
+                f"  saliency {float(logged['qr/saliency']):.3f}",
+                self.trainer.default_root_dir,
             )
 
 
@@ -240,7 +242,8 @@ class RetrievalStage(_Stage):
             _say(
                 f"stage 2 epoch {self.current_epoch + 1}/{self.trainer.max_epochs}"
                 f"  loss {loss:.3f}  "
-                + "  ".join(f"{name} {value:.2f}" for name, value in self._scored.items())
+                + "  ".join(f"{name} {value:.2f}" for name, value in self._scored.items()),
+                self.trainer.default_root_dir,
             )
         self._scored = {}
 
@@ -472,5 +475,7 @@ def make_masking(config: TrainConfig, train: MomentDataset, encoder: Any) -> Mas
     )
 
 
-def _say(line: str) -> None:
+def _say(line: str, run: str) -> None:
     Console(stderr=True).print(line, highlight=False, soft_wrap=True)
+    with (Path(run) / "train.log").open("a", encoding="utf-8") as stream:
+        stream.write(line + "\n")
