@@ -139,6 +139,11 @@ def test_quick_metrics_by_hand() -> None:
     assert only["quality"] == only["mIoU"] == 62.5
     nothing = quick_metrics(records[2:], [query(())])
     assert nothing["quality"] == nothing["mIoU"] == 0
+    # Vague queries and such without labels are neither right nor wrong.
+    more = [*records, records[1], records[1]]
+    unscored = [query(((10, 20),), kind="vague"), query(None)]
+    queries = [query(((10, 26),)), query(((50, 60),)), query(())]
+    assert quick_metrics(more, [*queries, *unscored]) == found
 
 
 def population(
@@ -180,6 +185,24 @@ def test_calibration_without_absent_queries_has_no_presence() -> None:
     fitted = fit_calibration(*population(0, 30, 0))
     assert fitted.presence is None
     assert fitted.interval is not None
+
+
+def test_presence_is_kept_where_no_absent_query_can_renew_it() -> None:
+    former = fit_calibration(*population(0, 150, 60), ranking="fusion")
+    assert former.presence is not None
+    fitted = fit_calibration(*population(1, 30, 0), former=former)
+    assert fitted.presence == former.presence
+    # Its covariates are those of the top moment, and so of the ranking.
+    assert (fitted.ranking, fitted.tau) == (former.ranking, former.tau)
+    assert fitted.interval is not None
+    assert fitted.interval.points == 30
+    # Absent queries renew it, and a former calibration without presence changes nothing.
+    renewed = population(2, 40, 20)
+    assert fit_calibration(*renewed, former=former) == fit_calibration(*renewed)
+    bare = replace(former, presence=None)
+    assert fit_calibration(*population(1, 30, 0), former=bare) == fit_calibration(
+        *population(1, 30, 0)
+    )
 
 
 @pytest.mark.parametrize("present", [0, 9])

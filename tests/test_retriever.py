@@ -18,6 +18,7 @@ from demr.errors import FeatureError, InputError, ModelError
 from demr.features import FeaturePack
 from demr.pretrained import load_pretrained
 from demr.retriever import (
+    UNCALIBRATED_NOTE,
     Answer,
     EncodedVideo,
     check_query,
@@ -160,6 +161,25 @@ def test_unknown_words_are_named_and_never_found(
     assert any("zebra, juggles, quinces" in note for note in odd.notes)
 
 
+def test_without_absent_queries_presence_is_only_an_opinion(
+    retriever: MomentRetriever, video: EncodedVideo, queries: list[str]
+) -> None:
+    calibration = replace(
+        retriever.calibration, presence=None, thresholds={"found": 0.0, "absent": -1.0}
+    )
+    bare = MomentRetriever(retriever.pretrained, calibration, device="cpu")
+    for verdict_limits in ({"found": 0.0, "absent": -1.0}, {"found": 2.0, "absent": 1.0}):
+        calibration = replace(calibration, thresholds=verdict_limits)
+        bare = MomentRetriever(retriever.pretrained, calibration, device="cpu")
+        found = bare.search(replace(video, strangeness=0.0), queries)
+        known = retriever.search(video, queries)
+        assert {answer.verdict for answer in found} == {"uncertain"}
+        assert all(UNCALIBRATED_NOTE in answer.notes for answer in found)
+        assert all(0 <= answer.present <= 1 for answer in found)
+        assert [answer.moments for answer in found] == [answer.moments for answer in known]
+    assert not any(UNCALIBRATED_NOTE in answer.notes for answer in known)
+
+
 @pytest.mark.parametrize(
     ("present", "expected"),
     [(0.61, "found"), (0.59, "uncertain"), (0.41, "uncertain"), (0.39, "not in this video")],
@@ -267,8 +287,8 @@ def test_a_model_of_another_encoder_version_is_refused(own_run: Path, clip: Path
     assert "\n" not in str(caught.value)
 
 
-def test_a_model_without_presence_is_refused(run: Path) -> None:
-    bare = replace(Calibration.load(run / "calibration.json"), presence=None)
+def test_a_model_without_intervals_is_refused(run: Path) -> None:
+    bare = replace(Calibration.load(run / "calibration.json"), interval=None)
     with pytest.raises(ModelError, match="demr calibrate"):
         MomentRetriever(load_pretrained(run), bare)
 

@@ -26,7 +26,7 @@ def test_a_run_folder_is_complete(run: Path, recipe: Path) -> None:
     names = {path.name for path in run.iterdir()}
     assert names == {
         *("config.yaml", "config.json", "model.safetensors", "calibration.json"),
-        *("metrics.json", "predictions.jsonl", "logs", "checkpoints"),
+        *("metrics.json", "predictions.jsonl", "train.log", "logs", "checkpoints"),
     }
     assert load_config(run / "config.yaml") == load_config(recipe)
     resolved = yaml.safe_load((run / "config.yaml").read_text())
@@ -229,6 +229,34 @@ def test_calibrating_on_labels_of_ones_own(own_run: Path, world: Path, cli: Cli)
     interval = Calibration.load(own_run / "calibration.json").interval
     assert interval is not None
     assert interval.points == 16
+
+
+def test_present_labels_alone_keep_what_is_known_of_presence(
+    own_run: Path, world: Path, cli: Cli
+) -> None:
+    before = Calibration.load(own_run / "calibration.json")
+    own = own_run / "own.jsonl"
+    labels = read_annotations(world / "iid.jsonl") + read_annotations(world / "ood.jsonl")
+    write_annotations(own, [label for label in labels if label.windows_s])
+    done = cli("calibrate", own_run, "--annotations", own)
+    assert done.code == 0
+    assert "no absent queries, so presence cannot be calibrated: the one there is kept" in done.err
+    after = Calibration.load(own_run / "calibration.json")
+    assert before.presence is not None
+    assert after.presence == before.presence
+    assert f"presence from {before.presence.points} queries" in done.out
+    assert (after.ranking, after.tau) == (before.ranking, before.tau)
+    assert after.interval != before.interval
+    # A file that cannot be read may hold a presence: it is not written over.
+    damaged = (own_run / "calibration.json").read_bytes()[:-50]
+    (own_run / "calibration.json").write_bytes(damaged)
+    assert "add absent queries" in cli("calibrate", own_run, "--annotations", own).one_line()
+    assert (own_run / "calibration.json").read_bytes() == damaged
+    (own_run / "calibration.json").unlink()
+    done = cli("calibrate", own_run, "--annotations", own)
+    assert "search will say so" in done.err
+    assert "presence from no queries" in done.out
+    assert Calibration.load(own_run / "calibration.json").presence is None
 
 
 @pytest.mark.parametrize("keep", ["too few", "nothing"])

@@ -190,9 +190,10 @@ def calibrate(
     own = None if annotations is None else read_annotations(annotations)
     fitted = calibrate_run(run, annotations=own)
     points = 0 if fitted.interval is None else fitted.interval.points
+    presence = "no" if fitted.presence is None else str(fitted.presence.points)
     typer.echo(
         f"{run / 'calibration.json'}: ranking {fitted.ranking} (tau {fitted.tau:g}), "
-        f"intervals from {points} queries"
+        f"intervals from {points} queries, presence from {presence} queries"
     )
 
 

@@ -202,12 +202,19 @@ def boundary_residual(
     ).reshape(-1, 2)
 
 
+def is_scored(annotation: Annotation) -> bool:
+    """Whether an answer can be right or wrong: a vague query has no single moment."""
+    return annotation.kind != "vague"
+
+
 def quick_metrics(
     proposals: Sequence[Proposals], annotations: Sequence[Annotation]
 ) -> dict[str, float]:
     """Cheap numbers for choosing a checkpoint: recall, mean IoU, presence, and their mean."""
     present_score, absent_score, overlap = [], [], []
     for record, annotation in zip(proposals, annotations, strict=True):
+        if annotation.windows_s is None or not is_scored(annotation):
+            continue
         best = int(record.foreground.argmax())
         if not annotation.windows_s:
             absent_score.append(record.foreground[best])
@@ -234,14 +241,19 @@ def fit_calibration(
     *,
     ranking: str = "auto",
     seed: int = 0,
+    former: Calibration | None = None,
 ) -> Calibration:
     """Choose the ranking and fit intervals and presence, all on validation queries.
 
+    Without absent queries presence cannot be fitted: that of ``former`` is kept, if it has one,
+    together with the ranking it was fitted under, since its covariates are the top moment's.
+
     Args:
         raw: The model's predictions for ``annotations``.
-        annotations: Validation queries; presence needs absent ones too.
+        annotations: Queries to fit on; presence needs absent ones too.
         ranking: ``auto`` takes the one with the best mean IoU.
         seed: Of the calibration's folds and of the balance of present and absent queries.
+        former: Calibration of the same model, to fall back on.
 
     Raises:
         InputError: If there are too few queries to calibrate on.
@@ -255,11 +267,16 @@ def fit_calibration(
             remedy="add windows to the annotations",
         )
     present_raw, present = [r for r, _ in pairs], [a for _, a in pairs]
+    absent_raw = [r for r, a in zip(raw, annotations, strict=True) if a.windows_s == ()]
+    presence = None if absent_raw or former is None else former.presence
     options: list[tuple[Ranking, float]] = [("score", 0.0)]
     options += [("uncertainty", tau) for tau in TAUS if tau] + [("fusion", tau) for tau in TAUS]
     options.append(("voting", 0.0))
     if ranking != "auto":
         options = [option for option in options if option[0] == ranking]
+    if presence is not None and former is not None:
+        kept: Ranking = former.ranking  # type: ignore[assignment]
+        options = [(kept, former.tau)]
     best = max(options, key=lambda option: _mean_iou(present_raw, present, *option))
     predictions = [answer(r, ranking=best[0], tau=best[1]) for r in present_raw]
     interval = IntervalCalibrator.fit(
@@ -270,12 +287,7 @@ def fit_calibration(
         INTERVAL_COVARIATES,
         seed=seed,
     )
-    absent = [
-        answer(r, ranking=best[0], tau=best[1])
-        for r, a in zip(raw, annotations, strict=True)
-        if a.windows_s == ()
-    ]
-    presence = None
+    absent = [answer(r, ranking=best[0], tau=best[1]) for r in absent_raw]
     if absent:
         count = min(len(absent), len(predictions))
         generator = np.random.default_rng(seed)

@@ -26,6 +26,7 @@ from demr.video import DamagedVideoWarning
 Verdict = Literal["found", "uncertain", "not in this video"]
 DEFAULT_MODEL = "shapes"
 LONGEST_QUERY_WORDS = 77
+UNCALIBRATED_NOTE = "presence is not calibrated: no absent queries were available"
 _BATCH = 64
 
 
@@ -58,8 +59,10 @@ class Answer:
 
     Attributes:
         query: As it was asked.
-        present: Calibrated probability that the moment is in the video.
-        verdict: ``found``, ``uncertain`` or ``not in this video``.
+        present: Calibrated probability that the moment is in the video; where presence could not
+            be calibrated, the best moment's foreground probability, and a note says so.
+        verdict: ``found``, ``uncertain`` or ``not in this video``; always ``uncertain`` where
+            presence is not calibrated.
         moments: Best first.
         saliency: Relevance of every clip, cosine in -1..1.
         unknown_words: Words of the query that the model was never trained on.
@@ -167,7 +170,9 @@ class MomentRetriever:
         level: Coverage of the intervals.
 
     Raises:
-        ModelError: If the model has never been calibrated, or not with intervals and presence.
+        ModelError: If the calibration has no intervals. One without presence (no absent queries
+            were there to fit it) still searches: ``present`` is then the foreground probability
+            of the best moment, the verdict ``uncertain``, and a note says so.
     """
 
     def __init__(
@@ -178,12 +183,12 @@ class MomentRetriever:
         device: str = "auto",
         level: float = 0.9,
     ) -> None:
-        if calibration.interval is None or calibration.presence is None:
+        if calibration.interval is None:
             raise ModelError(
                 pretrained.name,
-                expected="a calibration with intervals and presence",
+                expected="a calibration with intervals",
                 got="one without",
-                remedy="run demr calibrate with present and absent queries",
+                remedy="run demr calibrate",
             )
         self.pretrained = pretrained
         self.calibration = calibration
@@ -371,8 +376,12 @@ class MomentRetriever:
     def _describe(
         self, query: str, prediction: Prediction, video: EncodedVideo, unknown: tuple[str, ...]
     ) -> Answer:
-        present = float(self._presence.probability(prediction.presence[None])[0])
         notes = list(video.notes)
+        if self._presence is None:
+            present = float(prediction.moments.foreground[0])
+            notes.append(UNCALIBRATED_NOTE)
+        else:
+            present = float(self._presence.probability(prediction.presence[None])[0])
         if video.strangeness > 1:
             # Calibrated on videos like the training ones; the further from them, the less the
             # model's confidence says about this video.
@@ -384,7 +393,9 @@ class MomentRetriever:
         if unknown:
             notes.append(f"the model was never trained on: {', '.join(unknown)}")
         verdict = self._verdict(present)
-        if verdict == "found" and unknown:
+        # A model that has never met an absent query knows neither what one looks like nor what
+        # a present one does not.
+        if self._presence is None or (verdict == "found" and unknown):
             verdict = "uncertain"
         moments = prediction.moments
         low, high = self._interval.interval(

@@ -22,6 +22,7 @@ from demr.evaluation import (
     RawPrediction,
     apply_calibration,
     fit_calibration,
+    is_scored,
     measure,
     prediction_lines,
     run_model,
@@ -266,20 +267,46 @@ def calibrate_run(
 ) -> Calibration:
     """Fit ``calibration.json`` on the validation split, or on annotations of one's own.
 
+    Without absent queries the presence calibration that is there stays, and a line says so.
+
     Raises:
         InputError: If there is too little to calibrate on.
+        ModelError: If there are no absent queries, and the calibration that is there cannot be
+            read: what it holds of presence would be lost.
     """
     config, pretrained = load_run(run)
     data = open_data(config.data) if data is None else data
     annotations = data.read(config.data.val) if annotations is None else annotations
     # As in evaluate_run: intervals are promised for moments, and a vague query has no single one.
-    annotations = [annotation for annotation in annotations if annotation.kind != "vague"]
+    annotations = [annotation for annotation in annotations if is_scored(annotation)]
+    path = run / "calibration.json"
+    former, note = None, ""
+    if all(annotation.windows_s != () for annotation in annotations):
+        former = _former_calibration(path)
+        kept = "the one there is kept" if former and former.presence else "search will say so"
+        note = f"no absent queries, so presence cannot be calibrated: {kept}"
     raw = run_model(pretrained.model, data.dataset(annotations))
     calibration = fit_calibration(
-        raw, annotations, ranking=config.calibration.ranking, seed=config.seed
+        raw, annotations, ranking=config.calibration.ranking, seed=config.seed, former=former
     )
-    calibration.save(run / "calibration.json")
+    calibration.save(path)
+    if note:
+        console.print(note)
     return calibration
+
+
+def _former_calibration(path: Path) -> Calibration | None:
+    if not path.exists():
+        return None
+    try:
+        return Calibration.load(path)
+    except ModelError as error:
+        raise ModelError(
+            str(path),
+            expected="a calibration to keep presence of, as these labels have no absent ones",
+            got=error.got,
+            remedy="add absent queries to the labels, or remove the file",
+        ) from error
 
 
 def evaluate_run(
@@ -304,7 +331,7 @@ def evaluate_run(
     for name, annotations in splits.items():
         raw: list[RawPrediction] = run_model(pretrained.model, data.dataset(annotations))
         # Vague queries have no single moment; what a model makes of them is shown, not scored.
-        scored = [(r, a) for r, a in zip(raw, annotations, strict=True) if a.kind != "vague"]
+        scored = [(r, a) for r, a in zip(raw, annotations, strict=True) if is_scored(a)]
         predictions = apply_calibration([r for r, _ in scored], calibration)
         queries = [a for _, a in scored]
         metrics[name] = measure(predictions, queries, calibration, level=level)
