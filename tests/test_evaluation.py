@@ -5,17 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from numpy.typing import NDArray
 
 from demr.annotations import Annotation
-from demr.batch import Batch
 from demr.calibration import Calibration, IntervalCalibrator
 from demr.errors import InputError
 from demr.evaluation import (
     COVARIATES,
     INTERVAL_COVARIATES,
-    FeatureNoise,
     RawPrediction,
     answer,
     apply_calibration,
@@ -309,34 +305,3 @@ def test_json_holds_no_nan(tmp_path: Path) -> None:
         "e": True,
         "f": 3,
     }
-
-
-def batch_of(video: NDArray[np.float32], text: NDArray[np.float32]) -> Batch:
-    count, length = video.shape[:2]
-    return Batch(
-        video=torch.from_numpy(video),
-        video_mask=torch.ones(count, length, dtype=torch.bool),
-        text=torch.from_numpy(text),
-        text_mask=torch.ones(count, text.shape[1], dtype=torch.bool),
-        centre_norm=torch.zeros(count, length),
-        duration_s=torch.ones(count),
-        targets=None,
-        event=torch.zeros(count),
-    )
-
-
-def test_noise_has_the_deviation_asked_for_and_spares_the_rest() -> None:
-    batch = batch_of(np.zeros((4, 3000, 5), np.float32), np.ones((4, 6, 2), np.float32))
-    noise = FeatureNoise(torch.tensor([0.5, 0.0, 2.0]), None, 2.0, seed=1)
-    noisy = noise.apply(batch)
-    deviation = noisy.video.std(dim=(0, 1))
-    torch.testing.assert_close(
-        deviation, torch.tensor([1.0, 0.0, 4.0, 0.0, 0.0]), rtol=0.03, atol=0
-    )
-    assert noisy.text is batch.text
-    assert not batch.video.any()
-    torch.testing.assert_close(noisy.video, noise.apply(batch).video)
-    assert not torch.equal(noisy.video, replace(noise, seed=2).apply(batch).video)
-    words = FeatureNoise(None, torch.ones(2), 1.0, seed=1).apply(batch)
-    assert words.video is batch.video
-    assert not torch.equal(words.text, batch.text)

@@ -1,23 +1,23 @@
 """Modality balance: how the uncertainty answers to noise on the video and on the text."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from demr.calibration import Calibration
 from demr.dataset import MomentDataset
 from demr.errors import InputError
-from demr.evaluation import FeatureNoise, apply_calibration, run_model, write_json
+from demr.evaluation import apply_calibration, run_model, write_json
 from demr.features import feature_statistics
 from demr.model import DemrModel
 from demr.runs import load_run, open_data
 
 LEVELS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
 FloatArray = NDArray[np.float64]
+Features = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,39 @@ class Curve:
 
     epistemic: tuple[float, ...]
     predictive: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class FeatureNoise:
+    """Gaussian noise on the raw features of one modality or both, before any normalisation.
+
+    Equal seeds give equal noise, scaled by the level: curves over levels are smooth.
+
+    Attributes:
+        video: Standard deviation of each video dimension, ``(Dv,)``; None leaves video alone.
+        text: Standard deviation of each token dimension, ``(Dt,)``; None leaves text alone.
+        level: Factor on both.
+        seed: Of the noise.
+    """
+
+    video: FloatArray | None
+    text: FloatArray | None
+    level: float
+    seed: int = 0
+
+    def apply(self, dataset: MomentDataset) -> MomentDataset:
+        """Return the disturbed items; every video and every query is disturbed once."""
+        generator = np.random.default_rng(self.seed)
+
+        def noisy(features: Features, deviation: FloatArray) -> Features:
+            noise = generator.standard_normal(features.shape, dtype=np.float32)
+            return features + noise * (self.level * deviation).astype(np.float32)
+
+        video, text = self.video, self.text
+        return dataset.changed(
+            None if video is None else lambda v: replace(v, features=noisy(v.features, video)),
+            None if text is None else lambda q: replace(q, features=noisy(q.features, text)),
+        )
 
 
 def noise_curves(
@@ -58,8 +91,6 @@ def noise_curves(
     Returns:
         ``video`` and ``text``.
     """
-    video = torch.as_tensor(np.asarray(video_deviation, np.float32))
-    text = torch.as_tensor(np.asarray(text_deviation, np.float32))
     clean = _log_uncertainty(model, dataset, calibration, None)
     mean, deviation = clean.mean(axis=1), clean.std(axis=1) + 1e-9
     curves = {}
@@ -67,7 +98,10 @@ def noise_curves(
         points = []
         for level in LEVELS:
             noise = FeatureNoise(
-                video if name == "video" else None, text if name == "text" else None, level, seed
+                video_deviation if name == "video" else None,
+                text_deviation if name == "text" else None,
+                level,
+                seed,
             )
             values = clean if level == 0 else _log_uncertainty(model, dataset, calibration, noise)
             points.append((values.mean(axis=1) - mean) / deviation)
@@ -82,7 +116,8 @@ def _log_uncertainty(
     calibration: Calibration,
     noise: FeatureNoise | None,
 ) -> FloatArray:
-    predictions = apply_calibration(run_model(model, dataset, noise=noise), calibration, top=1)
+    disturbed = dataset if noise is None else noise.apply(dataset)
+    predictions = apply_calibration(run_model(model, disturbed), calibration, top=1)
     epistemic = np.array([p.moments.epistemic[0].mean() for p in predictions])
     aleatoric = np.array([p.moments.aleatoric[0].mean() for p in predictions])
     values: FloatArray = np.log(np.maximum(np.stack([epistemic, epistemic + aleatoric]), 1e-12))

@@ -1,8 +1,10 @@
 """Annotations and features -> items and batches; the same for training and evaluation."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -11,7 +13,7 @@ from torch.utils.data import Dataset, Sampler
 
 from demr.annotations import Annotation
 from demr.batch import Item, make_targets
-from demr.encoders.base import Encoder, QueryFeatures
+from demr.encoders.base import Encoder, QueryFeatures, VideoFeatures
 from demr.errors import FeatureError
 from demr.features import ALIGN_ROWS, FeaturePack, prepare_query, prepare_video
 from demr.reconstruction import Vocabulary, plan_mask
@@ -78,6 +80,7 @@ class MomentDataset(Dataset[Item]):
             self._duration_s[vid] = video.duration_s
         for annotation in annotations:
             self._check_duration(annotation, pack)
+        self._pack = pack
         self._identity = pack.identity
         self._queries = encoder.encode_queries([a.query for a in annotations])
         self._texts = [prepare_query(query, pack.identity) for query in self._queries]
@@ -141,6 +144,30 @@ class MomentDataset(Dataset[Item]):
             encoded = masking.encoder.encode_queries([query.query], hidden=[hidden])[0]
             text = prepare_query(encoded, self._identity)
         return replace(item, text=text, masked=plan.masked, label=plan.label)
+
+    def changed(
+        self,
+        video: Callable[[VideoFeatures], VideoFeatures] | None = None,
+        query: Callable[[QueryFeatures], QueryFeatures] | None = None,
+    ) -> Self:
+        """Return the same items with other raw features, prepared as any are.
+
+        Args:
+            video: Applied to each video, in the order of their names; None leaves them alone.
+            query: Applied to each query, in order; None leaves them alone.
+
+        Raises:
+            FeatureError: If what it returns is not fit for the encoder.
+        """
+        other = copy(self)
+        if video is not None:
+            other._videos = {
+                vid: prepare_video(video(self._pack[vid]), self._identity) for vid in self._videos
+            }
+        if query is not None:
+            other._queries = [query(features) for features in self._queries]
+            other._texts = [prepare_query(q, self._identity) for q in other._queries]
+        return other
 
     def words_of(self, pos: Collection[str]) -> list[str]:
         """All maskable words of all queries, with repetitions."""

@@ -89,7 +89,6 @@ def run_model(
     *,
     device: torch.device | None = None,
     batch_size: int = 128,
-    noise: "FeatureNoise | None" = None,
 ) -> list[RawPrediction]:
     """Predict every item of a dataset, in its order, in float32.
 
@@ -98,15 +97,12 @@ def run_model(
         dataset: Queries and features.
         device: Where to run; the model is moved there.
         batch_size: Items at once.
-        noise: Disturb video or text features first; see :class:`FeatureNoise`.
     """
     device = torch.device("cpu") if device is None else device
     model = model.to(device).eval()
     results: dict[int, RawPrediction] = {}
     for indices in sequential_batches(dataset, batch_size):
         batch = collate([dataset[index] for index in indices])
-        if noise is not None:
-            batch = noise.apply(batch)
         with torch.inference_mode():
             output = model(batch.to(device))
         records = decode(output, batch.video_mask, batch.duration_s)
@@ -114,40 +110,6 @@ def run_model(
         for row, (index, record) in enumerate(zip(indices, records, strict=True)):
             results[index] = RawPrediction(record, saliency[row, : len(record)])
     return [results[index] for index in range(len(dataset))]
-
-
-@dataclass(frozen=True)
-class FeatureNoise:
-    """Gaussian noise on one modality, before normalisation.
-
-    Attributes:
-        video: Standard deviation of each video dimension, ``(Dv,)``; None leaves video alone.
-        text: Standard deviation of each token dimension, ``(Dt,)``; None leaves text alone.
-        level: Factor on both.
-        seed: Of the noise.
-    """
-
-    video: torch.Tensor | None
-    text: torch.Tensor | None
-    level: float
-    seed: int
-
-    def apply(self, batch: Any) -> Any:
-        """Return a disturbed copy of a batch whose features need no normalisation."""
-        from dataclasses import replace
-
-        generator = torch.Generator().manual_seed(self.seed)
-        changes = {}
-        for name, deviation in (("video", self.video), ("text", self.text)):
-            if deviation is None:
-                continue
-            clean = getattr(batch, name)
-            width = len(deviation)
-            noise = torch.randn((*clean.shape[:2], width), generator=generator)
-            noisy = clean.clone()
-            noisy[..., :width] += noise * deviation * self.level
-            changes[name] = noisy
-        return replace(batch, **changes)
 
 
 def answer(
