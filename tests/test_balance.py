@@ -84,8 +84,7 @@ def dataset(tmp_path: Path) -> MomentDataset:
 
 
 def unit(x: NDArray[Any]) -> NDArray[Any]:
-    length: NDArray[Any] = np.linalg.norm(x, axis=1, keepdims=True)
-    return x / length
+    return np.asarray(x / np.linalg.norm(x, axis=1, keepdims=True))
 
 
 def test_noise_is_added_before_normalisation(dataset: MomentDataset, tmp_path: Path) -> None:
