@@ -87,6 +87,21 @@ def test_evaluating_again_gives_the_same_numbers(own_run: Path) -> None:
     assert len((own_run / "predictions.jsonl").read_bytes().splitlines()) == len(lines.splitlines())
 
 
+@pytest.mark.parametrize("command", ["evaluate", "calibrate", "balance"])
+def test_nothing_is_rendered_where_the_data_are_missing(
+    own_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli, command: str
+) -> None:
+    config = own_run / "config.yaml"
+    values = yaml.safe_load(config.read_text())
+    values["data"]["root"] = "data/elsewhere"
+    config.write_text(yaml.safe_dump(values))
+    monkeypatch.chdir(tmp_path)
+    line = cli(command, own_run).one_line()
+    assert line.startswith("demr: data/elsewhere: expected the run's data folder")
+    assert "run this in the folder that training was started in, or train first" in line
+    assert not (tmp_path / "data").exists()
+
+
 def test_calibrating_again_gives_the_same_file(own_run: Path) -> None:
     before = Calibration.load(own_run / "calibration.json")
     again = calibrate_run(own_run)

@@ -72,10 +72,26 @@ class RunData:
         return MomentDataset(annotations, self.pack, self.encoder)
 
 
-def open_data(config: DataConfig) -> RunData:
-    """Open what a config names; the embedded world is rendered first where it is asked for."""
-    if config.shapes is not None:
+def open_data(config: DataConfig, *, render: bool = False) -> RunData:
+    """Open what a config names.
+
+    Args:
+        config: The data section of a config.
+        render: Render the embedded world first, if the config asks for it and it is not there.
+
+    Raises:
+        ConfigError: If the data folder is missing and not to be rendered.
+        FeatureError: If its features are missing or damaged.
+    """
+    if render and config.shapes is not None:
         prepare_shapes(config)
+    elif not config.root.is_dir():
+        raise ConfigError(
+            str(config.root),
+            expected="the run's data folder, data.root of its config",
+            got=f"none seen from {Path.cwd()}",
+            remedy="run this in the folder that training was started in, or train first",
+        )
     return RunData(config, FeaturePack(config.root / config.features), get_encoder(config.encoder))
 
 
@@ -120,7 +136,7 @@ def train_run(config: TrainConfig, run: Path, *, resume: bool = False) -> Path:
         ConfigError: If the folder exists (without ``resume``) or is another run's (with it).
     """
     _check_folder(config, run, resume)
-    data = open_data(config.data)
+    data = open_data(config.data, render=True)
     # Read the test splits now: a typo in their path must not cost a night of training.
     splits = {"val": data.read(config.data.val)}
     splits |= {name: data.read(path) for name, path in config.data.tests.items()}
