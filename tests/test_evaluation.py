@@ -20,7 +20,6 @@ from demr.evaluation import (
     measure,
     prediction_lines,
     quick_metrics,
-    true_window,
     write_json,
 )
 from demr.proposals import Proposals
@@ -96,22 +95,6 @@ def test_an_answer_without_a_rival_and_with_certain_clips_is_finite() -> None:
     assert np.isfinite(found.presence).all()
     assert np.isfinite(found.interval).all()
     assert found.presence[1] == 1.0
-
-
-@pytest.mark.parametrize(
-    ("window", "truths", "expected"),
-    [
-        ((10, 20), [(0, 9), (12, 22)], (12, 22)),
-        ((10, 12), [(0, 4), (15, 18)], (15, 18)),  # none overlaps: 18 s away or 11 s
-        ((10, 20), [(0, 20), (10, 15)], (10, 15)),  # both overlap by half: 10 s away or 5 s
-        ((10, 20), [(9, 40), (18, 21)], (9, 40)),  # 10 of 31 against 2 of 11
-        ((30, 30), [(0, 5), (31, 32)], (31, 32)),  # an empty window overlaps nothing
-    ],
-)
-def test_true_window(
-    window: tuple[float, float], truths: list[tuple[float, float]], expected: tuple[float, float]
-) -> None:
-    np.testing.assert_array_equal(true_window(np.array(window, float), truths), expected)
 
 
 def test_residual_is_truth_minus_prediction() -> None:

@@ -15,7 +15,6 @@ from demr.features import (
     FeaturePack,
     FeaturePackWriter,
     align_streams,
-    atomic_path,
     clip_spans,
     feature_statistics,
     prepare_query,
@@ -316,21 +315,3 @@ def test_statistics_over_all_clips() -> None:
     mean, deviation = feature_statistics(videos)
     np.testing.assert_allclose(mean, together.mean(axis=0), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(deviation, together.std(axis=0), rtol=1e-5)
-
-
-def test_atomic_path(tmp_path: Path) -> None:
-    target = tmp_path / "deep" / "a.json"
-    with atomic_path(target) as path:
-        path.write_text("old")
-    assert target.read_text() == "old"
-    assert target.stat().st_mode & 0o777 == 0o644
-
-    def fail() -> None:
-        with atomic_path(target) as path:
-            path.write_text("half")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        fail()
-    assert target.read_text() == "old"
-    assert list(target.parent.iterdir()) == [target]

@@ -4,7 +4,6 @@ import gzip
 import json
 import math
 import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from demr.annotation_formats import broken, in_seconds, json_records, read_text, text_records
 from demr.errors import AnnotationError
+from demr.files import atomic_path
 
 Window = tuple[float, float]
 
@@ -272,7 +272,8 @@ def write_annotations(path: str | os.PathLike[str], annotations: Iterable[Annota
     if target.suffix == ".gz":
         data = gzip.compress(data, mtime=0)  # no time stamp: the same queries give the same bytes
     try:
-        _replace(target, data)
+        with atomic_path(target) as temporary:
+            temporary.write_bytes(data)
     except OSError as error:
         raise AnnotationError(
             str(target),
@@ -280,21 +281,6 @@ def write_annotations(path: str | os.PathLike[str], annotations: Iterable[Annota
             got=error.strerror or str(error),
             remedy="free some space or choose another place; nothing was changed",
         ) from error
-
-
-def _replace(target: Path, data: bytes) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)  # mkstemp makes files that only their owner can read
-        Path(name).replace(target)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def _record(annotation: Annotation) -> dict[str, Any]:

@@ -7,7 +7,6 @@ not touched. Saved beside the weights as ``calibration.json``.
 import json
 import math
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -19,6 +18,7 @@ import numpy.typing as npt
 from scipy import special
 
 from demr.errors import InputError, ModelError
+from demr.files import atomic_path
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -452,7 +452,8 @@ class Calibration:
                 remedy="fit the calibration again",
             ) from error
         try:
-            _write_atomically(target, text)
+            with atomic_path(target) as temporary:
+                temporary.write_text(text, encoding="utf-8")
         except OSError as error:
             raise ModelError(
                 str(target),
@@ -674,18 +675,3 @@ def _damaged(path: Path, error: Exception) -> ModelError:
         got=f"a damaged one ({type(error).__name__}: {error})",
         remedy="run demr calibrate again",
     )
-
-
-def _write_atomically(target: Path, text: str) -> None:
-    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.chmod(0o644)  # mkstemp makes it private
-        temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

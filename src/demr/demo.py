@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from demr.errors import VideoError
-from demr.features import atomic_path
+from demr.files import atomic_path
 from demr.page import write_html_report
 from demr.report import search_table, to_json
 from demr.retriever import MomentRetriever, SearchResult

@@ -16,10 +16,10 @@ from demr.batch import collate
 from demr.calibration import Calibration, IntervalCalibrator, PresenceCalibrator
 from demr.dataset import MomentDataset, sequential_batches
 from demr.errors import InputError
-from demr.features import atomic_path
+from demr.files import atomic_path
 from demr.metrics import retrieval_metrics
 from demr.model import DemrModel
-from demr.proposals import Proposals, Ranking, decode, select, window_iou
+from demr.proposals import Proposals, Ranking, decode, select
 from demr.uncertainty_metrics import (
     auroc,
     brier,
@@ -30,6 +30,7 @@ from demr.uncertainty_metrics import (
     nll_student_t,
     uncertainty_metrics,
 )
+from demr.windows import true_window, window_iou
 
 FloatArray = NDArray[np.float64]
 
@@ -141,15 +142,6 @@ def answer(
     shared = np.stack([logit, gap, log_variance, log_eu, np.full(len(moments), contrast)], axis=1)
     interval = np.column_stack([shared, np.full(len(moments), duration), length])
     return Prediction(moments[:top], shared[0], interval[:top], raw.saliency)
-
-
-def true_window(window: FloatArray, truths: Sequence[tuple[float, float]]) -> FloatArray:
-    """The true window of highest IoU; of several (or none overlapping) the nearest, ``(2,)``."""
-    table = np.asarray(truths, dtype=np.float64)
-    overlap = window_iou(window[None], table)[0]
-    distance = np.abs(table - window).sum(axis=1)
-    best: FloatArray = table[np.lexsort((distance, -overlap))[0]]
-    return best
 
 
 def boundary_residual(

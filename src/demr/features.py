@@ -7,7 +7,6 @@ model was trained on and what it is asked about cannot differ.
 import itertools
 import json
 import math
-import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -408,18 +407,3 @@ def feature_statistics(
     mean = np.asarray(total) / max(count, 1)
     variance = np.maximum(np.asarray(square) / max(count, 1) - mean**2, 0)
     return mean.astype(np.float32), np.sqrt(variance).astype(np.float32)
-
-
-@contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Write to a temporary neighbour and move it into place when the block succeeds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(0o644)  # mkstemp makes files that only their owner can read
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -22,6 +22,8 @@ from demr.uncertainty_metrics import (
     spearman,
     uncertainty_metrics,
 )
+from demr.windows import iou as window_overlap
+from demr.windows import window_iou
 
 __all__ = [
     "AP_THRESHOLDS",
@@ -79,7 +81,7 @@ def iou_matrix(a: npt.ArrayLike, b: npt.ArrayLike) -> FloatArray:
     """
     first, _ = _pack([a], 2, "a")
     second, _ = _pack([b], 2, "b")
-    return _iou(first[0, :, None, :], second[0, None, :, :])
+    return window_iou(first[0], second[0])
 
 
 def retrieval_metrics(
@@ -139,9 +141,9 @@ def retrieval_metrics(
     # up to a rounding that can decide a tie.
     pair_valid: BoolArray = pred_valid[:, :, None] & true_valid[:, None, :]
     p, t = pred[:, :, None, :], true[:, None, :, :]
-    iou = np.where(pair_valid, _iou(p, t), -1.0)
+    iou = np.where(pair_valid, window_overlap(p, t), -1.0)
     top = max(RECALL_TOP)
-    iou_hull = np.where(pair_valid[:, :top], _iou(p[:, :top], t, hull=True), -1.0)
+    iou_hull = np.where(pair_valid[:, :top], window_overlap(p[:, :top], t, hull=True), -1.0)
     score = np.where(pred_valid, pred[:, :, 2], -np.inf)
     by_score = np.argsort(-score, axis=1, kind="stable")
     iou = np.take_along_axis(iou, by_score[:, :, None], axis=1)
@@ -201,7 +203,7 @@ def discounted_recall(
     present = true_valid.any(axis=1)
     pair_valid: BoolArray = pred_valid[:, :, None] & true_valid[:, None, :]
     p, t = pred[:, :, None, :], true[:, None, :, :]
-    iou = np.where(pair_valid, _iou(p, t, hull=True), -1.0)
+    iou = np.where(pair_valid, window_overlap(p, t, hull=True), -1.0)
     # Clipped: a prediction far past the video's end must not turn two negatives into a plus.
     factor = 1.0 - np.abs(p[..., :2] - t) / duration[:, None, None, None]
     discount = np.clip(factor, 0.0, 1.0).prod(axis=-1)
@@ -397,19 +399,6 @@ def _average_precision(iou: FloatArray, counted: BoolArray) -> FloatArray:
     precision = hit.cumsum(axis=2, dtype=np.int32) / np.arange(1, ranks + 1)
     envelope = np.maximum.accumulate(precision[:, :, ::-1], axis=2)[:, :, ::-1]
     result: FloatArray = np.where(hit, envelope, 0.0).sum(axis=2) / counted.sum(axis=1)[:, None]
-    return result
-
-
-def _iou(a: FloatArray, b: FloatArray, *, hull: bool = False) -> FloatArray:
-    """IoU of windows that broadcast, ``(..., 2)`` or more columns; 0 where nothing overlaps."""
-    start_a, end_a, start_b, end_b = a[..., 0], a[..., 1], b[..., 0], b[..., 1]
-    shared = np.maximum(np.minimum(end_a, end_b) - np.maximum(start_a, start_b), 0.0)
-    if hull:
-        union = np.maximum(end_a, end_b) - np.minimum(start_a, start_b)
-    else:
-        union = (end_a - start_a) + (end_b - start_b) - shared
-    # No overlap is checked by itself: a reversed window could make the union negative.
-    result: FloatArray = np.divide(shared, union, out=np.zeros_like(shared), where=shared > 0)
     return result
 
 

@@ -6,7 +6,6 @@ import base64
 import hashlib
 import math
 import os
-import tempfile
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
 from demr.errors import InputError
+from demr.files import atomic_path
 from demr.timeline import seek, timeline
 from demr.wording import TONE, Windows, clock, in_words, overlap, percent, shown
 
@@ -108,19 +108,10 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         InputError: If the folder or the file cannot be written; an older file stays as it was.
     """
-    temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as stream:
-            temporary = Path(stream.name)
-            stream.write(content)
-        temporary.chmod(0o644)
-        temporary.replace(path)
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(content)
     except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
         raise InputError(
             str(path),
             expected="a file that can be written",

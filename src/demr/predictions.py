@@ -27,11 +27,11 @@ from demr.metrics import (
     highlight_metrics,
     interval_coverage,
     interval_width,
-    iou_matrix,
     retrieval_metrics,
     saliency_truth,
     spearman,
 )
+from demr.windows import true_window
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -253,7 +253,7 @@ def _boundaries(pairs: Sequence[tuple[Prediction, Annotation]]) -> dict[str, flo
         return {}
     window = np.array([p.windows[0, :2] for p, _ in pairs])
     truth = np.array(
-        [_true_window(w, a.windows_s or ()) for w, (_, a) in zip(window, pairs, strict=True)]
+        [true_window(w, a.windows_s or ()) for w, (_, a) in zip(window, pairs, strict=True)]
     )
     error = np.abs(truth - window).mean(axis=1)
     metrics = {"mean boundary error s": float(error.mean())}
@@ -277,16 +277,6 @@ def _boundaries(pairs: Sequence[tuple[Prediction, Annotation]]) -> dict[str, flo
         ):
             metrics[f"uncertainty/spearman/{name}"] = spearman(error, variance)
     return metrics
-
-
-def _true_window(window: FloatArray, truths: Sequence[tuple[float, float]]) -> FloatArray:
-    """The true window of highest IoU; of several (or none overlapping) the nearest, ``(2,)``."""
-    table = np.asarray(truths, dtype=np.float64)
-    best: FloatArray = table[0]
-    if len(table) > 1:
-        distance = np.abs(table - window).sum(axis=1)
-        best = table[np.lexsort((distance, -iou_matrix(window[None], table)[0]))[0]]
-    return best
 
 
 def _presence(pairs: Sequence[tuple[Prediction, Annotation]]) -> dict[str, float]:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from demr.encoders.base import EncoderIdentity
 from demr.errors import DemrError, ModelError
-from demr.features import atomic_path
+from demr.files import atomic_path
 from demr.model import DemrModel
 
 FORMAT_VERSION = 1

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from demr.model import ModelOutput
+from demr.windows import window_iou
 
 Ranking = Literal["score", "uncertainty", "fusion", "voting"]
 # A proposal has a vote on the boundaries of a kept one that it overlaps by this much.
@@ -144,16 +145,6 @@ def rank(proposals: Proposals, tau: float = 0.0) -> Proposals:
         score = score * np.exp(-tau * z)
     order = np.argsort(-score, kind="stable")
     return proposals.replace(score=score)[order]
-
-
-def window_iou(a: FloatArray, b: FloatArray) -> FloatArray:
-    """IoU of every window in ``a`` with every one in ``b``, ``(N, M)``; empty windows give 0."""
-    overlap = np.minimum(a[:, None, 1], b[None, :, 1]) - np.maximum(a[:, None, 0], b[None, :, 0])
-    overlap = np.maximum(overlap, 0)
-    length_a, length_b = a[:, 1] - a[:, 0], b[:, 1] - b[:, 0]
-    union = length_a[:, None] + length_b[None, :] - overlap
-    iou: FloatArray = np.divide(overlap, union, out=np.zeros_like(overlap), where=union > 0)
-    return iou
 
 
 def suppress(windows: FloatArray, threshold: float, limit: int) -> NDArray[np.int64]:

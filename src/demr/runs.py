@@ -28,7 +28,8 @@ from demr.evaluation import (
     run_model,
     write_json,
 )
-from demr.features import FeaturePack, atomic_path, feature_statistics
+from demr.features import FeaturePack, feature_statistics
+from demr.files import atomic_path
 from demr.model import DemrModel
 from demr.pretrained import APPENDED_DIMS, Pretrained, load_pretrained, save_pretrained
 from demr.retriever import describe_domain

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +26,7 @@ from demr.config import ReconstructionConfig, RetrievalConfig, TrainConfig
 from demr.dataset import LengthBatches, Masking, MomentDataset, sequential_batches
 from demr.errors import ConfigError, ModelError
 from demr.evaluation import quick_metrics
-from demr.features import atomic_path
+from demr.files import atomic_path
 from demr.losses import LossBreakdown, LossWeights, retrieval_loss, saliency_loss
 from demr.model import DemrModel
 from demr.proposals import Proposals, decode
@@ -293,8 +292,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             temporary.open("wb") as stream,
         ):
             torch.save(checkpoint, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None

@@ -16,7 +16,8 @@ from pathlib import Path
 from demr.annotations import Annotation, write_annotations
 from demr.encoders import VideoFeatures, get_encoder
 from demr.errors import ConfigError
-from demr.features import FeaturePackWriter, atomic_path
+from demr.features import FeaturePackWriter
+from demr.files import atomic_path
 from demr.shapes.language import scene_annotations
 from demr.shapes.render import render_scene
 from demr.shapes.world import Split, make_scene

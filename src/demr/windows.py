@@ -1,0 +1,42 @@
+"""Windows in time: how far they overlap, and which true one a predicted one is held against."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float64]
+
+
+def iou(a: FloatArray, b: FloatArray, *, hull: bool = False) -> FloatArray:
+    """Intersection over union of windows that broadcast; 0 where nothing overlaps.
+
+    Args:
+        a: Start and end in the first two columns, ``(..., 2)`` or wider.
+        b: Likewise.
+        hull: Divide by the length from the earlier start to the later end instead of the union;
+            the two differ where windows do not touch, and so are 0, or are reversed.
+    """
+    start_a, end_a, start_b, end_b = a[..., 0], a[..., 1], b[..., 0], b[..., 1]
+    shared = np.maximum(np.minimum(end_a, end_b) - np.maximum(start_a, start_b), 0.0)
+    if hull:
+        union = np.maximum(end_a, end_b) - np.minimum(start_a, start_b)
+    else:
+        union = (end_a - start_a) + (end_b - start_b) - shared
+    # No overlap is checked by itself: a reversed window could make the union negative.
+    result: FloatArray = np.divide(shared, union, out=np.zeros_like(shared), where=shared > 0)
+    return result
+
+
+def window_iou(a: FloatArray, b: FloatArray) -> FloatArray:
+    """IoU of every window in ``a`` with every one in ``b``, ``(N, M)``; empty windows give 0."""
+    return iou(a[:, None], b[None])
+
+
+def true_window(window: FloatArray, truths: Sequence[tuple[float, float]]) -> FloatArray:
+    """The true window of highest IoU; of several (or none overlapping) the nearest, ``(2,)``."""
+    table = np.asarray(truths, dtype=np.float64)
+    overlap = window_iou(window[None], table)[0]
+    distance = np.abs(table - window).sum(axis=1)
+    best: FloatArray = table[np.lexsort((distance, -overlap))[0]]
+    return best

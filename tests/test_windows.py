@@ -1,0 +1,42 @@
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from demr.windows import iou, true_window, window_iou
+
+
+@pytest.mark.parametrize(
+    ("window", "truths", "expected"),
+    [
+        ((10, 20), [(0, 9), (12, 22)], (12, 22)),
+        ((10, 12), [(0, 4), (15, 18)], (15, 18)),  # none overlaps: 18 s away or 11 s
+        ((10, 20), [(0, 20), (10, 15)], (10, 15)),  # both overlap by half: 10 s away or 5 s
+        ((10, 20), [(9, 40), (18, 21)], (9, 40)),  # 10 of 31 against 2 of 11
+        ((30, 30), [(0, 5), (31, 32)], (31, 32)),  # an empty window overlaps nothing
+    ],
+)
+def test_true_window(
+    window: tuple[float, float], truths: list[tuple[float, float]], expected: tuple[float, float]
+) -> None:
+    np.testing.assert_array_equal(true_window(np.array(window, float), truths), expected)
+
+
+def slow_iou(a: NDArray[np.float64], b: np.ndarray) -> float:
+    shared = max(0.0, min(a[1], b[1]) - max(a[0], b[0]))
+    return shared / (a[1] - a[0] + b[1] - b[0] - shared) if shared else 0.0
+
+
+def test_iou_against_the_loop() -> None:
+    rng = np.random.default_rng(0)
+    a, b = np.sort(rng.random((6, 2)), axis=1), np.sort(rng.random((4, 2)), axis=1)
+    expected = [[slow_iou(x, y) for y in b] for x in a]
+    np.testing.assert_allclose(window_iou(a, b), expected)
+    # Where windows touch, their hull is their union.
+    np.testing.assert_allclose(iou(a[:, None], b[None], hull=True), expected)
+    np.testing.assert_allclose(iou(a[:4], b), np.diagonal(expected))
+
+
+def test_empty_and_reversed_windows_overlap_nothing() -> None:
+    odd = np.array([[3.0, 3.0], [8.0, 2.0], [-1.0, -1.0]])
+    assert not window_iou(odd, np.array([[0.0, 10.0], [3.0, 3.0], [8.0, 2.0]])).any()
+    assert window_iou(np.zeros((0, 2)), odd).shape == (0, 3)
