@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special
 
-from demr import calibration
+from demr import intervals
 from demr.calibration import Calibration, IntervalCalibrator, PresenceCalibrator
 from demr.errors import InputError, ModelError
 from demr.metrics import auroc, ece
@@ -109,7 +109,7 @@ def test_every_level_covers_and_widths_rise_with_it() -> None:
         low, high = calibrator.interval(test.loc, test.scale, test.dof, test.covariates, level)
         assert (high - low >= before).all(), level
         before = high - low
-        if level in calibration.LEVELS:
+        if level in intervals.LEVELS:
             assert covered(calibrator, test, level).mean() == pytest.approx(level, abs=0.025)
         elif 0.5 < level < 0.95:
             assert covered(calibrator, test, level).mean() == pytest.approx(level, abs=0.05)
@@ -148,7 +148,7 @@ def test_quantile_regression_finds_the_best_line() -> None:
     rng = np.random.default_rng(7)
     x, y = rng.normal(size=25), rng.standard_t(2, 25)
     for level in (0.5, 0.9):
-        weights = calibration._quantile_regression(x[:, None], y, level)
+        weights = intervals._quantile_regression(x[:, None], y, level)
         got = slow_pinball(y, weights[0] + weights[1] * x, level)
         best = math.inf
         for i, j in itertools.combinations(range(25), 2):
@@ -161,8 +161,8 @@ def test_quantile_regression_survives_collinear_and_constant_covariates() -> Non
     rng = np.random.default_rng(8)
     x = rng.normal(size=200)
     y = 2 * x + rng.normal(size=200)
-    alone = calibration._quantile_regression(x[:, None], y, 0.8)
-    twice = calibration._quantile_regression(
+    alone = intervals._quantile_regression(x[:, None], y, 0.8)
+    twice = intervals._quantile_regression(
         np.column_stack([x, x, np.zeros(200), np.full(200, 3.0)]), y, 0.8
     )
     assert twice[1] + twice[2] == pytest.approx(alone[1], rel=1e-6)
@@ -175,7 +175,7 @@ def test_quantile_regression_survives_collinear_and_constant_covariates() -> Non
 )
 def test_conformal_rank_by_hand(n: int, level: float, rank: int) -> None:
     values = np.random.default_rng(n).permutation(np.arange(1, n + 1)).astype(np.float64)
-    assert calibration._conformal_quantile(values, level) == rank
+    assert intervals._conformal_quantile(values, level) == rank
 
 
 def test_fifty_labels_are_enough_and_nine_are_not() -> None:

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from demr import video
+from demr import video, video_source
 from demr.errors import DemrError, InputError, VideoError
 from demr.video import (
     DamagedVideoWarning,
@@ -671,14 +671,16 @@ def test_a_late_cut_decodes_little(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     images = [grey(k % 50, 48, 64) for k in range(300)]
     path = make_video(tmp_path / "v.mp4", every(10, 300), options=options, images=images)
     seen = []
-    frames = video._Source.frames
+    frames = video_source.Source.frames
 
-    def counted(self: video._Source, from_s: float = 0.0) -> Iterator[tuple[float, av.VideoFrame]]:
+    def counted(
+        self: video_source.Source, from_s: float = 0.0
+    ) -> Iterator[tuple[float, av.VideoFrame]]:
         for item in frames(self, from_s):
             seen.append(item[0])
             yield item
 
-    monkeypatch.setattr(video._Source, "frames", counted)
+    monkeypatch.setattr(video_source.Source, "frames", counted)
     cut_clip(path, 25.0, 26.0, tmp_path / "c.mp4")
     assert len(seen) < 50
 

@@ -1,0 +1,340 @@
+"""An opened video file: its frames with their times, its length, and what is broken in it."""
+
+import math
+import os
+import stat
+import warnings
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import cast
+
+import av
+import numpy as np
+import numpy.typing as npt
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.sidedata.sidedata import SideDataContainer
+from av.sidedata.sidedata import Type as SideDataType
+from av.stream import Disposition
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from demr.errors import VideoError
+
+Pixels = npt.NDArray[np.uint8]
+# Below this many pixels a frame decodes in well under a millisecond and handing it between
+# threads costs more than it saves, above all with several processes on the same cores.
+ONE_THREAD_PIXELS = 320 * 240
+_FALLBACK_FPS = 25.0
+# A jump costs about as much as decoding a few seconds of small video.
+_SEEK_WORTH_S = 5.0
+# A stated duration beyond this is a corrupted header, not a recording.
+_LONGEST_S = 30 * 24 * 3600.0
+
+
+class DamagedVideoWarning(UserWarning):
+    """Part of a video could not be decoded; the rest was used."""
+
+
+@dataclass(frozen=True)
+class Orientation:
+    """Right-angle part of a display matrix: transpose first, then mirror."""
+
+    transpose: bool = False
+    mirror_x: bool = False
+    mirror_y: bool = False
+
+    @property
+    def rotation_deg(self) -> int:
+        """The counterclockwise turn that makes the stored frame upright."""
+        if self.transpose:
+            return 270 if self.mirror_x else 90
+        return 180 if self.mirror_x else 0
+
+    def upright(self, pixels: Pixels) -> Pixels:
+        """Turn ``(H, W)`` or ``(H, W, 3)`` pixels; the result is contiguous."""
+        if self.transpose:
+            pixels = pixels.swapaxes(0, 1)
+        if self.mirror_x:
+            pixels = pixels[:, ::-1]
+        if self.mirror_y:
+            pixels = pixels[::-1]
+        return np.ascontiguousarray(pixels)
+
+
+class Source:
+    """An opened file, its video stream, and what went wrong while decoding it."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.container = _open(self.path)
+        try:
+            self.stream = self._video_stream()
+            self._check_kind()
+        except VideoError:
+            self.container.close()
+            raise
+        context = self.stream.codec_context
+        if context.width * context.height <= ONE_THREAD_PIXELS:
+            context.thread_count = 1
+        else:
+            context.thread_type = "AUTO"
+        self.time_base = float(self.stream.time_base or Fraction(1, 90000))
+        self.fps = self._fps()
+        self.lost_packets = 0
+        self.first_loss_s: float | None = None
+        self.end_s = 0.0
+        self.reason = "it holds no frame"
+
+    def _video_stream(self) -> VideoStream:
+        for stream in self.container.streams.video:
+            is_cover = Disposition.attached_pic in stream.disposition
+            if not is_cover and stream.codec_context is not None:
+                return stream
+        kinds = sorted({str(stream.type) for stream in self.container.streams})
+        raise _error(self.path, f"a file without video (only {' and '.join(kinds) or 'nothing'})")
+
+    def _check_kind(self) -> None:
+        kind = self.container.format.name
+        if kind.endswith("_pipe") or kind == "image2":
+            raise _error(self.path, "a still picture")
+        # FFmpeg draws plain text as a terminal session; nobody here means that.
+        if kind == "tty":
+            raise _error(self.path, "a text file")
+
+    def _fps(self) -> float:
+        for rate in (self.stream.average_rate, self.stream.guessed_rate, self.stream.base_rate):
+            if rate is not None and 0 < rate <= 1000:
+                return float(rate)
+        return _FALLBACK_FPS
+
+    def frames(self, from_s: float = 0.0) -> Iterator[tuple[float, VideoFrame]]:
+        """Yield ``(seconds from the first frame, frame)``, times never decreasing.
+
+        Args:
+            from_s: The first frame is always yielded; those after it may start as late as the
+                keyframe before this time, so that a late clip need not decode all before it.
+        """
+        step_s = 1.0 / self.fps
+        origin: int | None = None
+        last_s = -step_s
+        can_seek = from_s > _SEEK_WORTH_S
+        has_seeked = False
+        decoded = self._decoded()
+        while True:
+            frame = next(decoded, None)
+            if frame is None:
+                if not has_seeked:
+                    return
+                has_seeked, decoded = False, self._seeked(origin)
+                continue
+            pts = frame.pts
+            if pts is None:
+                # No clock at all (raw streams), or a gap in it: count at the average rate.
+                pts_s = last_s + step_s
+                can_seek = False
+            else:
+                if origin is None:
+                    origin = pts - round((last_s + step_s) / self.time_base)
+                pts_s = max((pts - origin) * self.time_base, last_s, 0.0)
+            if has_seeked:
+                has_seeked = False
+                if pts_s > from_s:
+                    # The index led past the target: nothing for it but all frames.
+                    decoded = self._seeked(origin)
+                    continue
+            last_s = pts_s
+            self.end_s = pts_s + (frame.duration * self.time_base or step_s)
+            yield pts_s, frame
+            if can_seek and origin is not None:
+                decoded = self._seeked(origin, from_s)
+                can_seek, has_seeked = False, True
+
+    def _seeked(self, origin: int | None, to_s: float = 0.0) -> Iterator[VideoFrame]:
+        # What broke on the way to a keyframe is read again or not wanted.
+        self.lost_packets, self.first_loss_s = 0, None
+        # One second early: some containers search in decoding order, before display.
+        pts = (origin or 0) + round((to_s - 1.0) / self.time_base)
+        with suppress(FFmpegError):
+            self.container.seek(pts, stream=self.stream)
+        return self._decoded()
+
+    def _decoded(self) -> Iterator[VideoFrame]:
+        packets = self.container.demux(self.stream)
+        while True:
+            try:
+                packet = next(packets, None)
+                if packet is None:
+                    return
+                if packet.is_corrupt:
+                    self._lost("a damaged packet")
+                frames = packet.decode()
+            except FFmpegError as error:
+                self._lost(_reason(error))
+                # A demuxer that failed ends its generator; a decoder may recover at the next
+                # keyframe, so the loop goes on and ends by itself.
+                continue
+            yield from frames
+
+    def _lost(self, reason: str) -> None:
+        self.reason = reason
+        self.lost_packets += 1
+        if self.first_loss_s is None:
+            self.first_loss_s = self.end_s
+
+    def stated_duration_s(self) -> float | None:
+        """Duration of the video stream as its header states it, if it does sanely."""
+        stream = self.stream
+        stated = stream.duration * self.time_base if stream.duration else None
+        if stated is None:
+            end_s = _clock(stream.metadata.get("DURATION", ""))
+            stated = end_s - self._matroska_start_s() if end_s is not None else None
+        return stated if stated is not None and self._is_sane(stated) else None
+
+    def _matroska_start_s(self) -> float:
+        # Matroska states where the video ends on its clock, not how long it is.
+        is_matroska = self.container.format.name.startswith("matroska")
+        return (self.stream.start_time or 0) * self.time_base if is_matroska else 0.0
+
+    def _is_sane(self, stated_s: float) -> bool:
+        whole_s = (self.container.duration or 0) / av.time_base
+        if not 0 < stated_s < _LONGEST_S or (whole_s > 0 and stated_s > whole_s + 1.0):
+            return False
+        entries = self.stream.index_entries
+        count = len(entries)
+        indexed = entries[count - 1].timestamp - entries[0].timestamp if count else 0
+        return indexed * self.time_base <= stated_s + 1.0
+
+    def duration_s(self) -> float:
+        """Usable length in seconds: stream header, else container, else counted packets."""
+        least_s = 1.0 / self.fps
+        cut_s = self._cut_off_s()
+        if cut_s is not None:
+            return max(cut_s, least_s)
+        stated = self.stated_duration_s()
+        if stated is None and self.container.duration:
+            stated = self.container.duration / av.time_base - self._matroska_start_s()
+        if stated is None or not self._is_sane(stated):
+            stated = self._counted_duration_s()
+        return max(stated, least_s)
+
+    def _cut_off_s(self) -> float | None:
+        """Start of the first sample whose bytes lie past the end of the file, if one does."""
+        entries = self.stream.index_entries
+        count = len(entries)
+        size = self.path.stat().st_size
+        if not count or entries[count - 1].pos + entries[count - 1].size <= size:
+            return None
+        low, high = 0, count - 1
+        while low < high:
+            middle = (low + high) // 2
+            if entries[middle].pos + entries[middle].size > size:
+                high = middle
+            else:
+                low = middle + 1
+        return (entries[low].timestamp - entries[0].timestamp) * self.time_base
+
+    def _counted_duration_s(self) -> float:
+        with _open(self.path) as container:
+            first, last, count = math.inf, -math.inf, 0
+            with suppress(FFmpegError):
+                for packet in container.demux(container.streams[self.stream.index]):
+                    pts = packet.pts if packet.pts is not None else packet.dts
+                    count += packet.size > 0
+                    if pts is not None:
+                        first = min(first, pts)
+                        last = max(last, pts + (packet.duration or 0))
+        by_clock = (last - first) * self.time_base if last > first else 0.0
+        return by_clock if 0 < by_clock < _LONGEST_S else count / self.fps
+
+    def end_of_good_part(self) -> float:
+        """Seconds up to which frames may be shown; warns where something was lost.
+
+        Returns:
+            Infinity for a sound file, whose last frame stays on screen.
+        """
+        stated = self.stated_duration_s()
+        missing_s = 0.0 if stated is None else stated - self.end_s
+        is_cut = missing_s > max(0.5, 3.0 / self.fps)
+        if is_cut or self.lost_packets:
+            until_s = self.end_s if self.first_loss_s is None else self.first_loss_s
+            lost = f"{self.lost_packets} packets unreadable" if self.lost_packets else ""
+            rest = f"nothing after {self.end_s:.2f} s of {stated:.2f} s" if is_cut else ""
+            warnings.warn(
+                f"{self.path}: damaged video, frames are good until {until_s:.2f} s "
+                f"({', '.join(filter(None, (lost, rest)))}); the good part was used",
+                DamagedVideoWarning,
+                stacklevel=3,
+            )
+        return self.end_s if is_cut else math.inf
+
+    def no_frame(self) -> VideoError:
+        """The error to raise where no frame could be decoded."""
+        return _error(self.path, f"no frame that decodes ({self.reason})")
+
+
+def _open(path: Path) -> InputContainer:
+    try:
+        status = path.stat()
+    except (OSError, ValueError) as error:
+        got = "no such file" if isinstance(error, FileNotFoundError) else str(error)
+        raise _error(path, got) from None
+    # Opening a FIFO or a device would wait for a writer, perhaps for ever.
+    if stat.S_ISDIR(status.st_mode):
+        raise _error(path, "a directory")
+    if not stat.S_ISREG(status.st_mode):
+        raise _error(path, "a pipe, socket or device")
+    if status.st_size == 0:
+        raise _error(path, "an empty file")
+    try:
+        # The whitelist keeps a playlist in disguise from reaching the network.
+        return av.open(
+            str(path.absolute()),
+            "r",
+            metadata_errors="replace",
+            options={"protocol_whitelist": "file"},
+        )
+    except FFmpegError as error:
+        raise _error(path, _reason(error)) from None
+
+
+def _error(path: Path, got: str) -> VideoError:
+    return VideoError(
+        str(path),
+        expected="a readable video file (mp4, mkv, webm, mov, avi)",
+        got=got,
+        remedy="check the path and that a player shows the file",
+    )
+
+
+def _reason(error: FFmpegError) -> str:
+    if isinstance(error, av.error.InvalidDataError):
+        return "data that is no video, or whose index is missing"
+    if isinstance(error, av.error.EOFError):
+        return "a file that was cut off"
+    return (error.strerror or str(error) or type(error).__name__).strip()
+
+
+def _clock(text: str) -> float | None:
+    """Seconds of a Matroska ``HH:MM:SS.fraction`` tag."""
+    try:
+        hours, minutes, seconds = text.split(":")
+        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+    except ValueError:
+        return None
+
+
+def orientation_of(frame: VideoFrame) -> Orientation:
+    """How a decoded frame has to be turned, by its display matrix."""
+    try:
+        # PyAV's type stub knows one kind of side data; the mapping holds all.
+        matrix = bytes(cast("SideDataContainer", frame.side_data)[SideDataType.DISPLAYMATRIX])
+    except KeyError:
+        return Orientation()
+    a, b, _, c, d = np.frombuffer(matrix, dtype=np.int32)[:5].tolist()
+    if abs(a) + abs(d) < abs(b) + abs(c):
+        return Orientation(transpose=True, mirror_x=c < 0, mirror_y=b < 0)
+    return Orientation(mirror_x=a < 0, mirror_y=d < 0)
