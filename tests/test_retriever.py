@@ -13,6 +13,7 @@ from demr import MomentRetriever
 from demr.annotations import read_annotations
 from demr.calibration import Calibration
 from demr.config import load_config
+from demr.domain import describe_domain, measure_strangeness
 from demr.encoders import VideoFeatures
 from demr.errors import FeatureError, InputError, ModelError
 from demr.features import FeaturePack
@@ -22,9 +23,7 @@ from demr.retriever import (
     Answer,
     EncodedVideo,
     check_query,
-    describe_domain,
     find_model,
-    measure_strangeness,
 )
 from demr.runs import open_data
 from demr.shapes import demo_annotations, demo_scene

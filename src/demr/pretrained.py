@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from demr.domain import check_domain
 from demr.encoders.base import EncoderIdentity
 from demr.errors import DemrError, ModelError
 from demr.files import atomic_path
@@ -35,7 +35,7 @@ class Pretrained:
             that were never trained on.
         domain: ``low`` and ``high``, the range of every raw feature in the training videos, and
             ``edge``, the share of values outside it that is still theirs; see
-            :func:`demr.retriever.describe_domain`.
+            :func:`demr.domain.describe_domain`.
     """
 
     model: DemrModel
@@ -119,7 +119,7 @@ def load_pretrained(folder: Path) -> Pretrained:
         model.load_state_dict({k: v.float() for k, v in load_file(weights).items()})
         known = config.get("known_words")
         known_words = None if known is None else frozenset(map(str, known))
-        domain = _check_domain(config.get("domain"), identity)
+        domain = check_domain(config.get("domain"), identity.video_dim)
     except (DemrError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise ModelError(
             str(folder / "config.json"),
@@ -142,25 +142,6 @@ def load_pretrained(folder: Path) -> Pretrained:
         known_words,
         domain,
     )
-
-
-def _check_domain(domain: Any, identity: EncoderIdentity) -> Mapping[str, Any] | None:
-    """What :func:`demr.retriever.measure_strangeness` may rely on.
-
-    Raises:
-        KeyError, TypeError, ValueError: If a part is missing or no such number.
-    """
-    if domain is None:
-        return None
-    if not isinstance(domain, dict):
-        raise TypeError("domain must be an object")
-    low, high, edge = (np.asarray(domain[key], dtype=np.float64) for key in ("low", "high", "edge"))
-    for key, values in (("low", low), ("high", high)):
-        if values.shape != (identity.video_dim,) or not np.isfinite(values).all():
-            raise ValueError(f"domain {key} must be {identity.video_dim} finite numbers")
-    if edge.shape != () or not 0 < edge < np.inf:
-        raise ValueError("domain edge must be a number above 0")
-    return domain
 
 
 def _brief(error: Exception) -> str:

@@ -1,7 +1,7 @@
 """Search: a video and a sentence in, moments with intervals and a verdict out."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.resources import files
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from demr.batch import Item, collate
 from demr.calibration import Calibration
+from demr.domain import measure_strangeness
 from demr.encoders import Encoder, VideoFeatures, get_encoder
 from demr.errors import FeatureError, InputError, ModelError
 from demr.evaluation import Prediction, RawPrediction, answer
@@ -500,47 +501,6 @@ def _download(identifier: str) -> Path:
             got=f"{type(error).__name__}",
             remedy="check the id and the network",
         ) from error
-
-
-def describe_domain(
-    videos: Sequence[NDArray[np.float32]], held_out: Sequence[NDArray[np.float32]]
-) -> dict[str, Any]:
-    """What the features of training videos look like, for :func:`measure_strangeness`.
-
-    Args:
-        videos: Raw features of each training video, ``(L, Dv)``.
-        held_out: Likewise of other videos of the same kind. The range fits the training videos
-            by construction, a few of them all the closer; only others show where its edge is.
-
-    Returns:
-        The range that holds all but 1 in 1000 values of every dimension, and the share of
-        values outside it that 1 video in 1000 of them all reaches.
-    """
-    table = np.concatenate(videos)
-    low, high = np.quantile(table, [0.0005, 0.9995], axis=0)
-    outside = [_outside(video, low, high) for video in (*videos, *held_out)]
-    return {
-        "low": np.round(low, 4).tolist(),
-        "high": np.round(high, 4).tolist(),
-        "edge": float(max(np.quantile(outside, 0.999), 1e-3)),
-    }
-
-
-def measure_strangeness(features: NDArray[np.float32], domain: Mapping[str, Any] | None) -> float:
-    """How far a video lies outside the training data; at most 1 for all but 1 in 1000 like them.
-
-    The share of feature values outside the training range, relative to the share that marks the
-    edge of the training videos. 0 if the model stores no domain.
-    """
-    if domain is None:
-        return 0.0
-    share = _outside(features, np.asarray(domain["low"]), np.asarray(domain["high"]))
-    return share / float(domain["edge"])
-
-
-def _outside(features: NDArray[np.float32], low: NDArray[Any], high: NDArray[Any]) -> float:
-    slack = 0.01 * (high - low) + 1e-4
-    return float(((features < low - slack) | (features > high + slack)).mean())
 
 
 def _pair(values: NDArray[np.float64]) -> tuple[float, float]:

@@ -16,6 +16,7 @@ from demr.annotations import Annotation, read_annotations_with_report
 from demr.calibration import Calibration
 from demr.config import DataConfig, TrainConfig, load_config
 from demr.dataset import MomentDataset, check_videos
+from demr.domain import describe_domain
 from demr.encoders import Encoder, get_encoder
 from demr.errors import AnnotationError, ConfigError, ModelError
 from demr.evaluation import (
@@ -32,7 +33,6 @@ from demr.features import FeaturePack, feature_statistics
 from demr.files import atomic_path
 from demr.model import DemrModel
 from demr.pretrained import APPENDED_DIMS, Pretrained, load_pretrained, save_pretrained
-from demr.retriever import describe_domain
 from demr.shapes.dataset import build_dataset
 from demr.training import make_masking, train_stages
 
