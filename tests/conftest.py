@@ -9,7 +9,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,6 +102,12 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.fixture(name="one_thread")
+def one_thread_for_tests() -> Callable[[], AbstractContextManager[None]]:
+    """The context above, for tests."""
+    return one_thread
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,8 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -45,6 +45,7 @@ sys.argv = ["demr", *sys.argv[4:]]
 main()
 """
 Cli = Callable[..., Any]
+OneThread = Callable[[], AbstractContextManager[None]]
 
 
 def train_until_killed(stage: str, epoch: int, batch: int, *arguments: object) -> None:
@@ -59,24 +60,13 @@ def train_until_killed(stage: str, epoch: int, batch: int, *arguments: object) -
     assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Sums come in the same order as in the run they are compared with."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def assert_same_run(one: Path, other: Path) -> None:
     for name in ("model.safetensors", "config.json", "calibration.json", "predictions.jsonl"):
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
 
 
 def test_resume_after_kills_in_both_stages_is_bit_for_bit_the_same(
-    run: Path, recipe: Path, tmp_path: Path, cli: Cli
+    run: Path, recipe: Path, tmp_path: Path, cli: Cli, one_thread: OneThread
 ) -> None:
     killed = tmp_path / "killed"
     checkpoints = killed / "checkpoints"
@@ -95,7 +85,9 @@ def test_resume_after_kills_in_both_stages_is_bit_for_bit_the_same(
     assert_same_run(run, killed)
 
 
-def test_a_full_disk_loses_nothing(run: Path, recipe: Path, tmp_path: Path, cli: Cli) -> None:
+def test_a_full_disk_loses_nothing(
+    run: Path, recipe: Path, tmp_path: Path, cli: Cli, one_thread: OneThread
+) -> None:
     full = tmp_path / "full"
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     # No file may grow beyond 100 kB: the first checkpoint does.
