@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 import yaml
 
-from demr.config import TrainConfig, load_config, parse_config
+from demr.config import LossConfig, TrainConfig, load_config, parse_config
 from demr.errors import ConfigError
+from demr.losses import LossWeights
 
 RECIPES = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 SMALLEST: dict[str, Any] = {"name": "x", "data": {"root": "data/x"}}
@@ -210,3 +211,7 @@ def test_every_setting_says_what_it_does() -> None:
         return count
 
     assert check(TrainConfig) > 50
+
+
+def test_recipes_start_from_the_weights_that_the_losses_have() -> None:
+    assert LossWeights(**LossConfig().model_dump()) == LossWeights()
