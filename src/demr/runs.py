@@ -156,7 +156,13 @@ def train_run(config: TrainConfig, run: Path, *, resume: bool = False) -> Path:
         model.set_feature_statistics(torch.from_numpy(mean), torch.from_numpy(deviation))
     model = train_stages(config, run, model, train, validation, masking)
     if is_main_process():
-        words = {word for query in train.queries for word in query.words}
+        # A word that only ever stood in queries without a moment was never shown to mean anything.
+        words = {
+            word
+            for query, annotation in zip(train.queries, train.annotations, strict=True)
+            if annotation.windows_s
+            for word in query.words
+        }
         seen, held_out = (
             [data.pack[vid].features for vid in sorted({annotation.vid for annotation in part})]
             for part in (train.annotations, splits["val"])
