@@ -17,6 +17,7 @@ from demr.errors import InputError
 from demr.report import (
     answer_figure,
     in_words,
+    notes,
     search_table,
     to_csv,
     to_json,
@@ -168,6 +169,18 @@ def test_weak_and_repeated_moments_are_left_to_the_data_formats() -> None:
 
 def test_table_prints_brackets_as_they_are() -> None:
     assert "[red]circle[/red]" in printed(result_of(answer("[red]circle[/red]")))
+
+
+def test_notes_are_said_once_and_name_the_queries_they_are_about() -> None:
+    strange = "this video looks unlike anything the model was trained on"
+    result = result_of(
+        replace(answer("a star spins"), notes=(strange,)),
+        replace(answer("a giraffe sings"), notes=(strange, "never trained on: giraffe")),
+    )
+    assert notes(result) == [
+        f"note: {strange}",
+        "note on 'a giraffe sings': never trained on: giraffe",
+    ]
 
 
 def test_json_is_the_result_on_one_line(result: SearchResult) -> None:

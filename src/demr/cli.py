@@ -311,7 +311,10 @@ def _print_result(result: "SearchResult", output: _Output) -> None:
     else:
         from rich.console import Console
 
-        Console().print(report.search_table(result))
+        console = Console()
+        console.print(report.search_table(result))
+        for line in report.notes(result):
+            console.print(line, highlight=False)
 
 
 def _save_clips(result: "SearchResult", video: Path, folder: Path) -> None:

@@ -31,6 +31,7 @@ __all__ = [
     "answer_figure",
     "in_words",
     "metrics_table",
+    "notes",
     "search_table",
     "to_csv",
     "to_json",
@@ -123,6 +124,21 @@ def _truth_cell(windows: Windows | None) -> Text:
     if not windows:
         return Text("absent")
     return Text("\n".join(span(start, end) for start, end in windows))
+
+
+def notes(result: SearchResult) -> list[str]:
+    """What limits the trust in the answers, once each; a note on some queries alone names them."""
+    asked: dict[str, list[str]] = {}
+    for answer in result.answers:
+        for note in answer.notes:
+            asked.setdefault(note, []).append(answer.query)
+    return [
+        f"note: {note}"
+        if len(queries) == len(result.answers)
+        # Quoted, so that a query cannot be taken for our own words.
+        else f"note on {', '.join(repr(query) for query in queries)}: {note}"
+        for note, queries in asked.items()
+    ]
 
 
 def to_json(result: SearchResult) -> str:
