@@ -161,6 +161,11 @@ class RetrievalConfig(_Strict):
     """Epoch at which a ``step`` schedule divides the rate by ten."""
     schedule: Literal["step", "cosine"] = "step"
     """``step`` is the paper's; ``cosine`` decays to zero over the whole run."""
+    refit_epochs: Count = 0
+    """Epochs in which a fresh evidential head is fitted to the finished network; not in the
+    paper, see ``demr.training``."""
+    refit_lr: Weight = 3e-3
+    """Peak learning rate of that fit."""
     validate_every: PositiveInt = 1
     """Epochs between validations."""
     validate_queries: Count = 0

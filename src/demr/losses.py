@@ -84,10 +84,7 @@ def retrieval_loss(output: ModelOutput, batch: Batch, weights: LossWeights) -> L
     )
     intra, inter, contrast = saliency_terms(output, batch)
     nll, regularizer = evidential_terms(output.nig, targets, weights)
-    evidential = weights.lambda_nll * nll
-    if weights.regularizer != "none":
-        scale = weights.lambda_geom if weights.regularizer == "geom" else weights.lambda_reg
-        evidential = evidential + scale * regularizer
+    evidential = evidential_sum(nll, regularizer, weights)
     total = (
         weights.smooth_l1 * smooth_l1
         + weights.giou * giou
@@ -100,6 +97,14 @@ def retrieval_loss(output: ModelOutput, batch: Batch, weights: LossWeights) -> L
     return LossBreakdown(
         total, smooth_l1, giou, foreground, intra, inter, contrast, nll, regularizer
     )
+
+
+def evidential_sum(nll: Tensor, regularizer: Tensor, weights: LossWeights) -> Tensor:
+    """``L_e``: the likelihood and the configured regulariser, weighted."""
+    if weights.regularizer == "none":
+        return weights.lambda_nll * nll
+    scale = weights.lambda_geom if weights.regularizer == "geom" else weights.lambda_reg
+    return weights.lambda_nll * nll + scale * regularizer
 
 
 def saliency_loss(output: Embeddings, batch: Batch, weights: LossWeights) -> Tensor:
