@@ -19,7 +19,6 @@ from demr.reconstruction import (
     plan_mask,
     reconstruction_accuracy,
     reconstruction_loss,
-    tokens_of_words,
 )
 
 
@@ -79,14 +78,6 @@ def test_every_word_is_drawn_equally_often() -> None:
     assert all(abs(times - 1000) < 77 for times in drawn.values())
 
 
-def test_all_tokens_of_a_word_are_marked() -> None:
-    token_word = torch.tensor([-1, 0, 1, 1, 1, 2, -1])
-    assert tokens_of_words(token_word, (1,)).tolist() == [0, 0, 1, 1, 1, 0, 0]
-    assert tokens_of_words(token_word.numpy(), (0, 2)).tolist() == [0, 1, 0, 0, 0, 1, 0]
-    assert not tokens_of_words(token_word, ()).any()
-    assert not tokens_of_words(token_word, (-1,)).any()
-
-
 def test_a_plan_hides_known_words_with_all_their_tokens() -> None:
     words = ("the", "hexagon", "hits", "zorgs")
     token_word = torch.tensor([-1, 0, 1, 1, 2, 3, -1])
@@ -96,7 +87,6 @@ def test_a_plan_hides_known_words_with_all_their_tokens() -> None:
     assert plan.masked.tolist() == [False, False, True, True, False, False, False]
     assert plan.label.tolist() == [-1, -1, 1, 1, -1, -1, -1]
     assert plan.label.dtype == torch.int64
-    assert torch.equal(plan.masked, tokens_of_words(token_word, (1,)))
 
 
 def test_a_plan_hides_nothing_where_nothing_is_known() -> None:

@@ -114,25 +114,6 @@ def choose_mask(
     return tuple(sorted(candidates[index] for index in order[:drawn]))
 
 
-def tokens_of_words(token_word: Tensor | np.ndarray, word_indices: Iterable[int]) -> Tensor:
-    """Mark every token of the given words.
-
-    Args:
-        token_word: Word index of each token, -1 for special tokens, int64 of any shape.
-        word_indices: Words to mark; -1 marks nothing.
-
-    Returns:
-        Bool, of the same shape.
-    """
-    token_word = torch.as_tensor(token_word)
-    chosen = torch.tensor(
-        [index for index in word_indices if index >= 0],
-        dtype=token_word.dtype,
-        device=token_word.device,
-    )
-    return torch.isin(token_word, chosen)
-
-
 def plan_mask(
     words: Sequence[str],
     token_word: Tensor | np.ndarray,
