@@ -65,7 +65,7 @@ def test_an_unknown_key_names_those_there_are(tmp_path: Path) -> None:
         load_config(save(tmp_path, nested("retrieval.learning_rate", 1)))
     line = str(caught.value)
     assert "recipe.yaml: retrieval.learning_rate" in line
-    assert "known keys here: epochs, batch_size, lr, warmup_epochs" in line
+    assert "known keys here: batch_size, queries_per_video, epochs, lr, warmup_epochs" in line
     assert "lambda_der" not in line
     with pytest.raises(ConfigError, match="known keys here: name, seed, weight_decay"):
         load_config(save(tmp_path, {**SMALLEST, "sed": 3}))
@@ -187,6 +187,14 @@ def test_a_file_that_is_no_config(tmp_path: Path, text: str, message: str) -> No
     with pytest.raises(ConfigError, match=message) as caught:
         load_config(save(tmp_path, text))
     assert "\n" not in str(caught.value)
+
+
+def test_batches_hold_whole_groups_of_queries(tmp_path: Path) -> None:
+    for stage in ("reconstruction", "retrieval"):
+        values = nested(f"{stage}.batch_size", 12)
+        values[stage]["queries_per_video"] = 5
+        with pytest.raises(ConfigError, match="queries_per_video must divide batch_size"):
+            load_config(save(tmp_path, values))
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:

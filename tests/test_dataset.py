@@ -1,3 +1,4 @@
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -273,6 +274,26 @@ def test_processes_share_the_items(
     assert set(flat) == set(range(items))
     # Disjoint, but for what makes the shares equally long.
     assert len(flat) - items == -items % world
+
+
+def test_queries_of_a_video_go_together(pack: FeaturePack) -> None:
+    vids = ["a"] * 5 + ["b"] * 3 + ["a"] * 2
+    annotations = [asked(str(i), vid) for i, vid in enumerate(vids)]
+    dataset = MomentDataset(annotations, pack, FakeEncoder())
+    by_vid = Counter(annotation.vid for annotation in dataset.annotations)
+    orders = []
+    for epoch in range(4):
+        found = list(LengthBatches(dataset, 4, together=2, seed=0, epoch=epoch))
+        assert sorted(index for batch in found for index in batch) == list(range(len(dataset)))
+        alone = 0
+        for batch in found:
+            assert len(batch) <= 4
+            here = Counter(dataset.annotations[index].vid for index in batch)
+            alone += sum(count % 2 for count in here.values())
+        # Only a video with an odd number of queries leaves one by itself.
+        assert alone == sum(count % 2 for count in by_vid.values())
+        orders.append(found)
+    assert any(order != orders[0] for order in orders)
 
 
 def test_sequential_batches_take_the_longest_first() -> None:

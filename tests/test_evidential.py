@@ -24,7 +24,13 @@ from demr.evidential import (
 )
 
 Loss = Callable[[NormalInverseGamma, Tensor, Tensor | None], Tensor]
-LOSSES: list[Loss] = [nig_nll, der_regularizer, geom_regularizer]
+
+
+def rank_regularizer(nig: NormalInverseGamma, target: Tensor, mask: Tensor | None = None) -> Tensor:
+    return geom_regularizer(nig, target, mask, error_scale="rank")
+
+
+LOSSES: list[Loss] = [nig_nll, der_regularizer, geom_regularizer, rank_regularizer]
 PARAMETERS = ("loc", "nu", "alpha", "beta")
 
 
@@ -225,12 +231,14 @@ def test_gradcheck(loss: Loss) -> None:
     def run(loc: Tensor, nu: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
         return loss(NormalInverseGamma(loc, nu, alpha, beta), target, mask)
 
-    if loss is geom_regularizer:
+    if loss in (geom_regularizer, rank_regularizer):
         # Its errors and extrema are constants to the gradient, which finite differences would
         # move: hold them by checking against the same loss with frozen bars.
         phi, delta = nig.evidence[mask], (target - nig.loc)[mask].abs()
         low, span = phi.min().detach(), (phi.max() - phi.min()).detach()
         bar = ((delta - delta.min()) / (delta.max() - delta.min())).detach()
+        if loss is rank_regularizer:
+            bar = delta.flatten().argsort().argsort().view_as(delta).double() / (delta.numel() - 1)
         frozen = geom_terms((phi - low) / span, bar).mean()
         torch.testing.assert_close(run(*leaves_of(nig)), frozen)
         expected = torch.autograd.grad(frozen, [nig.nu, nig.alpha])
@@ -280,6 +288,7 @@ def test_which_loss_reaches_which_parameter() -> None:
         "nig_nll": [True, True, True, True],
         "der_regularizer": [True, True, True, False],
         "geom_regularizer": [False, True, True, False],
+        "rank_regularizer": [False, True, True, False],
     }
 
 
@@ -343,8 +352,26 @@ def test_no_valid_entry_is_zero_with_zero_gradient(loss: Loss) -> None:
     assert loss(empty, torch.zeros(0, 2), None).item() == 0.0
 
 
+def test_ranked_errors_by_hand() -> None:
+    # Evidence 2 nu + alpha: 4, 6, 8, 12 -> 0, 1/4, 1/2, 1. Errors 0.9, 0.1, 0.1, 0.3: the two
+    # equal ones share the places 0 and 1, so the ranks are 3, 1/2, 1/2, 2 of 3.
+    nu = torch.tensor([1.0, 1.0, 2.0, 3.0], dtype=torch.float64)
+    alpha = torch.tensor([2.0, 4.0, 4.0, 6.0], dtype=torch.float64)
+    target = torch.tensor([0.9, 0.1, -0.1, 0.3], dtype=torch.float64)
+    nig = NormalInverseGamma(torch.zeros_like(target), nu, alpha, 1.0)
+    by_hand = (0.0**2 + (0.25 + 1 / 6 - 1) ** 2 + (0.5 + 1 / 6 - 1) ** 2 + (2 / 3) ** 2) / 4
+    value = geom_regularizer(nig, target, error_scale="rank")
+    assert value.item() == pytest.approx(by_hand)
+    # A hundred times the largest error changes nothing, where min-max would change everything.
+    target[0] = 90.0
+    assert geom_regularizer(nig, target, error_scale="rank").item() == pytest.approx(by_hand)
+    with pytest.raises(ValueError, match="error_scale must be"):
+        geom_regularizer(nig, target, error_scale="minmax")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("geom_regularizer", [geom_regularizer, rank_regularizer])
 @pytest.mark.parametrize("constant", ["evidence", "error", "both", "single entry"])
-def test_geom_of_a_constant_batch_is_zero(constant: str) -> None:
+def test_geom_of_a_constant_batch_is_zero(constant: str, geom_regularizer: Loss) -> None:
     nig, target = random_nig(5), random_target(5)
     loc, nu, alpha, beta = leaves_of(nig)
     if constant in {"evidence", "both"}:
@@ -353,7 +380,7 @@ def test_geom_of_a_constant_batch_is_zero(constant: str) -> None:
         target, loc = torch.full_like(target, 0.25), torch.zeros_like(loc).requires_grad_()
     if constant == "single entry":
         loc, nu, alpha, beta, target = (p[:1] for p in (loc, nu, alpha, beta, target))
-    value = geom_regularizer(NormalInverseGamma(loc, nu, alpha, beta), target)
+    value = geom_regularizer(NormalInverseGamma(loc, nu, alpha, beta), target, None)
     assert value.item() == 0.0
     for gradient in torch.autograd.grad(value, [nu, alpha]):
         assert not gradient.any()

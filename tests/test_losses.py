@@ -460,7 +460,8 @@ def test_padding_more_changes_no_loss_and_no_gradient() -> None:
     columns = {
         name: getattr(wide, name)[:-1]
         for name in (
-            "video", "video_mask", "text", "text_mask", "centre_norm", "duration_s", "event"
+            "video", "video_idx", "video_mask", "text", "text_mask", "centre_norm", "duration_s",
+            "event",
         )
     }  # fmt: skip
     aims = [getattr(known(wide), field.name)[:-1] for field in fields(Targets)]

@@ -12,12 +12,19 @@ import torch
 import yaml
 
 from demr import runs
-from demr.annotations import read_annotations, write_annotations
+from demr.annotations import Annotation, read_annotations, write_annotations
 from demr.calibration import Calibration
 from demr.config import load_config
 from demr.errors import ConfigError, DemrError, ModelError
 from demr.pretrained import load_pretrained
-from demr.runs import calibrate_run, default_run_folder, evaluate_run, load_run, train_run
+from demr.runs import (
+    calibrate_run,
+    default_run_folder,
+    evaluate_run,
+    hold_out,
+    load_run,
+    train_run,
+)
 
 Cli = Callable[..., Any]
 
@@ -286,3 +293,22 @@ def test_too_few_labels_leave_the_calibration_alone(
     done = cli("calibrate", own_run, "--annotations", own)
     assert done.one_line()
     assert (own_run / "calibration.json").read_bytes() == before
+
+
+def test_holding_videos_out_keeps_their_queries_together() -> None:
+    def query(vid: int, number: int, present: bool) -> Annotation:
+        windows = ((1.0, 2.0),) if present else ()
+        return Annotation(f"{vid}_{number}", "a dog", f"v{vid:02d}", 9.0, windows_s=windows)
+
+    every = [query(vid, number, number < 2) for vid in range(20) for number in range(4)]
+    left, kept = hold_out(every, 0.2)
+    assert {a.vid for a in left}.isdisjoint({a.vid for a in kept})
+    assert len({a.vid for a in kept}) == 4
+    assert len(left) == 16 * 4
+    assert len(kept) == 4 * 2  # absent queries have no residual to learn from
+    assert all(a.windows_s for a in kept)
+    assert hold_out(every, 0.0) == (every, [])
+    with pytest.raises(ConfigError, match="refit_share"):
+        hold_out(every[:4], 0.5)
+    with pytest.raises(ConfigError, match="refit_share"):
+        hold_out([a for a in every if not a.windows_s], 0.5)

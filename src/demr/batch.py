@@ -53,8 +53,12 @@ class Targets:
 class Batch:
     """Padded items. Masks are True where an entry is valid.
 
+    Items that hold the very same video tensor share one row of ``video``: many queries of a
+    video are projected once.
+
     Attributes:
-        video: ``(B, L, Dv)``.
+        video: The V <= B different videos, ``(V, L, Dv)``.
+        video_idx: Row of ``video`` that each item asks about, ``(B,)``.
         video_mask: ``(B, L)``.
         text: ``(B, T, Dt)``.
         text_mask: ``(B, T)``.
@@ -67,6 +71,7 @@ class Batch:
     """
 
     video: Tensor
+    video_idx: Tensor
     video_mask: Tensor
     text: Tensor
     text_mask: Tensor
@@ -94,7 +99,7 @@ class Batch:
         return Batch(**moved)
 
     def __len__(self) -> int:
-        return self.video.shape[0]
+        return self.text.shape[0]
 
 
 def make_targets(
@@ -147,7 +152,11 @@ def collate(items: Sequence[Item]) -> Batch:
     if not all(len(item.video) and len(item.text) for item in items):
         # Attention over nothing is NaN, which would spread to the whole training run.
         raise ValueError("an item needs at least one clip and one token")
-    video = pad_sequence([item.video for item in items], batch_first=True)
+    # By identity, not by value: comparing clips would cost more than it saves.
+    rows: dict[int, int] = {}
+    video_idx = [rows.setdefault(id(item.video), len(rows)) for item in items]
+    different = {row: item.video for row, item in zip(video_idx, items, strict=True)}
+    video = pad_sequence(list(different.values()), batch_first=True)
     text = pad_sequence([item.text for item in items], batch_first=True)
     targets = [item.targets for item in items if item.targets is not None]
     masked = [item.masked for item in items if item.masked is not None]
@@ -157,6 +166,7 @@ def collate(items: Sequence[Item]) -> Batch:
             raise ValueError("either all items of a batch carry a target or none")
     return Batch(
         video=video,
+        video_idx=torch.tensor(video_idx),
         video_mask=_length_mask([len(item.video) for item in items], video.shape[1]),
         text=text,
         text_mask=_length_mask([len(item.text) for item in items], text.shape[1]),

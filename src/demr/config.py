@@ -120,11 +120,30 @@ class LossConfig(_Strict):
     """Vanilla DER regulariser within the evidential loss."""
     regularizer: Literal["none", "der", "geom"] = "geom"
     """What shapes the evidence."""
+    error_scale: Literal["min-max", "rank"] = "min-max"
+    """How Geom scales errors to 0..1. ``min-max`` is the paper's; ``rank`` is not moved by
+    outliers, see ``demr.evidential.geom_regularizer``."""
     location_gradient: bool = True
     """Whether the likelihood's gradient reaches the predicted boundary."""
 
 
-class ReconstructionConfig(_Strict):
+class _StageConfig(_Strict):
+    """What both stages share."""
+
+    batch_size: PositiveInt
+    """Queries per step."""
+    queries_per_video: PositiveInt = 1
+    """Queries of one video that go into a batch together; 1 is the paper's. They share the
+    projection of the video, and each is a hard negative to the others."""
+
+    @model_validator(mode="after")
+    def _batches_hold_whole_groups(self) -> Self:
+        if self.batch_size % self.queries_per_video:
+            raise ValueError(f"queries_per_video must divide batch_size ({self.batch_size})")
+        return self
+
+
+class ReconstructionConfig(_StageConfig):
     """Stage 1: reconstruct a masked word of the query."""
 
     epochs: Count = 30
@@ -146,7 +165,7 @@ class ReconstructionConfig(_Strict):
     """Zero the token's feature, or hide the word before a contextual encoder runs."""
 
 
-class RetrievalConfig(_Strict):
+class RetrievalConfig(_StageConfig):
     """Stage 2: moment retrieval and evidential regression."""
 
     epochs: PositiveInt = 180
@@ -166,6 +185,9 @@ class RetrievalConfig(_Strict):
     paper, see ``demr.training``."""
     refit_lr: Weight = 3e-3
     """Peak learning rate of that fit."""
+    refit_share: Rate = 0.0
+    """Share of the training videos that both stages leave out, to refit on: there the residuals
+    are those of videos never seen, which are larger. 0 refits on the training videos."""
     validate_every: PositiveInt = 1
     """Epochs between validations."""
     validate_queries: Count = 0

@@ -191,7 +191,10 @@ class LengthBatches(Sampler[list[int]]):
 
     Args:
         dataset: Gives the lengths.
-        batch_size: Items per batch.
+        batch_size: Items per batch, at most.
+        together: Queries of one video that go into a batch together, as far as there are so
+            many. They share the projection of the video, and each is a hard negative to the
+            others. Divides ``batch_size``.
         seed: Seed of the shuffle.
         epoch: Also seeds the shuffle.
         rank: This process.
@@ -203,22 +206,30 @@ class LengthBatches(Sampler[list[int]]):
         dataset: MomentDataset,
         batch_size: int,
         *,
+        together: int = 1,
         seed: int,
         epoch: int,
         rank: int = 0,
         world: int = 1,
     ) -> None:
         generator = np.random.default_rng((seed, epoch))
-        order = generator.permutation(len(dataset))
+        groups = [[index] for index in generator.permutation(len(dataset)).tolist()]
+        if together > 1:
+            groups = _by_video(dataset, groups, together)
+            groups = [groups[index] for index in generator.permutation(len(groups))]
         # Every process must run equally many steps, or the others wait for it forever.
-        order = np.resize(order, -(-len(order) // world) * world)[rank::world]
-        lengths = np.array([dataset.length(int(index)) for index in order])
-        pool = batch_size * 16
+        share = np.resize(np.arange(len(groups)), -(-len(groups) // world) * world)[rank::world]
+        lengths = np.array([dataset.length(groups[index][0]) for index in share])
+        size = batch_size // together
+        pool = size * 16
         batches = []
-        for low in range(0, len(order), pool):
-            part = order[low : low + pool]
+        for low in range(0, len(share), pool):
+            part = share[low : low + pool]
             part = part[np.argsort(lengths[low : low + pool], kind="stable")]
-            batches += [part[i : i + batch_size].tolist() for i in range(0, len(part), batch_size)]
+            batches += [
+                [item for index in part[i : i + size] for item in groups[index]]
+                for i in range(0, len(part), size)
+            ]
         # The seed must not depend on the rank: all processes take equally long batches together.
         shuffle = np.random.default_rng((seed, epoch, 1)).permutation(len(batches))
         self._batches = [batches[index] for index in shuffle]
@@ -228,6 +239,16 @@ class LengthBatches(Sampler[list[int]]):
 
     def __len__(self) -> int:
         return len(self._batches)
+
+
+def _by_video(dataset: MomentDataset, items: list[list[int]], size: int) -> list[list[int]]:
+    """Regroup single items, in their order, to groups of at most ``size`` of one video."""
+    of_video: dict[str, list[int]] = {}
+    for (index,) in items:
+        of_video.setdefault(dataset.annotations[index].vid, []).append(index)
+    return [
+        mine[low : low + size] for mine in of_video.values() for low in range(0, len(mine), size)
+    ]
 
 
 def sequential_batches(dataset: MomentDataset, batch_size: int) -> list[list[int]]:

@@ -22,7 +22,7 @@ References:
 
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -410,7 +410,12 @@ def geom_terms(phi_bar: Tensor, delta_bar: Tensor) -> Tensor:
 
 
 def geom_regularizer(
-    nig: NormalInverseGamma, target: Tensor, mask: Tensor | None = None, eps: float = 1e-8
+    nig: NormalInverseGamma,
+    target: Tensor,
+    mask: Tensor | None = None,
+    eps: float = 1e-8,
+    *,
+    error_scale: Literal["min-max", "rank"] = "min-max",
 ) -> Tensor:
     """Mean of `geom_terms` over valid entries: little evidence where errors are large.
 
@@ -425,17 +430,23 @@ def geom_regularizer(
         eps: Where evidence or error spans no more than this over the batch, there is nothing to
             put in order, and the whole term is 0. (The DEMR release scales over padding too, and
             divides by zero on a constant batch.)
+        error_scale: How errors become 0 ... 1. ``"min-max"`` is the paper's. With heavy-tailed
+            errors one outlier then sends all others to nearly 0, and the term asks for nearly the
+            same evidence everywhere; ``"rank"`` takes an error's place among the batch's errors
+            (ties share the mean of theirs), so that small errors are told apart as well.
 
     Returns:
         Scalar; 0 if fewer than two entries are valid.
 
     Raises:
-        ValueError: If the shapes disagree.
+        ValueError: If the shapes disagree, or for an unknown ``error_scale``.
         TypeError: If the mask is not bool.
 
     Reference:
         DEMR, arXiv:2512.00953.
     """
+    if error_scale not in ("min-max", "rank"):
+        raise ValueError(f"error_scale must be 'min-max' or 'rank', got {error_scale!r}")
     wide, residual, valid = _select(nig, target, mask)
     phi = 2 * wide.nu + wide.excess  # the evidence less 1, which the scaling takes away anyway
     delta = residual.abs().detach()
@@ -443,6 +454,8 @@ def geom_regularizer(
         return _mean(phi, valid, nig.loc.dtype)
     phi_bar, phi_spans = _min_max(phi, valid, eps)
     delta_bar, delta_spans = _min_max(delta, valid, eps)
+    if error_scale == "rank":
+        delta_bar = _ranks(delta, valid)
     terms = geom_terms(phi_bar, delta_bar)
     terms = torch.where(phi_spans & delta_spans, terms, torch.zeros_like(terms))
     return _mean(terms, valid, nig.loc.dtype)
@@ -564,6 +577,16 @@ def _min_max(values: Tensor, valid: Tensor | None, eps: float) -> tuple[Tensor, 
     span = torch.where(spans, high - low, torch.ones_like(low))
     low = torch.where(spans, low, torch.zeros_like(low))
     return (values - low) / span, spans
+
+
+def _ranks(values: Tensor, valid: Tensor | None) -> Tensor:
+    """Place of each valid value among the valid ones, from 0 to 1; ties share their mean."""
+    placed = values if valid is None else values.masked_fill(~valid, math.inf)
+    ordered = placed.flatten().sort().values
+    before = torch.searchsorted(ordered, values.contiguous())
+    through = torch.searchsorted(ordered, values.contiguous(), right=True)
+    count = torch.tensor(values.numel(), device=values.device) if valid is None else valid.sum()
+    return (before + through - 1).to(values.dtype) / 2 / (count - 1).clamp(min=1)
 
 
 def _through_scipy(function: Callable[..., Any], df: Tensor, argument: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ class LossWeights:
         lambda_geom: Weight of the Geom-regulariser within it.
         lambda_reg: Weight of the vanilla DER regulariser within it.
         regularizer: Which regulariser shapes the evidence.
+        error_scale: How the Geom-regulariser scales errors; see ``geom_regularizer``.
         location_gradient: Whether the likelihood's gradient reaches the predicted boundary.
     """
 
@@ -46,6 +47,7 @@ class LossWeights:
     lambda_geom: float = 1e-2
     lambda_reg: float = 1e-2
     regularizer: Literal["none", "der", "geom"] = "geom"
+    error_scale: Literal["min-max", "rank"] = "min-max"
     location_gradient: bool = True
 
 
@@ -125,8 +127,10 @@ def evidential_terms(
     nll = nig_nll(scored, targets.window_norm, targets.foreground)
     if weights.regularizer == "none":
         return nll, nll.new_zeros(())
-    regularize = geom_regularizer if weights.regularizer == "geom" else der_regularizer
-    return nll, regularize(scored, targets.window_norm, targets.foreground)
+    target, mask = targets.window_norm, targets.foreground
+    if weights.regularizer == "der":
+        return nll, der_regularizer(scored, target, mask)
+    return nll, geom_regularizer(scored, target, mask, error_scale=weights.error_scale)
 
 
 def giou(predicted: Tensor, true: Tensor) -> Tensor:

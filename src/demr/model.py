@@ -181,7 +181,8 @@ class DemrModel(nn.Module):
 
     def _embed(self, batch: Batch) -> tuple[Embeddings, Tensor]:
         text_in = batch.text if batch.masked is None else mask_features(batch.text, batch.masked)
-        clip_embedding = self.video_projection(self._standardize(batch.video))
+        projected = self.video_projection(self._standardize(batch.video))
+        clip_embedding = projected[batch.video_idx]
         text_embedding = self.text_projection(text_in)
         query_embedding = self.query_pool(text_embedding, batch.text_mask)
         saliency = F.cosine_similarity(

@@ -141,7 +141,11 @@ def train_run(config: TrainConfig, run: Path, *, resume: bool = False) -> Path:
     # Read the test splits now: a typo in their path must not cost a night of training.
     splits = {"val": data.read(config.data.val)}
     splits |= {name: data.read(path) for name, path in config.data.tests.items()}
-    train = data.dataset(data.read(config.data.train))
+    shown = data.read(config.data.train)
+    share = config.retrieval.refit_share if config.retrieval.refit_epochs else 0.0
+    shown, kept = hold_out(shown, share)
+    train = data.dataset(shown)
+    refit = data.dataset(kept) if kept else None
     validation = data.dataset(_first(splits["val"], config.retrieval.validate_queries))
     masking = make_masking(config, train, data.encoder)
     # Only now: a typo in the config must leave nothing behind.
@@ -154,7 +158,7 @@ def train_run(config: TrainConfig, run: Path, *, resume: bool = False) -> Path:
         vids = sorted({annotation.vid for annotation in train.annotations})
         mean, deviation = feature_statistics(data.pack[vid] for vid in vids)
         model.set_feature_statistics(torch.from_numpy(mean), torch.from_numpy(deviation))
-    model = train_stages(config, run, model, train, validation, masking)
+    model = train_stages(config, run, model, train, validation, masking, refit)
     if is_main_process():
         # A word that only ever stood in queries without a moment was never shown to mean anything.
         words = {
@@ -175,6 +179,36 @@ def train_run(config: TrainConfig, run: Path, *, resume: bool = False) -> Path:
         calibrate_run(run, data, splits["val"])
         evaluate_run(run, data, splits)
     return run
+
+
+def hold_out(
+    annotations: list[Annotation], share: float
+) -> tuple[list[Annotation], list[Annotation]]:
+    """Split off the queries of every so many-th video, spread evenly over the sorted names.
+
+    Returns:
+        What is left, and the present queries of the held-out videos; those are none for a share
+        of 0 and at least one video's otherwise.
+
+    Raises:
+        ConfigError: If either part would have no query whose moment is in the video.
+    """
+    if not share:
+        return annotations, []
+    vids = sorted({annotation.vid for annotation in annotations})
+    count = max(round(share * len(vids)), 1)
+    held = {vids[i] for i in np.linspace(0, len(vids) - 1, count).round().astype(int)}
+    left = [annotation for annotation in annotations if annotation.vid not in held]
+    kept = [annotation for annotation in annotations if annotation.vid in held]
+    kept = [annotation for annotation in kept if annotation.windows_s]
+    if not kept or not any(annotation.windows_s for annotation in left):
+        raise ConfigError(
+            "retrieval.refit_share",
+            expected="queries with moments on both sides of the split",
+            got=f"{share:g} of {len(vids)} videos",
+            remedy="choose another share, or 0 to refit on the training videos",
+        )
+    return left, kept
 
 
 def _first(annotations: list[Annotation], count: int) -> list[Annotation]:

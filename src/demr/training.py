@@ -75,6 +75,7 @@ class _Stage(lightning.LightningModule):
         batches = LengthBatches(
             self._dataset,
             self._stage.batch_size,
+            together=self._stage.queries_per_video,
             seed=self.config.seed * 10 + self._number,
             epoch=self.current_epoch,
             rank=self.global_rank,
@@ -386,6 +387,7 @@ def train_stages(
     train: MomentDataset,
     validation: MomentDataset,
     masking: Masking | None,
+    refit: MomentDataset | None = None,
 ) -> DemrModel:
     """Run both stages in ``run``, continuing where a killed run left off.
 
@@ -396,6 +398,7 @@ def train_stages(
         train: Training queries.
         validation: Queries that choose the checkpoint.
         masking: What stage 1 hides; None leaves stage 1 out.
+        refit: Queries that the evidential head is fitted to at the end; None takes ``train``.
 
     Returns:
         The model with the weights of the best validated epoch.
@@ -422,9 +425,9 @@ def train_stages(
     state = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
     stage2.load_state_dict(state)
     if last.refit_epochs:
-        refit = RefitStage(stage2.model, config, train)
-        fitted = _fit(refit, config, run, "refit", last.refit_epochs, validate_every=0)
-        refit.load_state_dict(
+        stage3 = RefitStage(stage2.model, config, train if refit is None else refit)
+        fitted = _fit(stage3, config, run, "refit", last.refit_epochs, validate_every=0)
+        stage3.load_state_dict(
             torch.load(fitted, map_location="cpu", weights_only=True)["state_dict"]
         )
     return stage2.model.eval()

@@ -14,7 +14,7 @@ from demr.shapes.script import (
     Event,
     Scene,
     Split,
-    is_allowed,
+    may_be_asked,
     stable_rng,
 )
 from demr.shapes.words import unknown_words
@@ -226,10 +226,11 @@ def unknown_sentence(split: Split, rng: np.random.Generator) -> str:
 def _present(scene: Scene, count: int, rng: np.random.Generator) -> list[Semantics]:
     """Draw different semantics of the scene's events, most of them with all attributes."""
     found: dict[Semantics, None] = {}
+    events = [e for e in scene.events if may_be_asked(scene.split, e.color, e.shape, e.action)]
     for _ in range(count * 12):
-        if len(found) == count or not scene.events:
+        if len(found) == count or not events:
             break
-        event = scene.events[int(rng.integers(len(scene.events)))]
+        event = events[int(rng.integers(len(events)))]
         full = Semantics(event.color, event.shape, event.action)
         draw = rng.random()
         if draw < 0.15:
@@ -273,10 +274,10 @@ def _absent(scene: Scene, count: int, rng: np.random.Generator) -> list[Semantic
 
 
 def is_plausible(split: Split, asked: Semantics) -> bool:
-    """Tell whether the split could show an event with all three attributes given."""
+    """Tell whether the split may ask for this; true wherever an attribute is open."""
     if asked.color is None or asked.shape is None:
         return True
-    return is_allowed(split, asked.color, asked.shape, asked.action)
+    return may_be_asked(split, asked.color, asked.shape, asked.action)
 
 
 def _changed_event(scene: Scene, rng: np.random.Generator) -> Semantics:

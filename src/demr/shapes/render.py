@@ -33,6 +33,7 @@ def render_scene(
     height: int = 108,
     fps: float = 8,
     crf: int = 20,
+    preset: str = "ultrafast",
 ) -> None:
     """Write the scene as an H.264 mp4 file.
 
@@ -43,11 +44,12 @@ def render_scene(
         height: Pixels.
         fps: Frames per second.
         crf: Constant rate factor of the encoder; smaller is better and larger on disk.
+        preset: The encoder's trade of speed for size.
 
     Raises:
         VideoError: If the file cannot be written.
     """
-    with VideoWriter(Path(path), width, height, fps, crf=crf) as writer:
+    with VideoWriter(Path(path), width, height, fps, crf=crf, preset=preset) as writer:
         for frame in frames(scene, width, height, fps):
             writer.write(frame)
 

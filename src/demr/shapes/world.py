@@ -23,7 +23,8 @@ from demr.shapes.script import (
     States,
     event_table,
     follow,
-    is_allowed,
+    is_held_out,
+    may_happen,
     stable_rng,
     time_weight,
 )
@@ -35,6 +36,7 @@ MIN_VISIBLE, MAX_VISIBLE = 3, 5
 MIN_EVENT_S = 3.0
 MAX_EVENT_S = 16.0
 MIN_GAP_S = 1.5
+_OOD_WISH = 3.0  # a quarter of all combinations is held out; this makes half of OOD's events
 _REPEAT_GAP_S = 4.0  # a shorter pause would not make two moments of the same thing
 _EDGE = 0.025  # room for the camera shake
 _SMALLEST, _LARGEST = 0.055, 0.2  # radii that shrinking and growing may reach
@@ -132,7 +134,7 @@ class _Stage:
         taken = {(draft.color, draft.shape) for draft in self.drafts}
         for name in self.rng.permutation(SHAPES):
             shape = str(name)
-            actions = [a for a in ACTIONS if is_allowed(self.split, color, shape, a)]
+            actions = [a for a in ACTIONS if may_happen(self.split, color, shape, a)]
             lively = [a for a in actions if not a.startswith("fade")]
             if hidden and "fade_in" not in actions:
                 continue
@@ -193,9 +195,9 @@ class _Stage:
         length = math.exp(self.rng.uniform(math.log(MIN_EVENT_S), math.log(room)))
         fraction = (start_s + length / 2) / self.duration_s
         done = [motion.action for motion in draft.motions]
-        for name in self._shuffled(done):
+        for name in self._shuffled(draft, done):
             action = str(name)
-            if not is_allowed(self.split, draft.color, draft.shape, action):
+            if not may_happen(self.split, draft.color, draft.shape, action):
                 continue
             if done.count(action) >= 3 or (
                 action in done[-1:] and start_s - draft.free_s < _REPEAT_GAP_S
@@ -210,9 +212,12 @@ class _Stage:
                 return True
         return False
 
-    def _shuffled(self, done: list[str]) -> list[str]:
+    def _shuffled(self, draft: _Draft, done: list[str]) -> list[str]:
         # What a shape did before comes first more often, so that moments happen twice.
         wish = np.array([_APPETITE[a] * (2.0 if a in done else 1.0) for a in ACTIONS])
+        if self.split == "ood":
+            held_out = [is_held_out(draft.color, draft.shape, a) for a in ACTIONS]
+            wish[held_out] *= _OOD_WISH
         keys = self.rng.random(len(ACTIONS)) ** (1 / wish)
         return [ACTIONS[i] for i in np.argsort(-keys)]
 
@@ -327,7 +332,7 @@ class _Stage:
                 other.color != draft.color
                 and other.pose.alpha > 0
                 and other.free_s + MIN_GAP_S <= start_s
-                and is_allowed(self.split, other.color, other.shape, "swap")
+                and may_happen(self.split, other.color, other.shape, "swap")
                 and (
                     other.shape == draft.shape
                     or not taken & {(other.color, draft.shape), (draft.color, other.shape)}
@@ -412,6 +417,6 @@ def _play_line(
 ) -> bool:
     number, action, start_s, end_s, by = line
     draft, partner = stage.drafts[number], stage.drafts[_DEMO_SWAP]
-    return is_allowed(stage.split, draft.color, draft.shape, action) and stage.perform(
+    return may_happen(stage.split, draft.color, draft.shape, action) and stage.perform(
         draft, action, start_s, end_s, by=by, partner=partner
     )
