@@ -82,7 +82,7 @@ def may_happen(split: Split, color: str, shape: str, action: str) -> bool:
 
 
 def may_be_asked(split: Split, color: str, shape: str, action: str) -> bool:
-    """Tell whether a query of the split may ask for this combination; OOD asks for held-out ones."""
+    """Tell whether a query of the split may ask for this; OOD asks for held-out ones alone."""
     if split == "ood" and not is_held_out(color, shape, action):
         return False
     return may_happen(split, color, shape, action)
