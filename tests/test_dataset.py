@@ -296,6 +296,16 @@ def test_queries_of_a_video_go_together(pack: FeaturePack) -> None:
     assert any(order != orders[0] for order in orders)
 
 
+def test_an_epoch_may_draw_some_of_the_queries() -> None:
+    sampler = LengthBatches(Lengths(LENGTHS), 8, limit=50, seed=0, epoch=0)  # type: ignore[arg-type]
+    drawn = [index for batch in sampler for index in batch]
+    assert len(drawn) == len(set(drawn)) == 50
+    later = LengthBatches(Lengths(LENGTHS), 8, limit=50, seed=0, epoch=1)  # type: ignore[arg-type]
+    assert {index for batch in later for index in batch} != set(drawn)
+    whole = LengthBatches(Lengths(LENGTHS), 8, limit=500, seed=0, epoch=0)  # type: ignore[arg-type]
+    assert sorted(index for batch in whole for index in batch) == list(range(203))
+
+
 def test_sequential_batches_take_the_longest_first() -> None:
     found = sequential_batches(Lengths([3, 9, 5, 9]), 3)  # type: ignore[arg-type]
     assert found == [[1, 3, 2], [0]]

@@ -294,6 +294,52 @@ def test_saliency_terms_against_the_loop() -> None:
     )
 
 
+@pytest.mark.usefixtures("_first")
+def test_queries_of_one_video_against_the_loop() -> None:
+    """Two overlapping moments, a third apart, and a query that is absent, all in one video."""
+    video = item(10, [(0.0, 0.45)], event=1)
+    windows = [[(0.0, 0.45)], [(0.2, 0.6)], [(0.8, 1.0)], []]
+    items = [
+        replace(item(10, spans, event=number), video=video.video)
+        for number, spans in enumerate(windows)
+    ]
+    model, batch = build(), collate([*items, item(6, [(0.0, 0.5)], event=9)])
+    assert batch.video.shape[0] == 2
+    output = model(batch)
+    clips, queries = output.clip_embedding, output.query_embedding
+    first = [0, 2, 8, None, 0]  # the first clip of each moment
+    # Clip 2 lies in the moment of query 0 as well, so these two must not repel.
+    allowed = {
+        0: [1, 2, 3, 4], 1: [2, 3, 4], 2: [0, 1, 3, 4], 4: [0, 1, 2, 3],
+    }  # fmt: skip
+    for absent_negatives in (False, True):
+        terms = []
+        for i, rivals in allowed.items():
+            own = clips[i, first[i]]
+            asked = [j for j in rivals if absent_negatives or j != 3]
+            score = cosine(own, queries[i])
+            terms.append(softmax_loss(score, [cosine(own, queries[j]) for j in asked]))
+            # The other way round: clips whose owners do not bar this query.
+            rival_clips = [clips[j, first[j]] for j in allowed if j != i and i in allowed[j]]
+            terms.append(softmax_loss(score, [cosine(clip, queries[i]) for clip in rival_clips]))
+        _, inter, contrast = saliency_terms(output, batch, absent_negatives)
+        assert inter.item() == pytest.approx(sum(terms) / 8, rel=1e-4)
+    # Contrast without the text keeps to other videos, and to a clip outside the moment.
+    expected = []
+    for i in allowed:
+        inside = known(batch).foreground[i].nonzero()[:, 0].tolist()
+        if len(inside) < 2:
+            continue
+        own, second = clips[i, inside[0]], clips[i, inside[1]]
+        outside = next(j for j in range(10 if i < 4 else 6) if j not in inside)
+        others = [4] if i < 4 else [j for j in (0, 1, 2) if known(batch).foreground[j].sum() >= 2]
+        rivals = [
+            cosine(own, clips[j, known(batch).foreground[j].nonzero()[1, 0]]) for j in others
+        ]
+        expected.append(softmax_loss(cosine(own, second), [*rivals, cosine(own, clips[i, outside])]))
+    assert contrast.item() == pytest.approx(sum(expected) / len(expected), rel=1e-4)
+
+
 def test_positives_are_drawn_from_the_foreground() -> None:
     """Whatever is drawn, one foreground clip of each video leaves intra and inter no choice."""
     items = [item(6, [(0.4, 0.45)]), item(7, [(0.9, 0.95)])]

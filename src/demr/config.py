@@ -85,6 +85,9 @@ class ModelConfig(_Strict):
     """``concat`` is the ablation partner with as many parameters."""
     saliency_hint: bool = False
     """Let the fusion read the saliency; not in the paper, see ``demr.model``."""
+    text_layers: Count = 0
+    """Self-attention over the tokens before the fusion, for text features without context such
+    as word vectors; not in the paper, see ``demr.model``."""
 
     @model_validator(mode="after")
     def _dim_fits_heads(self) -> Self:
@@ -110,6 +113,8 @@ class LossConfig(_Strict):
     """Saliency across the batch."""
     clip_contrast: Weight = 0.5
     """Clips against clips, without the text; 0.5 for QVHighlights, 0.2 for Charades-STA."""
+    absent_negatives: bool = False
+    """Keep clips away from absent queries too; not in the paper, see ``demr.losses``."""
     lambda_der: Weight = 1e-3
     """Weight of the evidential loss."""
     lambda_nll: Weight = 1.0
@@ -135,6 +140,8 @@ class _StageConfig(_Strict):
     queries_per_video: PositiveInt = 1
     """Queries of one video that go into a batch together; 1 is the paper's. They share the
     projection of the video, and each is a hard negative to the others."""
+    queries_per_epoch: Count = 0
+    """Queries drawn anew for each epoch (alignment always takes all); 0 takes all, the paper's."""
 
     @model_validator(mode="after")
     def _batches_hold_whole_groups(self) -> Self:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from demr.annotations import Annotation
-from demr.batch import Item, make_targets
+from demr.batch import Item, Targets, make_targets
 from demr.encoders.base import Encoder, QueryFeatures, VideoFeatures
 from demr.errors import FeatureError
 from demr.features import ALIGN_ROWS, FeaturePack, prepare_query, prepare_video
@@ -74,6 +74,8 @@ class MomentDataset(Dataset[Item]):
         self.epoch = 0
         self._videos: dict[str, tuple[Tensor, Tensor]] = {}
         self._duration_s: dict[str, float] = {}
+        # Made when first asked for: a quarter of an alignment step went into making them anew.
+        self._targets: dict[int, Targets | None] = {}
         for vid in sorted({annotation.vid for annotation in annotations}):
             video = pack[vid]
             self._videos[vid] = prepare_video(video, pack.identity)
@@ -108,25 +110,29 @@ class MomentDataset(Dataset[Item]):
         """One item; in stage 1 with a freshly drawn mask."""
         annotation = self.annotations[index]
         video, span_norm = self._videos[annotation.vid]
-        duration = self._duration_s[annotation.vid]
-        targets = None
-        if annotation.windows_s is not None:
-            # Sources differ by seconds about how long a video is. Clips are fractions of what the
-            # features say, and so must windows be, or the two would drift apart.
-            windows = [
-                (_inside(start, duration), _inside(end, duration))
-                for start, end in annotation.windows_s
-            ]
-            targets = make_targets(windows, span_norm, _saliency(annotation, len(span_norm)))
+        if index not in self._targets:
+            self._targets[index] = self._make_targets(annotation, span_norm)
         item = Item(
             video=video,
             text=self._texts[index],
             span_norm=span_norm,
-            duration_s=duration,
-            targets=targets,
+            duration_s=self._duration_s[annotation.vid],
+            targets=self._targets[index],
             event=-1 if annotation.event is None else self._event_ids[annotation.event],
         )
         return item if self.masking is None else self._mask(item, index, self.masking)
+
+    def _make_targets(self, annotation: Annotation, span_norm: Tensor) -> Targets | None:
+        if annotation.windows_s is None:
+            return None
+        # Sources differ by seconds about how long a video is. Clips are fractions of what the
+        # features say, and so must windows be, or the two would drift apart.
+        duration = self._duration_s[annotation.vid]
+        windows = [
+            (_inside(start, duration), _inside(end, duration))
+            for start, end in annotation.windows_s
+        ]
+        return make_targets(windows, span_norm, _saliency(annotation, len(span_norm)))
 
     def _mask(self, item: Item, index: int, masking: Masking) -> Item:
         query = self._queries[index]
@@ -160,6 +166,7 @@ class MomentDataset(Dataset[Item]):
             FeatureError: If what it returns is not fit for the encoder.
         """
         other = copy(self)
+        other._targets = {}
         if video is not None:
             other._videos = {
                 vid: prepare_video(video(self._pack[vid]), self._identity) for vid in self._videos
@@ -195,6 +202,7 @@ class LengthBatches(Sampler[list[int]]):
         together: Queries of one video that go into a batch together, as far as there are so
             many. They share the projection of the video, and each is a hard negative to the
             others. Divides ``batch_size``.
+        limit: Queries to draw, to within one group; 0 takes all.
         seed: Seed of the shuffle.
         epoch: Also seeds the shuffle.
         rank: This process.
@@ -207,6 +215,7 @@ class LengthBatches(Sampler[list[int]]):
         batch_size: int,
         *,
         together: int = 1,
+        limit: int = 0,
         seed: int,
         epoch: int,
         rank: int = 0,
@@ -217,6 +226,9 @@ class LengthBatches(Sampler[list[int]]):
         if together > 1:
             groups = _by_video(dataset, groups, together)
             groups = [groups[index] for index in generator.permutation(len(groups))]
+        if limit:
+            kept = int(np.searchsorted(np.cumsum([len(group) for group in groups]), limit)) + 1
+            groups = groups[:kept]
         # Every process must run equally many steps, or the others wait for it forever.
         share = np.resize(np.arange(len(groups)), -(-len(groups) // world) * world)[rank::world]
         lengths = np.array([dataset.length(groups[index][0]) for index in share])

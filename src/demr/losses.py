@@ -26,6 +26,9 @@ class LossWeights:
         intra: Saliency against clips of the same video.
         inter: Saliency against other (clip, query) pairs of the batch.
         clip_contrast: Clips of one moment against clips of other moments, without the text.
+        absent_negatives: Whether clips must also keep away from queries whose moment is in no
+            video of the batch. The paper's data has no such queries; where there are some, they
+            are often made to resemble what their video shows.
         lambda_der: Weight of the evidential loss.
         lambda_nll: Weight of the likelihood within it.
         lambda_geom: Weight of the Geom-regulariser within it.
@@ -42,6 +45,7 @@ class LossWeights:
     intra: float = 0.2
     inter: float = 0.2
     clip_contrast: float = 0.5
+    absent_negatives: bool = False
     lambda_der: float = 1e-3
     lambda_nll: float = 1.0
     lambda_geom: float = 1e-2
@@ -84,7 +88,7 @@ def retrieval_loss(output: ModelOutput, batch: Batch, weights: LossWeights) -> L
     foreground = foreground_loss(
         output.foreground_logit, mask, batch.video_mask, weights.background_weight
     )
-    intra, inter, contrast = saliency_terms(output, batch)
+    intra, inter, contrast = saliency_terms(output, batch, weights.absent_negatives)
     nll, regularizer = evidential_terms(output.nig, targets, weights)
     evidential = evidential_sum(nll, regularizer, weights)
     total = (
@@ -111,7 +115,7 @@ def evidential_sum(nll: Tensor, regularizer: Tensor, weights: LossWeights) -> Te
 
 def saliency_loss(output: Embeddings, batch: Batch, weights: LossWeights) -> Tensor:
     """The weighted saliency terms alone, as used in stage 1."""
-    intra, inter, contrast = saliency_terms(output, batch)
+    intra, inter, contrast = saliency_terms(output, batch, weights.absent_negatives)
     return weights.intra * intra + weights.inter * inter + weights.clip_contrast * contrast
 
 
@@ -169,7 +173,9 @@ def foreground_loss(
     return (loss.masked_fill(~valid, 0) * weight).sum() / valid.sum()
 
 
-def saliency_terms(output: Embeddings, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+def saliency_terms(
+    output: Embeddings, batch: Batch, absent_negatives: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
     """Intra-video, inter-video and clip contrast; 0 where there is nothing to contrast.
 
     All compare by cosine at temperature 0.07 and work on projected, pre-fusion features.
@@ -187,12 +193,26 @@ def saliency_terms(output: Embeddings, batch: Batch) -> tuple[Tensor, Tensor, Te
         intra = intra_loss(
             output.saliency[rows], targets.saliency[rows], batch.video_mask[rows], positive
         )
-        clips = F.normalize(output.clip_embedding.float(), dim=-1)
-        queries = F.normalize(output.query_embedding[rows].float(), dim=-1)
-        same = same_event(batch.event[rows])
-        inter = inter_loss(clips[rows, positive], queries, same)
+        clips = output.clip_embedding
+        # All queries of the batch, or those with a moment; `own` says which is whose.
+        asked = torch.arange(len(batch), device=rows.device) if absent_negatives else rows
+        own = rows if absent_negatives else torch.arange(len(rows), device=rows.device)
+        same = same_event(batch.event)[rows]
+        neighbours = batch.video_idx[rows, None] == batch.video_idx
+        # Of two queries about one video, the clip of one may well lie in the other's moment.
+        shared = neighbours & targets.foreground.T[positive]
+        inter = inter_loss(
+            F.normalize(clips[rows, positive].float(), dim=-1),
+            F.normalize(output.query_embedding[asked].float(), dim=-1),
+            (same | shared)[:, asked],
+            own,
+        )
+        # A pair of clips is drawn for each query: too many to tell which lie in which moment.
         contrast = _clip_contrast(
-            clips[rows], targets.foreground[rows], batch.video_mask[rows], same
+            clips[rows],
+            targets.foreground[rows],
+            batch.video_mask[rows],
+            (same | neighbours)[:, rows],
         )
     return intra, inter, contrast
 
@@ -212,18 +232,27 @@ def intra_loss(saliency: Tensor, relevance: Tensor, valid: Tensor, positive: Ten
     return F.cross_entropy(logit, positive)
 
 
-def inter_loss(clips: Tensor, queries: Tensor, same: Tensor) -> Tensor:
+def inter_loss(
+    clips: Tensor, queries: Tensor, same: Tensor, own: Tensor | None = None
+) -> Tensor:
     """Symmetric cross-entropy of (clip, query) pairs over a batch.
 
+    A clip is compared with every query, and every clip's own query with every clip. Queries that
+    no clip belongs to are negatives alone.
+
     Args:
-        clips: One unit-length positive clip an item, ``(B, D)``.
-        queries: Unit-length pooled queries, ``(B, D)``.
-        same: True where two items name the same event and must not repel, ``(B, B)``.
+        clips: Unit-length positive clips, ``(R, D)``.
+        queries: Unit-length pooled queries, Q >= R of them, ``(Q, D)``.
+        same: True where a query is, or may be, also true of another's clip, and the two must not
+            repel, ``(R, Q)``.
+        own: Index of each clip's own query, ``(R,)``; None where they stand in the same order.
     """
-    own = torch.eye(len(clips), dtype=torch.bool, device=clips.device)
-    logit = (clips @ queries.T / TEMPERATURE).masked_fill(same & ~own, -torch.inf)
+    own = torch.arange(len(clips), device=clips.device) if own is None else own
+    mine = torch.zeros_like(same).scatter(1, own[:, None], True)
+    logit = (clips @ queries.T / TEMPERATURE).masked_fill(same & ~mine, -torch.inf)
+    paired = logit[:, own].T
     label = torch.arange(len(clips), device=clips.device)
-    return (F.cross_entropy(logit, label) + F.cross_entropy(logit.T, label)) / 2
+    return (F.cross_entropy(logit, own) + F.cross_entropy(paired, label)) / 2
 
 
 def same_event(event: Tensor) -> Tensor:
@@ -238,16 +267,18 @@ def _clip_contrast(clips: Tensor, foreground: Tensor, valid: Tensor, same: Tenso
     if len(rows) == 0:
         return clips.sum() * 0
     pair = torch.multinomial(foreground[rows].float(), 2)
-    anchor = clips[rows, pair[:, 0]]
-    logit_positive = (anchor * clips[rows, pair[:, 1]]).sum(dim=-1, keepdim=True)
-    # Negatives: every other event's positive, and one clip outside the moment from own video.
-    others = anchor @ clips[rows, pair[:, 1]].T
-    others = others.masked_fill(same[rows][:, rows], -torch.inf)
     outside = valid[rows] & ~foreground[rows]
     has_outside = outside.any(dim=1)
     # multinomial needs one candidate a row; rows without one are masked right after.
     drawn = torch.multinomial(outside.float() + (~has_outside)[:, None].float(), 1)[:, 0]
-    own = (anchor * clips[rows, drawn]).sum(dim=-1).masked_fill(~has_outside, -torch.inf)
+    # Made unit length only now: of all clips a few take part.
+    anchor, positive, negative = (
+        F.normalize(clips[rows, index].float(), dim=-1) for index in (pair[:, 0], pair[:, 1], drawn)
+    )
+    logit_positive = (anchor * positive).sum(dim=-1, keepdim=True)
+    # Negatives: every other event's positive, and one clip outside the moment from own video.
+    others = (anchor @ positive.T).masked_fill(same[rows][:, rows], -torch.inf)
+    own = (anchor * negative).sum(dim=-1).masked_fill(~has_outside, -torch.inf)
     logit = torch.cat([logit_positive, others, own[:, None]], dim=1) / TEMPERATURE
     return F.cross_entropy(logit, torch.zeros(len(rows), dtype=torch.long, device=logit.device))
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from demr.batch import Batch
 from demr.evidential import EvidentialHead, NormalInverseGamma
-from demr.fusion import ConcatFusion, Dropout, ReflectiveFlippedFusion
+from demr.fusion import ConcatFusion, Dropout, ModalityBlock, ReflectiveFlippedFusion
 from demr.reconstruction import mask_features
 
 _TYPICAL_OFFSET_CLIPS = 4.0
@@ -118,6 +118,10 @@ class DemrModel(nn.Module):
             Not in the paper, which trains for 180 epochs: the contrastive losses align clips
             and queries within one epoch, and with the hint the fusion need not discover the
             same alignment a second time.
+        text_layers: Self-attention layers over the projected tokens, before anything else. Not in
+            the paper, whose tokens come from a contextual encoder. Word vectors carry no
+            context: pooled, "red" and "bounces" are a sum, which cannot ask whether it is the
+            red one that bounces.
 
     Reference:
         DEMR, arXiv:2512.00953.
@@ -136,6 +140,7 @@ class DemrModel(nn.Module):
         input_dropout: float = 0.5,
         fusion: Literal["rff", "concat"] = "rff",
         saliency_hint: bool = False,
+        text_layers: int = 0,
     ) -> None:
         super().__init__()
         self.dim = dim
@@ -145,6 +150,9 @@ class DemrModel(nn.Module):
         self.register_buffer("feature_scale", torch.ones(video_dim))
         self.video_projection = Projection(video_dim, dim, input_dropout)
         self.text_projection = Projection(text_dim, dim, input_dropout)
+        self.text_context = nn.ModuleList(
+            ModalityBlock(dim, heads, hidden, dropout) for _ in range(text_layers)
+        )
         self.modality = nn.Embedding(2, dim)
         nn.init.normal_(self.modality.weight, std=0.02)
         self.query_pool = QueryPool(dim)
@@ -182,12 +190,13 @@ class DemrModel(nn.Module):
     def _embed(self, batch: Batch) -> tuple[Embeddings, Tensor]:
         text_in = batch.text if batch.masked is None else mask_features(batch.text, batch.masked)
         projected = self.video_projection(self._standardize(batch.video))
-        clip_embedding = projected[batch.video_idx]
+        # Not by [...], whose backward adds up one number at a time.
+        clip_embedding = projected.index_select(0, batch.video_idx)
         text_embedding = self.text_projection(text_in)
+        for block in self.text_context:
+            text_embedding = block(text_embedding, batch.text_mask)
         query_embedding = self.query_pool(text_embedding, batch.text_mask)
-        saliency = F.cosine_similarity(
-            clip_embedding.float(), query_embedding.float()[:, None, :], dim=-1
-        )
+        saliency = _cosine(projected, clip_embedding, query_embedding, batch.video_idx)
         return Embeddings(saliency, clip_embedding, query_embedding), text_embedding
 
     def forward(self, batch: Batch) -> ModelOutput:
@@ -228,6 +237,18 @@ class DemrModel(nn.Module):
             nig=self.evidential_head(video, boundary),
             fused_text=text,
         )
+
+
+def _cosine(projected: Tensor, clips: Tensor, queries: Tensor, video_idx: Tensor) -> Tensor:
+    """Cosine of every clip with its item's query, ``(B, L)``, in float32.
+
+    Lengths are taken once a video: at many queries a video, the usual function would spend more
+    on them than on the products.
+    """
+    with torch.autocast(clips.device.type, enabled=False):
+        length = projected.float().norm(dim=-1).clamp(min=1e-8).index_select(0, video_idx)
+        query = F.normalize(queries.float(), dim=-1)
+        return (clips.float() @ query[..., None])[..., 0] / length
 
 
 def _offset_prior(centre_norm: Tensor) -> Tensor:

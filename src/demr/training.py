@@ -76,12 +76,18 @@ class _Stage(lightning.LightningModule):
             self._dataset,
             self._stage.batch_size,
             together=self._stage.queries_per_video,
+            limit=self._limit,
             seed=self.config.seed * 10 + self._number,
             epoch=self.current_epoch,
             rank=self.global_rank,
             world=self.trainer.world_size,
         )
         return DataLoader(self._dataset, batch_sampler=batches, collate_fn=collate)
+
+    @property
+    def _limit(self) -> int:
+        """Queries of this epoch; 0 takes all."""
+        return self._stage.queries_per_epoch
 
     def transfer_batch_to_device(
         self, batch: Batch, device: torch.device, dataloader_idx: int
@@ -152,6 +158,10 @@ class ReconstructionStage(_Stage):
     @property
     def _aligning(self) -> bool:
         return self.current_epoch < self.config.reconstruction.align_epochs
+
+    @property
+    def _limit(self) -> int:
+        return 0 if self._aligning else self._stage.queries_per_epoch
 
     def _align(self, batch: Batch) -> Tensor:
         # Clean queries: there is no word to reconstruct, so none need be hidden.
@@ -282,6 +292,10 @@ class RefitStage(_Stage):
             model.evidential_head = EvidentialHead(model.dim, targets=2)
         model.requires_grad_(False)
         model.evidential_head.requires_grad_(True)
+
+    @property
+    def _limit(self) -> int:
+        return 0
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step of the evidential loss alone."""
