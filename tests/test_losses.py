@@ -333,10 +333,10 @@ def test_queries_of_one_video_against_the_loop() -> None:
         own, second = clips[i, inside[0]], clips[i, inside[1]]
         outside = next(j for j in range(10 if i < 4 else 6) if j not in inside)
         others = [4] if i < 4 else [j for j in (0, 1, 2) if known(batch).foreground[j].sum() >= 2]
-        rivals = [
-            cosine(own, clips[j, known(batch).foreground[j].nonzero()[1, 0]]) for j in others
-        ]
-        expected.append(softmax_loss(cosine(own, second), [*rivals, cosine(own, clips[i, outside])]))
+        rivals = [cosine(own, clips[j, known(batch).foreground[j].nonzero()[1, 0]]) for j in others]
+        expected.append(
+            softmax_loss(cosine(own, second), [*rivals, cosine(own, clips[i, outside])])
+        )
     assert contrast.item() == pytest.approx(sum(expected) / len(expected), rel=1e-4)
 
 

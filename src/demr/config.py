@@ -85,6 +85,9 @@ class ModelConfig(_Strict):
     """``concat`` is the ablation partner with as many parameters."""
     saliency_hint: bool = False
     """Let the fusion read the saliency; not in the paper, see ``demr.model``."""
+    matching: bool = False
+    """Compare clips and query feature by feature before the fusion; not in the paper, see
+    ``demr.model``."""
     text_layers: Count = 0
     """Self-attention over the tokens before the fusion, for text features without context such
     as word vectors; not in the paper, see ``demr.model``."""

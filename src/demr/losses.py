@@ -119,6 +119,19 @@ def saliency_loss(output: Embeddings, batch: Batch, weights: LossWeights) -> Ten
     return weights.intra * intra + weights.inter * inter + weights.clip_contrast * contrast
 
 
+def alignment_loss(output: Embeddings, batch: Batch, weights: LossWeights) -> Tensor:
+    """Saliency terms and, in a model with matching, its foreground cross-entropy; no fusion."""
+    loss = saliency_loss(output, batch, weights)
+    if output.match_logit is None:
+        return loss
+    return loss + weights.foreground * foreground_loss(
+        output.match_logit,
+        _targets(batch).foreground,
+        batch.video_mask,
+        weights.background_weight,
+    )
+
+
 def evidential_terms(
     nig: NormalInverseGamma, targets: Targets, weights: LossWeights
 ) -> tuple[Tensor, Tensor]:
@@ -232,9 +245,7 @@ def intra_loss(saliency: Tensor, relevance: Tensor, valid: Tensor, positive: Ten
     return F.cross_entropy(logit, positive)
 
 
-def inter_loss(
-    clips: Tensor, queries: Tensor, same: Tensor, own: Tensor | None = None
-) -> Tensor:
+def inter_loss(clips: Tensor, queries: Tensor, same: Tensor, own: Tensor | None = None) -> Tensor:
     """Symmetric cross-entropy of (clip, query) pairs over a batch.
 
     A clip is compared with every query, and every clip's own query with every clip. Queries that

@@ -28,11 +28,14 @@ class Embeddings:
         saliency: Cosine between projected clip and pooled query, ``(B, L)``.
         clip_embedding: Projected clips, ``(B, L, D)``.
         query_embedding: Attention-pooled projected query, ``(B, D)``.
+        match_logit: Logit of "this clip lies in the moment" from the matching, ``(B, L)``; None
+            in a model without.
     """
 
     saliency: Tensor
     clip_embedding: Tensor
     query_embedding: Tensor
+    match_logit: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,37 @@ class QueryPool(nn.Module):
         return torch.einsum("bt,btd->bd", logit.softmax(dim=1).to(text.dtype), text)
 
 
+class Matching(nn.Module):
+    """Compares clips with a query feature by feature, before any fusion.
+
+    A cosine adds up agreement over all features: a clip in which the colour and the action agree
+    and the form does not scores two thirds. Here a hidden layer reads the agreements one by one,
+    and can ask for all of them together.
+
+    Args:
+        dim: Size D of the embeddings.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.expand = nn.Linear(dim, dim)
+        self.readout = nn.Linear(dim, 1)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, agreement: Tensor) -> tuple[Tensor, Tensor]:
+        """Judge every clip.
+
+        Args:
+            agreement: Product of unit-length clip and query embeddings times D, ``(B, L, D)``.
+
+        Returns:
+            Logit of "this clip lies in the moment", ``(B, L)``, and what the fusion is told,
+            ``(B, L, D)``.
+        """
+        hidden = F.gelu(self.expand(agreement))
+        return self.readout(hidden)[..., 0].float(), self.out(hidden)
+
+
 class DemrModel(nn.Module):
     """Deep Evidential Moment Retrieval.
 
@@ -118,6 +152,9 @@ class DemrModel(nn.Module):
             Not in the paper, which trains for 180 epochs: the contrastive losses align clips
             and queries within one epoch, and with the hint the fusion need not discover the
             same alignment a second time.
+        matching: Compare clips and query feature by feature (:class:`Matching`) before the
+            fusion, tell the fusion, and add the result to the foreground logit. Not in the
+            paper: it learns in alignment epochs, at a small part of the fusion's cost.
         text_layers: Self-attention layers over the projected tokens, before anything else. Not in
             the paper, whose tokens come from a contextual encoder. Word vectors carry no
             context: pooled, "red" and "bounces" are a sum, which cannot ask whether it is the
@@ -140,6 +177,7 @@ class DemrModel(nn.Module):
         input_dropout: float = 0.5,
         fusion: Literal["rff", "concat"] = "rff",
         saliency_hint: bool = False,
+        matching: bool = False,
         text_layers: int = 0,
     ) -> None:
         super().__init__()
@@ -162,6 +200,7 @@ class DemrModel(nn.Module):
         self.boundary_head = ConvHead(dim, 2)
         self.evidential_head = EvidentialHead(dim, targets=2)
         self.saliency_hint = nn.Parameter(torch.randn(dim)) if saliency_hint else None
+        self.matching = Matching(dim) if matching else None
 
     def set_feature_statistics(self, mean: Tensor, deviation: Tensor) -> None:
         """Let the model standardise its clip features from now on; stored with the weights.
@@ -187,7 +226,8 @@ class DemrModel(nn.Module):
         """Project both modalities and compare them, without fusing them."""
         return self._embed(batch)[0]
 
-    def _embed(self, batch: Batch) -> tuple[Embeddings, Tensor]:
+    def _embed(self, batch: Batch) -> tuple[Embeddings, Tensor, Tensor | None]:
+        """Embeddings, projected text ``(B, T, D)``, and the matching's word to the fusion."""
         text_in = batch.text if batch.masked is None else mask_features(batch.text, batch.masked)
         projected = self.video_projection(self._standardize(batch.video))
         # Not by [...], whose backward adds up one number at a time.
@@ -196,8 +236,20 @@ class DemrModel(nn.Module):
         for block in self.text_context:
             text_embedding = block(text_embedding, batch.text_mask)
         query_embedding = self.query_pool(text_embedding, batch.text_mask)
-        saliency = _cosine(projected, clip_embedding, query_embedding, batch.video_idx)
-        return Embeddings(saliency, clip_embedding, query_embedding), text_embedding
+        match_logit, told = None, None
+        # Cosines in bfloat16 would be steps of 0.004, as large as what is learned from.
+        with torch.autocast(projected.device.type, enabled=False):
+            unit_clip = F.normalize(projected.float(), dim=-1).index_select(0, batch.video_idx)
+            unit_query = F.normalize(query_embedding.float(), dim=-1)
+            if self.matching is None:
+                saliency = (unit_clip @ unit_query[..., None])[..., 0]
+            else:
+                agreement = unit_clip * unit_query[:, None]
+                saliency = agreement.sum(dim=-1)
+        if self.matching is not None:
+            match_logit, told = self.matching(agreement * self.dim)
+        embeddings = Embeddings(saliency, clip_embedding, query_embedding, match_logit)
+        return embeddings, text_embedding, told
 
     def forward(self, batch: Batch) -> ModelOutput:
         """Score every clip of every item.
@@ -208,7 +260,7 @@ class DemrModel(nn.Module):
         Returns:
             One entry per clip; entries under padding are meaningless and must be masked.
         """
-        embeddings, text_embedding = self._embed(batch)
+        embeddings, text_embedding, told = self._embed(batch)
         clip_embedding, saliency = embeddings.clip_embedding, embeddings.saliency
         position = sine_position(batch.video_mask, self.dim).to(clip_embedding.dtype)
         video_in = clip_embedding + self.modality.weight[0]
@@ -216,6 +268,8 @@ class DemrModel(nn.Module):
             # Detached: the saliency answers to the contrastive losses alone.
             hint = saliency.detach()[..., None] * _HINT_SCALE
             video_in = video_in + (hint * self.saliency_hint).to(video_in.dtype)
+        if told is not None:
+            video_in = video_in + told
         video, text = self.fusion(
             video_in,
             text_embedding + self.modality.weight[1],
@@ -224,6 +278,8 @@ class DemrModel(nn.Module):
             position,
         )
         foreground = self.foreground_head(video, batch.video_mask)[..., 0].float()
+        if embeddings.match_logit is not None:
+            foreground = foreground + embeddings.match_logit
         # Boundaries feed the evidential loss, whose curvature bfloat16 cannot resolve.
         offset_logit = self.boundary_head(video, batch.video_mask).float()
         offset = (offset_logit + _offset_prior(batch.centre_norm)[..., None]).sigmoid()
@@ -233,22 +289,11 @@ class DemrModel(nn.Module):
             saliency=saliency,
             clip_embedding=clip_embedding,
             query_embedding=embeddings.query_embedding,
+            match_logit=embeddings.match_logit,
             foreground_logit=foreground,
             nig=self.evidential_head(video, boundary),
             fused_text=text,
         )
-
-
-def _cosine(projected: Tensor, clips: Tensor, queries: Tensor, video_idx: Tensor) -> Tensor:
-    """Cosine of every clip with its item's query, ``(B, L)``, in float32.
-
-    Lengths are taken once a video: at many queries a video, the usual function would spend more
-    on them than on the products.
-    """
-    with torch.autocast(clips.device.type, enabled=False):
-        length = projected.float().norm(dim=-1).clamp(min=1e-8).index_select(0, video_idx)
-        query = F.normalize(queries.float(), dim=-1)
-        return (clips.float() @ query[..., None])[..., 0] / length
 
 
 def _offset_prior(centre_norm: Tensor) -> Tensor:

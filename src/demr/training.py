@@ -31,6 +31,7 @@ from demr.files import atomic_path
 from demr.losses import (
     LossBreakdown,
     LossWeights,
+    alignment_loss,
     evidential_sum,
     evidential_terms,
     retrieval_loss,
@@ -167,9 +168,9 @@ class ReconstructionStage(_Stage):
         # Clean queries: there is no word to reconstruct, so none need be hidden.
         embeddings = self.model.embed(replace(batch, masked=None))
         with torch.autocast(self.device.type, enabled=False):
-            saliency = saliency_loss(embeddings, batch, self.weights)
-        self.log("qr/saliency", saliency, on_step=False, on_epoch=True, batch_size=len(batch))
-        return saliency
+            loss = alignment_loss(embeddings, batch, self.weights)
+        self.log("qr/alignment", loss, on_step=False, on_epoch=True, batch_size=len(batch))
+        return loss
 
     def _rate(self, epoch: float) -> float:
         stage = self.config.reconstruction
@@ -187,7 +188,7 @@ class ReconstructionStage(_Stage):
             _say(
                 f"alignment epoch {self.current_epoch + 1}/"
                 f"{self.config.reconstruction.align_epochs}"
-                f"  saliency {float(logged['qr/saliency']):.3f}",
+                f"  loss {float(logged['qr/alignment']):.3f}",
                 self.trainer.default_root_dir,
             )
         elif self.global_rank == 0:
