@@ -11,7 +11,6 @@ from demr.calibration import Calibration, IntervalCalibrator
 from demr.errors import InputError
 from demr.evaluation import (
     COVARIATES,
-    INTERVAL_COVARIATES,
     RawPrediction,
     answer,
     apply_calibration,
@@ -53,21 +52,24 @@ def query(
 
 
 # What demr.evaluation.answer collects, worked by hand for RAW:
-# odds 9; 0.9 - 0.6 (the second overlaps the first, so it is no rival); AU 2, EU 1; 0.5 - 0.2.
+# odds 9; 0.9 - 0.6 (the second overlaps the first, so it is no rival); AU 2, EU 1; 0.5 - 0.2; by
+# a third only, so it does not propose the same moment either; 100 s; 10 s.
 RAW = RawPrediction(
     proposals([(10, 20), (15, 25), (50, 60)], [0.9, 0.8, 0.6]), np.array([0.5, 0.1, 0.0])
 )
-PRESENCE = [math.log(9), 0.3, math.log(3), 0.0, 0.3]
+PRESENCE = [
+    math.log(9), 0.3, math.log(3), 0.0, 0.3, math.log(9), math.log(100), math.log(10)
+]  # fmt: skip
 
 
 def test_covariates_of_an_answer_by_hand() -> None:
     found = answer(RAW)
     assert found.presence == pytest.approx(PRESENCE)
     assert len(PRESENCE) == len(COVARIATES)
-    assert found.interval.shape == (3, len(INTERVAL_COVARIATES))
-    assert found.interval[0] == pytest.approx([*PRESENCE, math.log(100), math.log(10)])
+    assert found.covariates.shape == (3, len(COVARIATES))
+    np.testing.assert_array_equal(found.covariates[0], found.presence)
     # The third: even odds of 1.5, its gap to the best moment apart from the top one is zero.
-    assert found.interval[2, :2] == pytest.approx([math.log(1.5), 0.0])
+    assert found.covariates[2, :2] == pytest.approx([math.log(1.5), 0.0])
     np.testing.assert_allclose(found.dof, 6.0)
     np.testing.assert_allclose(found.moments.window_s[0], [10, 20])
 
@@ -85,15 +87,23 @@ def test_covariates_do_not_depend_on_how_many_moments_are_listed(ranking: str, t
     assert len(other.moments) == min(top, len(other.moments))
     np.testing.assert_array_equal(usual.presence, other.presence)
     shared = min(len(usual.moments), len(other.moments))
-    np.testing.assert_array_equal(usual.interval[:shared], other.interval[:shared])
+    np.testing.assert_array_equal(usual.covariates[:shared], other.covariates[:shared])
     np.testing.assert_array_equal(usual.moments.window_s[:shared], other.moments.window_s[:shared])
+
+
+def test_the_median_logit_is_that_of_the_clips_that_propose_the_same_moment() -> None:
+    # The second overlaps the top window by 8/12, the third by 6/10, the last two by less.
+    windows = [(10.0, 20.0), (12.0, 22.0), (10.0, 16.0), (17.0, 30.0), (60.0, 70.0)]
+    record = proposals(windows, [0.9, 0.8, 0.3, 0.7, 0.85])
+    found = answer(RawPrediction(record, np.zeros(5)))
+    assert found.presence[COVARIATES.index("median logit")] == pytest.approx(math.log(4))
 
 
 def test_an_answer_without_a_rival_and_with_certain_clips_is_finite() -> None:
     record = proposals([(10, 10)], [1.0])
     found = answer(RawPrediction(record, np.array([0.2])))
     assert np.isfinite(found.presence).all()
-    assert np.isfinite(found.interval).all()
+    assert np.isfinite(found.covariates).all()
     assert found.presence[1] == 1.0
 
 
@@ -201,7 +211,7 @@ def test_measured_numbers_against_a_slow_loop() -> None:
     for prediction, annotation in zip(predictions[:60], annotations[:60], strict=True):
         top = prediction.moments[:1]
         low, high = fitted.interval.interval(
-            top.window_s, top.scale_s, prediction.dof[:1], prediction.interval[:1], 0.9
+            top.window_s, top.scale_s, prediction.dof[:1], prediction.covariates[:1], 0.9
         )
         truth = (annotation.windows_s or ())[0]
         for side in (0, 1):
@@ -234,8 +244,8 @@ def test_intervals_and_truths_end_with_the_video() -> None:
         rng.normal(0, 1, (200, 2)) * 1e4,
         np.ones((200, 2)),
         np.full((200, 2), 6.0),
-        np.zeros((200, len(INTERVAL_COVARIATES))),
-        INTERVAL_COVARIATES,
+        np.zeros((200, len(COVARIATES))),
+        COVARIATES,
     )
     calibration = Calibration(interval=wide)
     found = measure(apply_calibration(raw, calibration), annotations, calibration)

@@ -333,10 +333,9 @@ def test_queries_of_one_video_against_the_loop() -> None:
         own, second = clips[i, inside[0]], clips[i, inside[1]]
         outside = next(j for j in range(10 if i < 4 else 6) if j not in inside)
         others = [4] if i < 4 else [j for j in (0, 1, 2) if known(batch).foreground[j].sum() >= 2]
-        rivals = [cosine(own, clips[j, known(batch).foreground[j].nonzero()[1, 0]]) for j in others]
-        expected.append(
-            softmax_loss(cosine(own, second), [*rivals, cosine(own, clips[i, outside])])
-        )
+        negatives = [clips[j, known(batch).foreground[j].nonzero()[1, 0]] for j in others]
+        negatives.append(clips[i, outside])
+        expected.append(softmax_loss(cosine(own, second), [cosine(own, n) for n in negatives]))
     assert contrast.item() == pytest.approx(sum(expected) / len(expected), rel=1e-4)
 
 
@@ -611,6 +610,7 @@ def test_constant_outputs_give_finite_gradients() -> None:
         saliency=leaf + 0,
         clip_embedding=leaf[..., None].expand(rows, clips, 4) + 1,
         query_embedding=torch.ones(rows, 4),
+        match_logit=None,
         fused_text=torch.zeros(rows, 4, 4),
     )
     losses = retrieval_loss(output, batch, LossWeights())

@@ -14,14 +14,25 @@ from demr.fusion import Attention
 from demr.model import ConvHead, DemrModel, ModelOutput, QueryPool, sine_position
 
 VIDEO_DIM, TEXT_DIM, D = 10, 6, 16
-Fusion = Literal["rff", "concat"]
-both = pytest.mark.parametrize("fusion", ["rff", "concat"])
+Kind = Literal["rff", "concat", "extended"]  # the last with all that is not in the paper
+every_kind = pytest.mark.parametrize("kind", ["rff", "concat", "extended"])
 
 
-def build(fusion: Fusion = "rff", *, dim: int = D) -> DemrModel:
+def build(kind: Kind = "rff", *, dim: int = D) -> DemrModel:
     torch.manual_seed(0)
-    model = DemrModel(VIDEO_DIM, TEXT_DIM, dim=dim, heads=4, layers=2, hidden=24, fusion=fusion)
-    return model.eval()
+    extended = kind == "extended"
+    return DemrModel(
+        VIDEO_DIM,
+        TEXT_DIM,
+        dim=dim,
+        heads=4,
+        layers=2,
+        hidden=24,
+        fusion="concat" if kind == "concat" else "rff",
+        saliency_hint=extended,
+        matching=extended,
+        text_layers=2 if extended else 0,
+    ).eval()
 
 
 def item(clips: int, tokens: int) -> Item:
@@ -74,6 +85,7 @@ def per_clip(output: ModelOutput) -> dict[str, Tensor]:
         "beta": nig.beta,
         "saliency": output.saliency,
         "clip_embedding": output.clip_embedding,
+        "match": output.saliency if output.match_logit is None else output.match_logit,
     }
 
 
@@ -102,19 +114,17 @@ def assert_same(
 # --- padding and order ------------------------------------------------------------------------
 
 
-@both
+@every_kind
 @pytest.mark.parametrize("garbage", [0.0, 3.0, 1e3])
 @pytest.mark.parametrize(("clips", "tokens"), [(5, 0), (0, 4), (9, 2), (0, 0)])
-def test_padding_more_changes_nothing(
-    fusion: Fusion, garbage: float, clips: int, tokens: int
-) -> None:
-    model, batch = build(fusion), some_batch()
+def test_padding_more_changes_nothing(kind: Kind, garbage: float, clips: int, tokens: int) -> None:
+    model, batch = build(kind), some_batch()
     assert_same(model(pad(batch, clips, tokens, garbage)), model(batch), batch)
 
 
-@both
-def test_an_item_in_a_batch_is_answered_as_if_alone(fusion: Fusion) -> None:
-    model = build(fusion)
+@every_kind
+def test_an_item_in_a_batch_is_answered_as_if_alone(kind: Kind) -> None:
+    model = build(kind)
     items = [item(7, 3), item(4, 5), item(1, 1), item(12, 2)]
     together = model(collate(items))
     for row, one in enumerate(items):
@@ -132,9 +142,9 @@ def test_an_item_in_a_batch_is_answered_as_if_alone(fusion: Fusion) -> None:
         )
 
 
-@both
-def test_no_gradient_reaches_padding(fusion: Fusion) -> None:
-    model, batch = build(fusion), some_batch()
+@every_kind
+def test_no_gradient_reaches_padding(kind: Kind) -> None:
+    model, batch = build(kind), some_batch()
     batch = replace(batch, video=batch.video.requires_grad_(), text=batch.text.requires_grad_())
     output = model(batch)
     mask = batch.video_mask
@@ -149,9 +159,9 @@ def test_no_gradient_reaches_padding(fusion: Fusion) -> None:
     assert batch.video.grad[mask].abs().amax(dim=1).min() > 0
 
 
-@both
-def test_permuting_the_batch_permutes_the_output(fusion: Fusion) -> None:
-    model, items = build(fusion), [item(7, 3), item(4, 5), item(1, 1)]
+@every_kind
+def test_permuting_the_batch_permutes_the_output(kind: Kind) -> None:
+    model, items = build(kind), [item(7, 3), item(4, 5), item(1, 1)]
     order = torch.tensor([2, 0, 1])
     shuffled = collate([items[index] for index in order.tolist()])
     assert_same(model(shuffled), model(collate(items)), collate(items), order)
@@ -166,9 +176,9 @@ def test_permuting_the_tokens_changes_nothing_but_their_order() -> None:
     torch.testing.assert_close(got.fused_text, expected.fused_text[:, order], rtol=0, atol=1e-5)
 
 
-@both
-def test_the_order_of_the_clips_matters(fusion: Fusion) -> None:
-    model, batch = build(fusion), collate([item(6, 5)])
+@every_kind
+def test_the_order_of_the_clips_matters(kind: Kind) -> None:
+    model, batch = build(kind), collate([item(6, 5)])
     got, expected = model(replace(batch, video=batch.video.flip(1))), model(batch)
     assert not torch.allclose(got.fused_text, expected.fused_text, atol=1e-4)
 
@@ -232,6 +242,57 @@ def test_saliency_is_the_cosine_of_projected_clip_and_pooled_query() -> None:
             assert output.saliency[row, index].item() == pytest.approx(cosine, abs=1e-5)
 
 
+def test_queries_of_one_video_share_it_and_are_answered_as_if_alone() -> None:
+    model, one = build("extended"), item(7, 3)
+    items = [one, replace(item(7, 5), video=one.video), item(4, 2), replace(one, text=one.text * 2)]
+    batch = collate(items)
+    assert batch.video.shape[0] == 2
+    assert batch.video_idx.tolist() == [0, 0, 1, 0]
+    assert len(batch) == 4
+    apart = collate([replace(single, video=single.video.clone()) for single in items])
+    assert apart.video.shape[0] == 4
+    assert_same(model(batch), model(apart), apart)
+
+
+def test_the_matching_reads_the_product_of_the_embeddings() -> None:
+    model, batch = build("extended"), some_batch()
+    output = model(batch)
+    matching = model.matching
+    assert matching is not None
+    assert output.match_logit is not None
+    for row in range(len(batch)):
+        query = F.normalize(output.query_embedding[row], dim=0)
+        for index in batch.video_mask[row].nonzero()[:, 0].tolist():
+            agreement = F.normalize(output.clip_embedding[row, index], dim=0) * query * D
+            assert agreement.mean().item() == pytest.approx(
+                output.saliency[row, index].item(), abs=1e-5
+            )
+            hidden = F.gelu(matching.expand(agreement))
+            expected = matching.readout(hidden).item()
+            assert output.match_logit[row, index].item() == pytest.approx(expected, abs=1e-4)
+    # Its verdict is part of the foreground's.
+    with torch.no_grad():
+        matching.readout.bias.add_(3.0)
+    moved = model(batch).foreground_logit - output.foreground_logit
+    torch.testing.assert_close(moved, torch.full_like(moved, 3.0), rtol=0, atol=1e-4)
+
+
+def test_words_know_their_neighbours_through_text_layers_alone() -> None:
+    def change(kind: Kind) -> float:
+        """How much the first token's part in the pooled query depends on the second token."""
+        model, batch = build(kind), collate([item(4, 2)])
+        tokens: list[Tensor] = []
+        model.query_pool.register_forward_hook(lambda _m, given, _o: tokens.append(given[0]))
+        model(batch)
+        text = batch.text.clone()
+        text[0, 1, 0] += 3.0
+        model(replace(batch, text=text))
+        return (tokens[0][0, 0] - tokens[1][0, 0]).abs().max().item()
+
+    assert change("rff") == 0
+    assert change("extended") > 1e-3
+
+
 def test_the_pool_reads_valid_tokens_only() -> None:
     torch.manual_seed(0)
     pool = QueryPool(4)
@@ -247,8 +308,9 @@ def test_parameters_of_the_evidence_are_valid() -> None:
     assert (nig.beta > 0).all()
 
 
-def test_every_parameter_is_used() -> None:
-    model = build().train()
+@every_kind
+def test_every_parameter_is_used(kind: Kind) -> None:
+    model = build(kind).train()
     output = model(some_batch())
     total = output.foreground_logit.sum() + output.saliency.sum() + output.fused_text.square().sum()
     nig = output.nig
@@ -264,9 +326,9 @@ def test_both_fusions_have_the_same_size() -> None:
 # --- precision --------------------------------------------------------------------------------
 
 
-@both
-def test_bfloat16_autocast_keeps_the_evidence_in_float32(fusion: Fusion) -> None:
-    model, batch = build(fusion), some_batch()
+@every_kind
+def test_bfloat16_autocast_keeps_the_evidence_in_float32(kind: Kind) -> None:
+    model, batch = build(kind), some_batch()
     exact = model(batch)
     inside: list[torch.dtype] = []
     for part in model.modules():

@@ -107,6 +107,7 @@ def output(rows: int, clips: int) -> ModelOutput:
         saliency=torch.zeros(rows, clips),
         clip_embedding=torch.zeros(rows, clips, 4),
         query_embedding=torch.zeros(rows, 4),
+        match_logit=None,
         fused_text=torch.zeros(rows, 3, 4),
     )
 
@@ -325,14 +326,31 @@ def test_voting_by_hand() -> None:
     start = (100 * 0.2 + 75 * 0.25) / 175
     end = (50 * 0.6 + 100 / 3 * 0.65) / (50 + 100 / 3)
     np.testing.assert_allclose(voted.window_norm, [[start, end]])
-    assert_whole(voted, two(), fields=("nu", "alpha", "beta", "foreground"))
+    assert_whole(voted, two(), fields=("alpha", "beta", "foreground"))
+    # The votes differ, and their weighted variance is epistemic: p (1 - p) times the squared gap.
+    spread = np.array([100 * 75 / 175**2 * 0.05**2, 50 * 100 / 3 / (50 + 100 / 3) ** 2 * 0.05**2])
+    alone = select(two(), ranking="score")
+    duration = alone.duration_s
+    np.testing.assert_allclose(voted.epistemic[0], alone.epistemic[0] + spread * duration**2)
+    np.testing.assert_allclose(voted.aleatoric, alone.aleatoric)
 
 
-def test_voting_keeps_what_score_keeps_and_only_moves_boundaries() -> None:
+def test_voting_keeps_what_score_keeps_and_is_never_surer_than_it() -> None:
     source = proposals(40, 3)
     voted, scored = select(source, ranking="voting"), select(source, ranking="score")
     np.testing.assert_array_equal(voted.clip_idx, scored.clip_idx)
-    assert_whole(voted, source, fields=("nu", "alpha", "beta"))
+    assert_whole(voted, source, fields=("alpha", "beta"))
+    assert (voted.epistemic >= scored.epistemic * (1 - 1e-12)).all()
+    assert (voted.evidence <= scored.evidence * (1 + 1e-12)).all()
+    assert (voted.epistemic > scored.epistemic * 1.001).any()
+
+
+def test_a_vote_that_nobody_disputes_changes_no_uncertainty() -> None:
+    same = two()
+    same = same.replace(window_norm=np.tile(same.window_norm[:1], (2, 1)))
+    voted, scored = select(same, ranking="voting"), select(same, ranking="score")
+    np.testing.assert_allclose(voted.nu, scored.nu)
+    np.testing.assert_allclose(voted.window_norm, scored.window_norm)
 
 
 def test_a_clip_that_cannot_be_foreground_has_no_vote() -> None:

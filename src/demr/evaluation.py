@@ -40,8 +40,14 @@ COVARIATES = (
     "log AU+EU",
     "log EU",
     "saliency contrast",
+    # Not in the paper: how sure the clips are that propose the same moment, and its length. With
+    # them validation AUROC of absent queries rises by 0.004.
+    "median logit",
+    "log duration",
+    "log length",
 )
-INTERVAL_COVARIATES = (*COVARIATES, "log duration", "log length")
+# A clip proposes the same moment where its window overlaps it by this much.
+_SAME_IOU = 0.5
 TAUS = (0.0, 0.05, 0.1, 0.2, 0.4)
 # Moments that may rival the top one. Fixed: what is calibrated on ten holds for a list of one.
 _RIVALS = 10
@@ -68,15 +74,19 @@ class Prediction:
 
     Attributes:
         moments: Selected proposals, best first.
-        presence: Covariates of :data:`COVARIATES`, ``(5,)``.
-        interval: Covariates of :data:`INTERVAL_COVARIATES` for every moment, ``(N, 7)``.
+        covariates: :data:`COVARIATES` of every moment, ``(N, 8)``.
         saliency: ``(L,)``.
     """
 
     moments: Proposals
-    presence: FloatArray
-    interval: FloatArray
+    covariates: FloatArray
     saliency: FloatArray
+
+    @property
+    def presence(self) -> FloatArray:
+        """Covariates that presence is read from, those of the top moment, ``(8,)``."""
+        result: FloatArray = self.covariates[0]
+        return result
 
     @property
     def dof(self) -> FloatArray:
@@ -128,20 +138,36 @@ def answer(
     variance = (moments.aleatoric + moments.epistemic).mean(axis=1)
     log_variance = np.log(np.maximum(variance, 1e-12))
     log_eu = np.log(np.maximum(moments.epistemic.mean(axis=1), 1e-12))
-    p = np.clip(moments.foreground, 1e-6, 1 - 1e-6)
-    logit = np.log(p / (1 - p))
+    logit = _logit(moments.foreground)
     contrast = float(raw.saliency.max() - raw.saliency.mean())
     windows = moments.window_s
     rivals = moments[:_RIVALS]
     disjoint = window_iou(windows[:1], rivals.window_s)[0] == 0
     disjoint[0] = False  # an empty window does not even overlap itself
     following = float(rivals.foreground[disjoint].max(initial=0.0))
-    gap = moments.foreground - following
-    duration = np.log(moments.duration_s)
-    length = np.log(np.maximum(windows[:, 1] - windows[:, 0], 0.1))
-    shared = np.stack([logit, gap, log_variance, log_eu, np.full(len(moments), contrast)], axis=1)
-    interval = np.column_stack([shared, np.full(len(moments), duration), length])
-    return Prediction(moments[:top], shared[0], interval[:top], raw.saliency)
+    every = _logit(raw.proposals.foreground)
+    same = window_iou(windows, raw.proposals.window_s) >= _SAME_IOU
+    median = [
+        float(np.median(every[row])) if row.any() else own
+        for row, own in zip(same, logit.tolist(), strict=True)
+    ]
+    columns = (
+        logit,
+        moments.foreground - following,
+        log_variance,
+        log_eu,
+        np.full(len(moments), contrast),
+        np.array(median),
+        np.full(len(moments), np.log(moments.duration_s)),
+        np.log(np.maximum(windows[:, 1] - windows[:, 0], 0.1)),
+    )
+    return Prediction(moments[:top], np.stack(columns, axis=1)[:top], raw.saliency)
+
+
+def _logit(probability: FloatArray) -> FloatArray:
+    p = np.clip(probability, 1e-6, 1 - 1e-6)
+    result: FloatArray = np.log(p / (1 - p))
+    return result
 
 
 def boundary_residual(
@@ -237,8 +263,8 @@ def fit_calibration(
         boundary_residual(predictions, present),
         np.array([p.moments.scale_s[0] for p in predictions]),
         np.array([p.dof[0] for p in predictions]),
-        np.array([p.interval[0] for p in predictions]),
-        INTERVAL_COVARIATES,
+        np.array([p.presence for p in predictions]),
+        COVARIATES,
         seed=seed,
     )
     absent = [answer(r, ranking=best[0], tau=best[1]) for r in absent_raw]
@@ -362,7 +388,7 @@ def _measure_uncertainty(
     metrics["uncertainty/CRPS s"] = float(np.mean(crps_student_t(true, window, scale, dof)))
     if calibration.interval is not None:
         low, high = calibration.interval.interval(
-            window, scale, dof, np.array([p.interval[0] for p in present]), level
+            window, scale, dof, np.array([p.presence for p in present]), level
         )
         # Neither the truth nor a search's printed interval lies outside the video.
         low, high = np.clip(low, 0, duration), np.clip(high, 0, duration)
@@ -401,7 +427,7 @@ def prediction_lines(
         }
         if calibration.interval is not None:
             low, high = calibration.interval.interval(
-                moments.window_s, moments.scale_s, prediction.dof, prediction.interval, level
+                moments.window_s, moments.scale_s, prediction.dof, prediction.covariates, level
             )
             bounds = np.clip(np.stack([low, high], axis=-1), 0, moments.duration_s)
             row["intervals"] = np.round(bounds, 3).tolist()

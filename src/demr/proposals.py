@@ -203,8 +203,12 @@ def _vote(ranked: Proposals, keep: NDArray[np.int64]) -> Proposals:
 
     A clip near the start of a moment knows the start and not the end, and its predictive scale
     says so. Weights are foreground probability over squared scale, for each boundary by itself.
-    The uncertainty stays that of the kept proposal: neighbours see the same evidence, so adding
-    theirs up, as fusion does, would count it many times.
+
+    Neighbours see the same evidence, so adding theirs up, as fusion does, would count it many
+    times: aleatoric uncertainty and alpha stay the kept proposal's. But where the voters differ,
+    the location is uncertain, whatever each of them says by itself. By the law of total variance
+    the weighted variance of their votes is added to the epistemic uncertainty, that is, nu falls:
+    ``nu = beta / ((alpha - 1) (EU + spread))``.
     """
     kept = ranked[keep]
     votes = window_iou(kept.window_s, ranked.window_s) >= _VOTING_IOU
@@ -213,7 +217,12 @@ def _vote(ranked: Proposals, keep: NDArray[np.int64]) -> Proposals:
     weight = np.maximum(weight, 1e-300)
     total = votes.astype(np.float64) @ weight
     window_norm = (votes @ (weight * ranked.window_norm)) / total
-    return kept.replace(window_norm=window_norm)
+    # Around the kept window, so that no difference of two large squares is left.
+    offset = ranked.window_norm[None] - window_norm[:, None]
+    spread = np.einsum("kn,nb,knb->kb", votes, weight, offset**2) / total
+    aleatoric = kept.beta / (kept.alpha - 1)
+    nu = kept.nu / (1 + kept.nu * spread / aleatoric)
+    return kept.replace(window_norm=window_norm, nu=nu)
 
 
 def _fuse(ranked: Proposals, owner: NDArray[np.int64], keep: NDArray[np.int64]) -> Proposals:

@@ -400,7 +400,7 @@ class MomentRetriever:
             verdict = "uncertain"
         moments = prediction.moments
         low, high = self._interval.interval(
-            moments.window_s, moments.scale_s, prediction.dof, prediction.interval, self.level
+            moments.window_s, moments.scale_s, prediction.dof, prediction.covariates, self.level
         )
         bounds = np.clip(np.stack([low, high], axis=-1), 0, video.duration_s)
         aleatoric, epistemic = np.sqrt(moments.aleatoric), np.sqrt(moments.epistemic)
