@@ -150,9 +150,19 @@ data:
   root: {world}
   tests: {{iid: iid.jsonl, ood: ood.jsonl}}
   shapes: {{seed: {WORLD_SEED}, train: 2, val: 2, iid: 1, ood: 1, workers: 1}}
-model: {{dim: 16, heads: 2, layers: 1, hidden: 32, input_dropout: 0.1}}
-reconstruction: {{epochs: 2, batch_size: 12, lr: 1.0e-3}}
-retrieval: {{epochs: 3, batch_size: 12, lr: 1.0e-3, warmup_epochs: 0.5, refit_epochs: 1}}
+model:
+  {{dim: 16, heads: 2, layers: 1, hidden: 32, input_dropout: 0.1, matching: true, text_layers: 1}}
+losses: {{error_scale: rank, absent_negatives: true}}
+reconstruction: {{align_epochs: 1, epochs: 2, batch_size: 12, queries_per_video: 4, lr: 1.0e-3}}
+retrieval:
+  epochs: 3
+  batch_size: 12
+  queries_per_video: 4
+  queries_per_epoch: 40
+  lr: 1.0e-3
+  warmup_epochs: 0.5
+  refit_epochs: 1
+  refit_share: 0.5
 """
     with locked(shared, "recipe"):
         if not path.exists():

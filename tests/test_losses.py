@@ -17,6 +17,7 @@ from demr.losses import (
     TEMPERATURE,
     LossBreakdown,
     LossWeights,
+    alignment_loss,
     foreground_loss,
     giou,
     inter_loss,
@@ -355,6 +356,33 @@ def test_positives_are_drawn_from_the_foreground() -> None:
 def test_padding_is_no_negative_of_a_moment_that_fills_its_video() -> None:
     model, batch = build(), collate([item(4, [(0.0, 1.0)]), item(9, [])])
     assert [term.item() for term in saliency_terms(model(batch), batch)] == [0.0, 0.0, 0.0]
+
+
+def test_alignment_adds_the_cross_entropy_of_the_matching() -> None:
+    batch = collate([*present(), item(5, [])])
+    torch.manual_seed(1)
+    plain = build()
+    weights = LossWeights(background_weight=0.3, foreground=2.0)
+    torch.manual_seed(5)
+    saliency = saliency_loss(plain.embed(batch), batch, weights)
+    torch.manual_seed(5)
+    torch.testing.assert_close(alignment_loss(plain.embed(batch), batch, weights), saliency)
+
+    matched = DemrModel(8, 6, dim=16, heads=2, layers=1, hidden=24, matching=True).eval()
+    output = matched.embed(batch)
+    assert output.match_logit is not None
+    total, count = 0.0, 0
+    for row, logits in enumerate(output.match_logit.tolist()):
+        for index in batch.video_mask[row].nonzero()[:, 0].tolist():
+            inside = bool(known(batch).foreground[row, index])
+            p = 1 / (1 + math.exp(-logits[index]))
+            total -= math.log(p) if inside else 0.3 * math.log(1 - p)
+            count += 1
+    torch.manual_seed(5)
+    alone = saliency_loss(output, batch, weights).item()
+    torch.manual_seed(5)
+    both = alignment_loss(output, batch, weights).item()
+    assert both - alone == pytest.approx(2.0 * total / count, rel=1e-4)
 
 
 # --- the sum ----------------------------------------------------------------------------------
