@@ -1,22 +1,52 @@
-"""Make what the README shows: docs/answer.png and the demo's table.
+"""Make what the README shows: docs/answer.png, the demo's table and the table of results.
 
     python benchmarks/readme_assets.py
 
-Runs the demo and puts its table between the fences of README.md that hold `demr demo` output.
+Runs the demo and puts its table between the fences of README.md that hold `demr demo` output; the
+results come from benchmarks/shapes_results.json, which benchmarks/shapes_study.py writes.
 """
 
 import io
+import json
 import re
 import tempfile
 from pathlib import Path
 
 from rich.console import Console
 
+from shapes_study import RECIPE, cell
+
 from demr.demo import run_demo, search_demo
 from demr.report import answer_figure, search_table
 
 ROOT = Path(__file__).resolve().parents[1]
 _FENCE = re.compile(r"(beside the answers:\n\n```text\n).*?(\n```)", re.DOTALL)
+_RESULTS = re.compile(r"(<!-- results -->\n).*?(<!-- end of results -->)", re.DOTALL)
+_ROWS = (
+    ("R1@0.5", "R1@0.5", 1),
+    ("R1@0.7", "R1@0.7", 1),
+    ("mIoU", "mIoU", 1),
+    ("presence/AUROC", "AUROC of absent queries", 3),
+    ("presence/ECE", "ECE of `present`", 3),
+    ("uncertainty/spearman/EU", "Spearman(error, EU)", 2),
+    ("uncertainty/spearman/AU+EU", "Spearman(error, AU + EU)", 2),
+    ("uncertainty/spearman/-evidence", "Spearman(error, -evidence)", 2),
+    ("interval/coverage mean", "90 % intervals that hold the boundary", 3),
+    ("interval/width mean s", "their mean width, s", 1),
+)
+
+
+def results() -> str:
+    """Mean and spread of the recipe over its seeds, as Markdown."""
+    stored = json.loads((ROOT / "benchmarks" / "shapes_results.json").read_text(encoding="utf-8"))
+    runs = [run["metrics"] for run in stored[RECIPE].values()]
+    lines = ["| | IID | OOD |", "|---|---|---|"]
+    for key, label, digits in _ROWS:
+        iid, ood = (cell([run[split][key] for run in runs], digits) for split in ("iid", "ood"))
+        lines.append(f"| {label} | {iid} | {ood} |")
+    gap = cell([run["gap"]["R1@0.3"] for run in runs], 1)
+    lines.append(f"| R1@0.3, IID minus OOD | {gap} | |")
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
@@ -30,7 +60,9 @@ def main() -> None:
     table = "\n".join(line.rstrip() for line in stream.getvalue().strip("\n").splitlines())
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
-    readme.write_text(_FENCE.sub(lambda m: m[1] + table + m[2], text), encoding="utf-8")
+    text = _FENCE.sub(lambda m: m[1] + table + m[2], text)
+    text = _RESULTS.sub(lambda m: m[1] + results() + m[2], text)
+    readme.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

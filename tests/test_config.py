@@ -65,7 +65,7 @@ def test_an_unknown_key_names_those_there_are(tmp_path: Path) -> None:
         load_config(save(tmp_path, nested("retrieval.learning_rate", 1)))
     line = str(caught.value)
     assert "recipe.yaml: retrieval.learning_rate" in line
-    assert "known keys here: batch_size, queries_per_video, epochs, lr, warmup_epochs" in line
+    assert "known keys here: batch_size, queries_per_video, queries_per_epoch, epochs, lr" in line
     assert "lambda_der" not in line
     with pytest.raises(ConfigError, match="known keys here: name, seed, weight_decay"):
         load_config(save(tmp_path, {**SMALLEST, "sed": 3}))
