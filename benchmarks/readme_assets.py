@@ -13,7 +13,6 @@ import tempfile
 from pathlib import Path
 
 from rich.console import Console
-
 from shapes_study import RECIPE, cell
 
 from demr.demo import run_demo, search_demo
