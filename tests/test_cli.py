@@ -423,3 +423,41 @@ def test_a_reader_that_has_seen_enough(run: Path, clip: Path) -> None:
     assert done.stdout == "{"
     assert "Traceback" not in done.stderr
     assert "Error" not in done.stderr
+
+
+# Importing
+
+
+def test_import_mends_annotations_and_says_so(tmp_path: Path, cli: Cli) -> None:
+    source, out = tmp_path / "captions.json", tmp_path / "new" / "captions.jsonl"
+    captions = {
+        "timestamps": [[3.0, 1.0], [2.0, 40.0]],
+        "sentences": [" a dog\nruns", "it sleeps"],
+        "duration": 10.0,
+    }
+    source.write_text(json.dumps({"v1": captions}))
+    done = cli("import", "annotations", source, "--out", out)
+    assert done.code == 0
+    assert "2 queries" in done.out
+    assert "1 windows clipped to the duration" in done.out
+    assert "1 windows reversed" in done.out
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["relevant_windows"] for row in rows] == [[[1.0, 3.0]], [[2.0, 10.0]]]
+    assert rows[0]["query"] == "a dog runs"
+    before = out.read_bytes()
+    again = cli("import", "annotations", source, "--out", out)
+    assert again.code == 2
+    assert "expected a new file, got one that is there" in again.err
+    assert out.read_bytes() == before
+
+
+def test_import_takes_durations_from_elsewhere(tmp_path: Path, cli: Cli) -> None:
+    source, known = tmp_path / "sta.txt", tmp_path / "known.jsonl"
+    source.write_text("AB1CD 2.0 31.0##a person opens a door.\n")
+    known.write_text(
+        json.dumps({"qid": 1, "query": "x", "vid": "AB1CD", "duration": 30, "relevant_windows": []})
+    )
+    out = tmp_path / "sta.jsonl"
+    assert cli("import", "annotations", source, "--out", out, "--durations", known).code == 0
+    row = json.loads(out.read_text())
+    assert (row["duration"], row["relevant_windows"]) == (30.0, [[2.0, 30.0]])

@@ -25,6 +25,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+import_app = typer.Typer(
+    help="Convert what others publish into demr's own files.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(import_app, name="import")
+
 BAD_INPUT = 2
 INTERRUPTED = 130
 
@@ -208,6 +215,43 @@ def balance(
     from demr.balance import balance_run
 
     typer.echo(balance_run(run, split, limit))
+
+
+@import_app.command("annotations")
+def import_annotations(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="JSON Lines of the field, JSON of ActivityNet Captions or a CD split, text of "
+            "Charades-STA; plain or .gz."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="New JSON Lines file; .jsonl.gz is compressed.")],
+    durations: Annotated[
+        Path | None,
+        typer.Option(
+            help="Annotations that say how long each video is, for the text form, which does not."
+        ),
+    ] = None,
+) -> None:
+    """Mend annotations of any known form, and say what was mended."""
+    from demr.annotations import read_annotations, read_annotations_with_report, write_annotations
+
+    if out.exists():
+        raise InputError(
+            f"--out {out}",
+            expected="a new file",
+            got="a folder" if out.is_dir() else "one that is there",
+            remedy="choose another name, or remove it first",
+        )
+    lengths = (
+        None
+        if durations is None
+        else {annotation.vid: annotation.duration_s for annotation in read_annotations(durations)}
+    )
+    annotations, report = read_annotations_with_report(file, durations_s=lengths)
+    write_annotations(out, annotations)
+    typer.echo(f"{out}: {report.summary()}")
 
 
 def main() -> None:
