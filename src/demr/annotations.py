@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -73,11 +74,13 @@ class Annotation:
                 raise broken(subject, "saliency in 0..1 for clips from 0", f"{score!r} at {clip}")
 
     def _count_votes(self, given: Mapping[int, tuple[float, ...]]) -> None:
+        saliency = {}
         for clip, votes in given.items():
-            if not votes or not all(0 <= vote <= MAX_SALIENCY for vote in votes):
+            score = _score(votes)
+            if score is None:
                 expected = f"saliency in 0..1 (votes of 0..{MAX_SALIENCY:g})"
                 raise broken(f"query {self.qid!r}", expected, f"{votes!r} at {clip}")
-        saliency = {clip: _mean(votes) / MAX_SALIENCY for clip, votes in given.items()}
+            saliency[clip] = score
         object.__setattr__(self, "saliency", saliency)
         if all(len(votes) == ANNOTATORS and len(set(votes)) == 1 for votes in given.values()):
             object.__setattr__(self, "saliency_votes", None)
@@ -384,14 +387,31 @@ def _votes(place: str, record: Mapping[str, Any]) -> dict[int, tuple[float, ...]
             raise broken(place, "whole clip numbers", repr(clip))
         if not isinstance(votes, list) or not votes:
             raise broken(place, "a list of saliency scores per clip", repr(votes))
-        kept[clip] = tuple([_number(place, "saliency", vote) for vote in votes])
+        # Votes make up most of a file, and there are few different ones. Kinds are looked at first:
+        # to the cache, true is 1.
+        known = _floats(tuple(votes)) if {*map(type, votes)} <= {int, float} else None
+        kept[clip] = known or tuple([_number(place, "saliency", vote) for vote in votes])
     return kept
 
 
-def _mean(votes: Sequence[float]) -> float:
+@lru_cache(maxsize=4096)
+def _floats(values: tuple[float, ...]) -> tuple[float, ...] | None:
+    try:
+        numbers = tuple(map(float, values))
+    except OverflowError:
+        return None
+    return numbers if all(map(math.isfinite, numbers)) else None
+
+
+@lru_cache(maxsize=4096)
+def _score(votes: tuple[float, ...]) -> float | None:
+    """Mean vote as a saliency of 0..1; None if there is none or one lies outside the scale."""
+    if not votes or not all(0 <= vote <= MAX_SALIENCY for vote in votes):
+        return None
     # Equal votes are taken as they are: their rounded mean may differ in the last bit, and what
     # was written must come back the same.
-    return votes[0] if len(set(votes)) == 1 else math.fsum(votes) / len(votes)
+    mean = votes[0] if len(set(votes)) == 1 else math.fsum(votes) / len(votes)
+    return mean / MAX_SALIENCY
 
 
 def _number(place: str, name: str, value: object) -> float:
