@@ -254,6 +254,55 @@ def import_annotations(
     typer.echo(f"{out}: {report.summary()}")
 
 
+@import_app.command("features")
+def import_features(
+    stream: Annotated[
+        list[str],
+        typer.Option(help="NAME=PATH, in the order of concatenation: a folder of .npz, or HDF5."),
+    ],
+    annotations: Annotated[
+        list[Path], typer.Option(help="Annotations of the wanted videos; they know the durations.")
+    ],
+    out: Annotated[Path, typer.Option(help="New folder for the feature pack.")],
+    clip_length: Annotated[float, typer.Option(help="Seconds between two rows.")],
+    encoder: Annotated[str, typer.Option(help="What made them, as NAME@VERSION.")],
+    text_dim: Annotated[int, typer.Option(help="Width of a token of the queries' features.")] = 512,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Models must not bring each row to unit length.")
+    ] = False,
+) -> None:
+    """Bring published video features into a feature pack."""
+    from demr.annotations import read_annotations
+    from demr.feature_formats import import_features as bring_in
+
+    streams = dict(_named_path(text) for text in stream)
+    name, separator, version = encoder.partition("@")
+    wrong = {
+        "--stream": (len(streams) < len(stream), "streams with names of their own", str(stream)),
+        "--clip-length": (not 0 < clip_length < 1e6, "seconds above 0", f"{clip_length:g}"),
+        "--text-dim": (text_dim < 1, "at least 1", str(text_dim)),
+        "--encoder": (not (name and separator and version), "NAME@VERSION", encoder),
+    }
+    for option, (is_wrong, expected, got) in wrong.items():
+        if is_wrong:
+            raise InputError(
+                option, expected=expected, got=got, remedy="see demr import features --help"
+            )
+    durations = {a.vid: a.duration_s for file in annotations for a in read_annotations(file)}
+    with _status(f"reading {len(durations)} videos"):
+        done = bring_in(
+            streams,
+            durations,
+            out,
+            name=name,
+            version=version,
+            clip_s=clip_length,
+            text_dim=text_dim,
+            normalization="none" if raw else "l2",
+        )
+    typer.echo(f"{out}: {done.summary()}")
+
+
 def main() -> None:
     """Run the command line; what a user can mend becomes one line and exit code 2."""
     warnings.showwarning = _show_warning
@@ -335,6 +384,18 @@ def _collect_queries(given: Sequence[str], file: Path | None) -> list[str]:
             remedy="write it after the video, or give --queries FILE",
         )
     return asked
+
+
+def _named_path(text: str) -> tuple[str, Path]:
+    name, separator, path = text.partition("=")
+    if not (name and separator and path):
+        raise InputError(
+            f"--stream {text}",
+            expected="NAME=PATH, such as clip=features/clip",
+            got="no name and path",
+            remedy="see demr import features --help",
+        )
+    return name, Path(path)
 
 
 def _status(text: str) -> Any:
