@@ -301,14 +301,13 @@ def test_holding_videos_out_keeps_their_queries_together() -> None:
         return Annotation(f"{vid}_{number}", "a dog", f"v{vid:02d}", 9.0, windows_s=windows)
 
     every = [query(vid, number, number < 2) for vid in range(20) for number in range(4)]
-    left, kept = hold_out(every, 0.2)
+    left, kept = hold_out(every, 0.2, "retrieval.refit_share")
     assert {a.vid for a in left}.isdisjoint({a.vid for a in kept})
     assert len({a.vid for a in kept}) == 4
     assert len(left) == 16 * 4
-    assert len(kept) == 4 * 2  # absent queries have no residual to learn from
-    assert all(a.windows_s for a in kept)
-    assert hold_out(every, 0.0) == (every, [])
+    assert len(kept) == 4 * 4
+    assert hold_out(every, 0.0, "x") == (every, [])
     with pytest.raises(ConfigError, match="refit_share"):
-        hold_out(every[:4], 0.5)
+        hold_out(every[:4], 0.5, "retrieval.refit_share")
     with pytest.raises(ConfigError, match="refit_share"):
-        hold_out([a for a in every if not a.windows_s], 0.5)
+        hold_out([a for a in every if not a.windows_s], 0.5, "retrieval.refit_share")

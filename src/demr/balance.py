@@ -154,9 +154,11 @@ def measure_balance(run: Path, split: str, limit: int) -> dict[str, object]:
             got=split,
             remedy="name a split of the run's config",
         )
-    train = data.dataset(data.read(config.data.train))
+    shown, val = data.train_and_val()
+    train = data.dataset(shown)
     tokens = np.concatenate([query.features for query in train.queries])
-    annotations = [a for a in data.read(paths[split]) if a.windows_s and a.kind == "present"]
+    asked = val if split == "val" else data.read(paths[split])
+    annotations = [a for a in asked if a.windows_s and a.kind == "present"]
     if limit < 0 or limit == 1 or len(annotations) < 2:
         raise InputError(
             f"--split {split} --limit {limit}",

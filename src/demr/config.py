@@ -53,7 +53,13 @@ class DataConfig(_Strict):
     features: Path = Path("features")
     """Feature pack with the videos of all splits."""
     encoder: str = "builtin"
-    """Encoder of the queries; must be the one that made the features."""
+    """Encoder of the queries; must be the one that made the features. Unused with ``text``."""
+    text: Path | None = None
+    """Stored features of the queries: a folder with one .npz a qid, or an .npz of word vectors
+    (``words`` and ``vectors``); may lie outside ``root``."""
+    val_share: Rate = 0.0
+    """Share of the training videos to hold out as validation, for data sets that have none;
+    ``val`` is then not read."""
     standardize: bool = False
     """Standardise clip features by their training mean and deviation; stored in the model."""
     shapes: ShapesConfig | None = None

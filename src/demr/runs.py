@@ -18,6 +18,7 @@ from demr.config import DataConfig, TrainConfig, load_config
 from demr.dataset import MomentDataset, check_videos
 from demr.domain import describe_domain
 from demr.encoders import Encoder, get_encoder
+from demr.encoders.stored import open_text
 from demr.errors import AnnotationError, ConfigError, ModelError
 from demr.evaluation import (
     RawPrediction,
@@ -68,9 +69,26 @@ class RunData:
         check_videos(annotations, self.pack, source)
         return annotations
 
+    def train_and_val(self) -> tuple[list[Annotation], list[Annotation]]:
+        """Queries to train on and to choose by.
+
+        Raises:
+            AnnotationError: If a split is empty or damaged.
+            ConfigError: If ``data.val_share`` leaves one of them without a moment.
+            FeatureError: If a video has no features.
+        """
+        train = self.read(self.config.train)
+        if self.config.val_share:
+            return hold_out(train, self.config.val_share, "data.val_share")
+        return train, self.read(self.config.val)
+
     def dataset(self, annotations: list[Annotation]) -> MomentDataset:
         """Annotations with their features."""
-        return MomentDataset(annotations, self.pack, self.encoder)
+        encoder = self.encoder
+        if self.config.text is not None:
+            qids = {annotation.query: annotation.qid for annotation in annotations}
+            encoder = open_text(self.config.root / self.config.text, self.pack.identity, qids)
+        return MomentDataset(annotations, self.pack, encoder)
 
 
 def open_data(config: DataConfig, *, render: bool = False) -> RunData:
@@ -93,7 +111,10 @@ def open_data(config: DataConfig, *, render: bool = False) -> RunData:
             got=f"none seen from {Path.cwd()}",
             remedy="run this in the folder that training was started in, or train first",
         )
-    return RunData(config, FeaturePack(config.root / config.features), get_encoder(config.encoder))
+    pack = FeaturePack(config.root / config.features)
+    if config.text is None:
+        return RunData(config, pack, get_encoder(config.encoder))
+    return RunData(config, pack, open_text(config.root / config.text, pack.identity, {}))
 
 
 def prepare_shapes(config: DataConfig) -> None:
@@ -139,11 +160,13 @@ def train_run(config: TrainConfig, run: Path, *, resume: bool = False) -> Path:
     _check_folder(config, run, resume)
     data = open_data(config.data, render=True)
     # Read the test splits now: a typo in their path must not cost a night of training.
-    splits = {"val": data.read(config.data.val)}
+    shown, val = data.train_and_val()
+    splits = {"val": val}
     splits |= {name: data.read(path) for name, path in config.data.tests.items()}
-    shown = data.read(config.data.train)
     share = config.retrieval.refit_share if config.retrieval.refit_epochs else 0.0
-    shown, kept = hold_out(shown, share)
+    shown, kept = hold_out(shown, share, "retrieval.refit_share")
+    # Only foreground has residuals to learn from.
+    kept = [annotation for annotation in kept if annotation.windows_s]
     train = data.dataset(shown)
     refit = data.dataset(kept) if kept else None
     validation = data.dataset(_first(splits["val"], config.retrieval.validate_queries))
@@ -182,13 +205,17 @@ def train_run(config: TrainConfig, run: Path, *, resume: bool = False) -> Path:
 
 
 def hold_out(
-    annotations: list[Annotation], share: float
+    annotations: list[Annotation], share: float, setting: str
 ) -> tuple[list[Annotation], list[Annotation]]:
     """Split off the queries of every so many-th video, spread evenly over the sorted names.
 
+    Args:
+        annotations: Queries of one split.
+        share: Of the videos; 0 holds none out, anything above at least one.
+        setting: The config's name of the share, for errors.
+
     Returns:
-        What is left, and the present queries of the held-out videos; those are none for a share
-        of 0 and at least one video's otherwise.
+        What is left, and the queries of the held-out videos.
 
     Raises:
         ConfigError: If either part would have no query whose moment is in the video.
@@ -200,13 +227,12 @@ def hold_out(
     held = {vids[i] for i in np.linspace(0, len(vids) - 1, count).round().astype(int)}
     left = [annotation for annotation in annotations if annotation.vid not in held]
     kept = [annotation for annotation in annotations if annotation.vid in held]
-    kept = [annotation for annotation in kept if annotation.windows_s]
-    if not kept or not any(annotation.windows_s for annotation in left):
+    if not all(any(a.windows_s for a in part) for part in (left, kept)):
         raise ConfigError(
-            "retrieval.refit_share",
+            setting,
             expected="queries with moments on both sides of the split",
             got=f"{share:g} of {len(vids)} videos",
-            remedy="choose another share, or 0 to refit on the training videos",
+            remedy="choose another share, or 0 to hold none out",
         )
     return left, kept
 
@@ -333,7 +359,7 @@ def calibrate_run(
     """
     config, pretrained = load_run(run)
     data = open_data(config.data) if data is None else data
-    annotations = data.read(config.data.val) if annotations is None else annotations
+    annotations = data.train_and_val()[1] if annotations is None else annotations
     # As in evaluate_run: intervals are promised for moments, and a vague query has no single one.
     annotations = [annotation for annotation in annotations if is_scored(annotation)]
     path = run / "calibration.json"
@@ -379,7 +405,7 @@ def evaluate_run(
     config, pretrained = load_run(run)
     data = open_data(config.data) if data is None else data
     if splits is None:
-        splits = {"val": data.read(config.data.val)}
+        splits = {"val": data.train_and_val()[1]}
         splits |= {name: data.read(path) for name, path in config.data.tests.items()}
     calibration = Calibration.load(run / "calibration.json")
     level = config.calibration.interval_level

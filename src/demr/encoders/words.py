@@ -9,6 +9,7 @@ import re
 import unicodedata
 from functools import lru_cache
 from hashlib import blake2b
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,8 +31,26 @@ def split_words(query: str) -> tuple[str, ...]:
     >>> split_words("The RED circle's_edge, please!")
     ('the', 'red', "circle's", 'edge', 'please')
     """
-    text = unicodedata.normalize("NFKC", query).lower().replace("’", "'")
-    return tuple(match.group()[:_MAX_LETTERS] for match in _WORD.finditer(text))[:MAX_WORDS]
+    return tuple(word for word, _, _ in locate_words(query))
+
+
+def normalize_query(query: str) -> str:
+    """The text that words are looked for in: compatible letters, lower case, one apostrophe.
+
+    >>> normalize_query("The dog’s Ball")
+    "the dog's ball"
+    """
+    return unicodedata.normalize("NFKC", query).lower().replace("’", "'")
+
+
+def locate_words(query: str) -> list[tuple[str, int, int]]:
+    """Each word of :func:`split_words`, with where it begins and ends in the normalised text.
+
+    >>> locate_words("A dog.")
+    [('a', 0, 1), ('dog', 2, 5)]
+    """
+    found = _WORD.finditer(normalize_query(query))
+    return [(m.group()[:_MAX_LETTERS], m.start(), m.end()) for m in islice(found, MAX_WORDS)]
 
 
 @lru_cache(maxsize=65536)

@@ -1,0 +1,213 @@
+"""Queries whose features lie in files: tokens of a published pack, or a table of word vectors.
+
+The encoder that made such features need not be installed, so nothing new can be encoded with
+them: they serve to train and to measure.
+"""
+
+import re
+import zipfile
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from demr.encoders.base import Encoder, EncoderIdentity, QueryFeatures, VideoFeatures
+from demr.encoders.words import locate_words, normalize_query
+from demr.errors import FeatureError, InputError
+
+_UNREADABLE = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile)
+# Pieces that CLIP's tokenizer takes text apart into, before it looks for rarer words' parts.
+_PIECE = re.compile(r"'(?:s|t|re|ve|m|ll|d)\b|[^\W\d_]+|\d|[^\w\s]+|_+")
+
+
+def open_text(path: Path, identity: EncoderIdentity, qids: Mapping[str, str]) -> Encoder:
+    """Open the text side of stored features.
+
+    Args:
+        path: A folder with one ``qid<qid>.npz`` or ``<qid>.npz`` a query, or one ``.npz`` with the
+            arrays ``words`` and ``vectors``.
+        identity: Identity of the video features that it belongs to.
+        qids: Query -> qid. Equal queries have equal features, whichever qid they are found under.
+
+    Raises:
+        FeatureError: If there is neither.
+    """
+    if path.is_dir():
+        return StoredText(path, identity, qids)
+    return WordVectors(path, identity)
+
+
+class StoredText:
+    """Token features that were extracted elsewhere, one file a query."""
+
+    def __init__(self, folder: Path, identity: EncoderIdentity, qids: Mapping[str, str]) -> None:
+        self._folder = folder
+        self._identity = identity
+        self._qids = qids
+
+    @property
+    def identity(self) -> EncoderIdentity:
+        """That of the video features."""
+        return self._identity
+
+    def encode_video(self, path: str | Path) -> VideoFeatures:
+        """Refuse: the encoder is not here.
+
+        Raises:
+            InputError: Always.
+        """
+        raise _not_here(str(path))
+
+    def encode_queries(
+        self, queries: Sequence[str], hidden: Sequence[Collection[int]] | None = None
+    ) -> list[QueryFeatures]:
+        """Look queries up.
+
+        A token belongs to a word where the tokenizer left every word whole, which the number of
+        tokens tells. Otherwise no token belongs to any: such a query is never masked.
+
+        Raises:
+            FeatureError: If a query has no file, or the file is damaged.
+            InputError: If words are to be hidden, for which the encoder itself is needed.
+        """
+        if hidden is not None:
+            raise InputError(
+                "reconstruction.masking",
+                expected="feature, as the queries' features are stored",
+                got="input",
+                remedy="set reconstruction.masking to feature",
+            )
+        missing = [query for query in queries if self._find(query) is None]
+        if missing:
+            raise FeatureError(
+                str(self._folder),
+                expected="a file qid<qid>.npz or <qid>.npz for every query",
+                got=f"{len(missing)} of {len(queries)} without, such as qid "
+                f"{self._qids.get(missing[0], '?')}",
+                remedy="fetch them, or drop these queries",
+            )
+        return [self._read(query) for query in queries]
+
+    def _find(self, query: str) -> Path | None:
+        qid = self._qids.get(query)
+        places = (self._folder / f"qid{qid}.npz", self._folder / f"{qid}.npz")
+        return next((place for place in places if qid is not None and place.exists()), None)
+
+    def _read(self, query: str) -> QueryFeatures:
+        file = self._find(query)
+        try:
+            with np.load(str(file)) as arrays:
+                name = "last_hidden_state" if "last_hidden_state" in arrays else "features"
+                table = np.asarray(arrays[name], dtype=np.float32)
+        except _UNREADABLE as error:
+            raise _damaged(Path(str(file)), error) from error
+        if table.ndim != 2 or not len(table):
+            raise FeatureError(
+                str(file),
+                expected="a table of tokens by features",
+                got=f"shape {table.shape}",
+                remedy="fetch or extract it again",
+            )
+        words = locate_words(query)
+        return QueryFeatures(
+            query, table, tuple(word for word, _, _ in words), _owners(query, len(table))
+        )
+
+
+def _owners(query: str, tokens: int) -> NDArray[np.int64]:
+    """Word of each token, -1 for none: a start, the pieces of the text, an end."""
+    owners = [-1]
+    words = locate_words(query)
+    for piece in _PIECE.finditer(normalize_query(query)):
+        inside = (n for n, (_, low, high) in enumerate(words) if low <= piece.start() < high)
+        owners.append(next(inside, -1))
+    owners.append(-1)
+    if len(owners) != tokens:
+        return np.full(tokens, -1, dtype=np.int64)
+    return np.array(owners, dtype=np.int64)
+
+
+class WordVectors:
+    """One vector a word, from a table such as GloVe's; unknown words are zeros.
+
+    Args:
+        path: ``.npz`` with ``words`` (N,) and ``vectors`` (N, Dt).
+        identity: Identity of the video features that it belongs to.
+
+    Raises:
+        FeatureError: If the file is damaged or of another width than the identity says.
+    """
+
+    def __init__(self, path: Path, identity: EncoderIdentity) -> None:
+        try:
+            with np.load(path) as arrays:
+                words, vectors = arrays["words"], arrays["vectors"].astype(np.float32)
+        except _UNREADABLE as error:
+            raise _damaged(path, error) from error
+        if vectors.ndim != 2 or len(words) != len(vectors) or vectors.shape[1] != identity.text_dim:
+            raise FeatureError(
+                str(path),
+                expected=f"words and vectors of width {identity.text_dim} ({identity.spec})",
+                got=f"{len(words)} words, vectors of shape {vectors.shape}",
+                remedy="import the video features with the --text-dim of these vectors",
+            )
+        self._identity = identity
+        self._place = {str(word): index for index, word in enumerate(words.tolist())}
+        self._vectors = np.vstack([vectors, np.zeros((1, vectors.shape[1]), dtype=np.float32)])
+
+    @property
+    def identity(self) -> EncoderIdentity:
+        """That of the video features."""
+        return self._identity
+
+    def encode_video(self, path: str | Path) -> VideoFeatures:
+        """Refuse: the encoder is not here.
+
+        Raises:
+            InputError: Always.
+        """
+        raise _not_here(str(path))
+
+    def encode_queries(
+        self, queries: Sequence[str], hidden: Sequence[Collection[int]] | None = None
+    ) -> list[QueryFeatures]:
+        """Vectors of each query's words; words past the 77th are dropped.
+
+        Raises:
+            InputError: If a query holds no word.
+        """
+        encoded = []
+        for number, query in enumerate(queries):
+            words = tuple(word for word, _, _ in locate_words(query))
+            if not words:
+                raise InputError(
+                    "query",
+                    expected="a sentence with at least one word",
+                    got=repr(query),
+                    remedy="describe the moment in words",
+                )
+            features = self._vectors[[self._place.get(word, -1) for word in words]]
+            if hidden is not None:
+                features[list(hidden[number])] = 0
+            owners = np.arange(len(words), dtype=np.int64)
+            encoded.append(QueryFeatures(query, features, words, owners))
+        return encoded
+
+
+def _not_here(subject: str) -> InputError:
+    return InputError(
+        subject,
+        expected="the encoder that made this model's features",
+        got="stored features alone",
+        remedy="train on features of an encoder that is here to search videos",
+    )
+
+
+def _damaged(path: Path, error: Exception) -> FeatureError:
+    return FeatureError(
+        str(path),
+        expected="a readable .npz of text features",
+        got=f"{type(error).__name__}: {error}",
+        remedy="fetch or extract it again",
+    )
