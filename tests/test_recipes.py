@@ -59,8 +59,6 @@ def write_split(path: Path, vids: list[str], rng: np.random.Generator, clip_s: f
 def test_a_recipe_trains_and_is_measured(
     recipe: Path, tmp_path: Path, cli: Callable[..., Any]
 ) -> None:
-    recipe: Path, tmp_path: Path, cli: Callable[..., Any]
-) -> None:
     from demr.annotations import read_annotations
 
     config, clip_s = load_config(recipe), CLIP_S.get(recipe.stem, 2.0)
