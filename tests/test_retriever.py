@@ -205,8 +205,10 @@ def test_verdicts(
 
 @pytest.mark.parametrize("kind", ["noise", "saturated"])
 def test_a_video_unlike_the_training_ones_is_trusted_less(
-    retriever: MomentRetriever, video: EncodedVideo, queries: list[str], tmp_path: Path, kind: str
+    video: EncodedVideo, queries: list[str], tmp_path: Path, kind: str
 ) -> None:
+    # The bundled model: two videos, as the tiny one saw, draw no edge worth the name.
+    retriever = MomentRetriever.from_pretrained(device="cpu")
     rng = np.random.default_rng(0)
     path = tmp_path / f"{kind}.mp4"
     with VideoWriter(path, 192, 108, 8) as writer:
@@ -216,7 +218,8 @@ def test_a_video_unlike_the_training_ones_is_trusted_less(
                 frame[:] = [(255, 0, 255), (0, 255, 0)][index // 4 % 2]
             writer.write(frame)
     strange = retriever.encode_video(path)
-    assert strange.strangeness > 1 > video.strangeness
+    assert strange.strangeness > 2
+    assert retriever.encode_video(video.path).strangeness < 1
     sure = believing(retriever)
     trusted = sure.search(replace(strange, strangeness=0.0), queries[0])
     answer = sure.search(strange, queries[0])

@@ -192,7 +192,7 @@ def train_run(config: TrainConfig, run: Path, *, resume: bool = False) -> Path:
         }
         seen, held_out = (
             [data.pack[vid].features for vid in sorted({annotation.vid for annotation in part})]
-            for part in (train.annotations, splits["val"])
+            for part in ([*train.annotations, *kept], splits["val"])
         )
         domain = describe_domain(seen, held_out)
         save_pretrained(
