@@ -8,7 +8,7 @@ import pytest
 
 from demr.annotations import Annotation
 from demr.calibration import Calibration, IntervalCalibrator
-from demr.errors import InputError
+from demr.errors import InputError, ModelError
 from demr.evaluation import (
     COVARIATES,
     RawPrediction,
@@ -16,12 +16,14 @@ from demr.evaluation import (
     apply_calibration,
     boundary_residual,
     fit_calibration,
+    load_calibration,
     measure,
     prediction_lines,
     quick_metrics,
     write_json,
 )
 from demr.proposals import Proposals
+from demr.windows import window_iou
 
 
 def proposals(
@@ -97,6 +99,37 @@ def test_the_median_logit_is_that_of_the_clips_that_propose_the_same_moment() ->
     record = proposals(windows, [0.9, 0.8, 0.3, 0.7, 0.85])
     found = answer(RawPrediction(record, np.zeros(5)))
     assert found.presence[COVARIATES.index("median logit")] == pytest.approx(math.log(4))
+
+
+def test_no_moment_is_listed_twice() -> None:
+    # Two proposals that overlap by 6/14 and a cloud of voters between them: both move to the same
+    # place, and the second is dropped then; the one far away stays.
+    windows = [(10.0, 20.0), (14.0, 24.0), (12.0, 22.0), (12.0, 22.0), (60.0, 70.0)]
+    record = proposals(windows, [0.9, 0.8, 0.7, 0.7, 0.6])
+    raw = RawPrediction(record, np.zeros(5))
+    moments = answer(raw, ranking="voting").moments
+    overlap = window_iou(moments.window_s, moments.window_s)
+    assert (overlap[~np.eye(len(moments), dtype=bool)] <= 0.7).all()
+    assert len(moments) == 2
+    np.testing.assert_allclose(moments.window_s[1], [60, 70])
+    assert len(answer(raw, ranking="voting").covariates) == 2
+    # The list is filled up with what lies further down.
+    crowd = [(float(s), float(s) + 1) for s in range(0, 90, 2)]
+    many = proposals([*windows, *crowd], [0.9, 0.8, 0.7, 0.7, 0.6, *[0.5] * len(crowd)])
+    assert len(answer(RawPrediction(many, np.zeros(50)), ranking="voting").moments) == 10
+
+
+def test_a_calibration_on_other_covariates_is_refused(tmp_path: Path) -> None:
+    raw, annotations = population(0, 150, 80)
+    fitted = fit_calibration(raw, annotations)
+    assert fitted.presence is not None
+    fitted.save(tmp_path / "now.json")
+    assert load_calibration(tmp_path / "now.json") == fitted
+    scaler = replace(fitted.presence.scaler, names=("something", *COVARIATES[1:]))
+    other = replace(fitted, presence=replace(fitted.presence, scaler=scaler))
+    other.save(tmp_path / "then.json")
+    with pytest.raises(ModelError, match="got one on something, gap to next"):
+        load_calibration(tmp_path / "then.json")
 
 
 def test_an_answer_without_a_rival_and_with_certain_clips_is_finite() -> None:

@@ -1,5 +1,6 @@
 """Published forms of features against what was put into them."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,53 @@ def test_shards_of_whole_numbers_are_scaled_back(tmp_path: Path) -> None:
     pack = FeaturePack(tmp_path / "pack")
     for vid in DURATIONS:
         assert np.abs(pack[vid].features - videos[vid]).max() < 0.02
+
+
+def test_shards_may_come_second_and_name_videos_in_bytes(tmp_path: Path) -> None:
+    videos = tables(6, 0)
+    second = shards(tmp_path / "second", videos)
+    for file in second.iterdir():
+        with np.load(file) as arrays:
+            again = {name: arrays[name] for name in arrays.files}
+        again["vid"] = again["vid"].astype(np.bytes_)
+        np.savez(file, **again)
+    done = bring_in(tmp_path / "pack", a=npz_folder(tmp_path / "first", tables(2, 1)), b=second)
+    assert (done.videos, done.identity.video_dim) == (3, 8)
+
+
+def test_a_shard_without_its_last_start_is_refused(tmp_path: Path) -> None:
+    folder = shards(tmp_path / "s", tables(6, 0))
+    with np.load(folder / "shard_0.npz") as arrays:
+        again = {name: arrays[name] for name in arrays.files}
+    again["start"] = again["start"][:-1]
+    np.savez(folder / "shard_0.npz", **again)
+    assert "shard_0.npz: expected a readable file" in refused(tmp_path, clip=folder)
+
+
+def test_the_content_decides_and_not_the_name(tmp_path: Path) -> None:
+    videos = tables(6, 0)
+    folder = npy_folder(tmp_path / "c", videos)
+    for file in list(folder.iterdir()):
+        file.rename(file.with_suffix(".npz"))
+    assert bring_in(tmp_path / "pack", clip=folder).clips == 12
+    np.save(folder / "a.npy", videos["a"])
+    with pytest.raises(FeatureError, match=r"got 1 videos both as \.npz and as \.npy"):
+        open_source(folder)
+
+
+def test_every_flipped_bit_is_a_clear_line_or_harmless(tmp_path: Path) -> None:
+    folder = tmp_path / "c"
+    folder.mkdir()
+    for vid, table in tables(3, 0).items():
+        np.savez_compressed(folder / f"{vid}.npz", features=table)
+    whole = (folder / "b.npz").read_bytes()
+    rng = np.random.default_rng(0)
+    for number in range(60):
+        damaged = bytearray(whole)
+        damaged[rng.integers(len(whole))] ^= 1 << rng.integers(8)
+        (folder / "b.npz").write_bytes(damaged)
+        with contextlib.suppress(FeatureError):
+            bring_in(tmp_path / f"pack{number}", clip=folder)
 
 
 def test_streams_a_row_apart_are_cut_and_counted(tmp_path: Path) -> None:
@@ -254,6 +302,11 @@ def test_the_command_line(tmp_path: Path, cli: Any) -> None:
     assert "3 videos, 12 clips of 2 s, clip@7 (clip 3)" in done.out
     identity = FeaturePack(tmp_path / "pack").identity
     assert (identity.normalization, identity.text_dim) == ("none", 9)
+    longer = tmp_path / "longer.jsonl"
+    longer.write_text(json.dumps(rows[0] | {"duration": 19.0}))
+    clash = run("--annotations", longer)
+    assert clash.code == 2
+    assert "expected video a to last 10 s, as said before, got 19 s" in clash.err
     again = run()
     assert again.code == 2
     assert "expected a new folder for the feature pack" in again.err

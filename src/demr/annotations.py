@@ -76,7 +76,7 @@ class Annotation:
     def _count_votes(self, given: Mapping[int, tuple[float, ...]]) -> None:
         saliency = {}
         for clip, votes in given.items():
-            score = _score(votes)
+            score = _score(tuple(votes))
             if score is None:
                 expected = f"saliency in 0..1 (votes of 0..{MAX_SALIENCY:g})"
                 raise broken(f"query {self.qid!r}", expected, f"{votes!r} at {clip}")

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from demr.calibration import Calibration
 from demr.dataset import MomentDataset
 from demr.errors import InputError
-from demr.evaluation import apply_calibration, run_model, write_json
+from demr.evaluation import apply_calibration, load_calibration, run_model, write_json
 from demr.features import feature_statistics
 from demr.model import DemrModel
 from demr.runs import load_run, open_data
@@ -173,7 +173,7 @@ def measure_balance(run: Path, split: str, limit: int) -> dict[str, object]:
     curves = noise_curves(
         pretrained.model,
         data.dataset(annotations),
-        Calibration.load(run / "calibration.json"),
+        load_calibration(run / "calibration.json"),
         feature_statistics(data.pack[vid] for vid in sorted(vids))[1].astype(np.float64),
         tokens.std(axis=0),
         seed=config.seed,

@@ -37,7 +37,7 @@ class Calibration:
         interval: Of the boundaries; None if not fitted.
         presence: Of the moment; None if not fitted.
         tau: Weight of the standardised log epistemic uncertainty in the ranking.
-        ranking: ``score``, ``uncertainty`` or ``fusion``.
+        ranking: ``score``, ``uncertainty``, ``fusion`` or ``voting``.
         thresholds: Named limits of ``present``, from which verdicts are made.
     """
 

@@ -288,7 +288,17 @@ def import_features(
             raise InputError(
                 option, expected=expected, got=got, remedy="see demr import features --help"
             )
-    durations = {a.vid: a.duration_s for file in annotations for a in read_annotations(file)}
+    durations: dict[str, float] = {}
+    for file in annotations:
+        for annotation in read_annotations(file):
+            known = durations.setdefault(annotation.vid, annotation.duration_s)
+            if abs(known - annotation.duration_s) > clip_length:
+                raise InputError(
+                    f"--annotations {file}",
+                    expected=f"video {annotation.vid} to last {known:g} s, as said before",
+                    got=f"{annotation.duration_s:g} s",
+                    remedy="annotations of one video must agree to within a clip",
+                )
     with _status(f"reading {len(durations)} videos"):
         done = bring_in(
             streams,

@@ -148,7 +148,8 @@ class _StageConfig(_Strict):
     """Queries per step."""
     queries_per_video: PositiveInt = 1
     """Queries of one video that go into a batch together; 1 is the paper's. They share the
-    projection of the video, and each is a hard negative to the others."""
+    projection of the video, and each is a hard negative to the others. A batch holds
+    ``batch_size / queries_per_video`` such groups: fewer queries where videos have fewer."""
     queries_per_epoch: Count = 0
     """Queries drawn anew for each epoch (alignment always takes all); 0 takes all, the paper's."""
 
@@ -165,8 +166,9 @@ class ReconstructionConfig(_StageConfig):
     epochs: Count = 30
     """0 leaves the reconstruction out."""
     align_epochs: Count = 0
-    """Epochs of the saliency losses alone, before anything else. Not in the paper: they need no
-    fusion, so an epoch costs a tenth of a full one, and the fusion starts on aligned inputs."""
+    """Epochs of the saliency losses (and the matching's) alone, before anything else. Not in the
+    paper: they need no fusion, so an epoch costs a tenth of a full one, and the fusion starts on
+    aligned inputs."""
     align_lr: Weight = 1e-3
     """Learning rate of the alignment."""
     batch_size: PositiveInt = 128

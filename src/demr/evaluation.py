@@ -15,11 +15,11 @@ from demr.annotations import Annotation
 from demr.batch import collate
 from demr.calibration import Calibration, IntervalCalibrator, PresenceCalibrator
 from demr.dataset import MomentDataset, sequential_batches
-from demr.errors import InputError
+from demr.errors import InputError, ModelError
 from demr.files import atomic_path
 from demr.metrics import retrieval_metrics
 from demr.model import DemrModel
-from demr.proposals import Proposals, Ranking, decode, select
+from demr.proposals import NMS_IOU, Proposals, Ranking, decode, select, suppress
 from demr.uncertainty_metrics import (
     auroc,
     brier,
@@ -51,6 +51,7 @@ _SAME_IOU = 0.5
 TAUS = (0.0, 0.05, 0.1, 0.2, 0.4)
 # Moments that may rival the top one. Fixed: what is calibrated on ten holds for a list of one.
 _RIVALS = 10
+_SPARE = 4
 # Between these two probabilities a search says "uncertain".
 THRESHOLDS = {"found": 0.6, "absent": 0.4}
 
@@ -134,7 +135,10 @@ def answer(
         tau: See :func:`~demr.proposals.rank`.
         top: Moments to return; the covariates do not depend on it.
     """
-    moments = select(raw.proposals, ranking=ranking, tau=tau, after=max(top, _RIVALS))
+    # Boundaries that move by votes or fusion may end up on each other: more are selected than are
+    # returned, and of those that came to overlap the better one stays.
+    wanted = _SPARE * max(top, _RIVALS)
+    moments = select(raw.proposals, ranking=ranking, tau=tau, after=wanted)
     variance = (moments.aleatoric + moments.epistemic).mean(axis=1)
     log_variance = np.log(np.maximum(variance, 1e-12))
     log_eu = np.log(np.maximum(moments.epistemic.mean(axis=1), 1e-12))
@@ -161,13 +165,33 @@ def answer(
         np.full(len(moments), np.log(moments.duration_s)),
         np.log(np.maximum(windows[:, 1] - windows[:, 0], 0.1)),
     )
-    return Prediction(moments[:top], np.stack(columns, axis=1)[:top], raw.saliency)
+    owner = suppress(windows, NMS_IOU, top)
+    keep = np.flatnonzero(owner == np.arange(len(moments)))
+    return Prediction(moments[keep], np.stack(columns, axis=1)[keep], raw.saliency)
 
 
 def _logit(probability: FloatArray) -> FloatArray:
     p = np.clip(probability, 1e-6, 1 - 1e-6)
     result: FloatArray = np.log(p / (1 - p))
     return result
+
+
+def load_calibration(path: Path) -> Calibration:
+    """Read a calibration whose covariates are those that are collected here.
+
+    Raises:
+        ModelError: If it is missing, damaged, or was fitted on other covariates.
+    """
+    calibration = Calibration.load(path)
+    for part in (calibration.interval, calibration.presence):
+        if part is not None and part.scaler.names != COVARIATES:
+            raise ModelError(
+                str(path),
+                expected=f"a calibration on {', '.join(COVARIATES)}",
+                got=f"one on {', '.join(part.scaler.names)}",
+                remedy="run demr calibrate again, on queries with absent ones",
+            )
+    return calibration
 
 
 def boundary_residual(

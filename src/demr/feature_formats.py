@@ -6,6 +6,7 @@ scale and a mean for each dimension. Nothing is unpickled.
 """
 
 import zipfile
+import zlib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,10 @@ from demr.errors import FeatureError
 from demr.features import FeaturePackWriter, align_streams
 
 _SHARD_KEYS = frozenset({"q", "scale", "mean", "start", "vid"})
-_UNREADABLE = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile)
+_UNREADABLE = (
+    OSError, ValueError, TypeError, EOFError, KeyError, NotImplementedError,
+    zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 
 
 class FeatureSource(Protocol):
@@ -46,16 +50,17 @@ def open_source(path: Path) -> FeatureSource:
         FeatureError: If it is none that is understood.
     """
     if path.is_dir():
-        files = {
-            file.stem: file for file in sorted(path.iterdir()) if file.suffix in (".npz", ".npy")
-        }
+        found = [file for file in sorted(path.iterdir()) if file.suffix in (".npz", ".npy")]
+        files = {file.stem: file for file in found}
         if not files:
             raise _unknown(path, "a folder without .npz or .npy files")
+        if len(files) < len(found):
+            raise _unknown(path, f"{len(found) - len(files)} videos both as .npz and as .npy")
         first = next(iter(files.values()))
         if first.suffix == ".npz":
             try:
-                with np.load(first) as arrays:
-                    sharded = set(arrays.files) >= _SHARD_KEYS
+                loaded = np.load(first)
+                sharded = not isinstance(loaded, np.ndarray) and set(loaded.files) >= _SHARD_KEYS
             except _UNREADABLE as error:
                 raise _damaged(first, error) from error
             if sharded:
@@ -79,6 +84,7 @@ class _Folder:
     def rows(self, vid: str) -> NDArray[Any]:
         file = self._files[vid]
         try:
+            # What is in a file decides, not its name.
             loaded = np.load(file)
             if isinstance(loaded, np.ndarray):
                 return _table(loaded, file)
@@ -133,11 +139,12 @@ class _QuantizedShards:
         for shard in shards:
             try:
                 with np.load(shard) as arrays:
-                    vids, start = arrays["vid"].tolist(), arrays["start"].tolist()
+                    vids = arrays["vid"].astype(str).tolist()
+                    start = arrays["start"].tolist()
+                for vid, low, high in zip(vids, start[:-1], start[1:], strict=True):
+                    self._where[vid] = (shard, int(low), int(high))
             except _UNREADABLE as error:
                 raise _damaged(shard, error) from error
-            for vid, low, high in zip(vids, start[:-1], start[1:], strict=True):
-                self._where[str(vid)] = (shard, int(low), int(high))
 
     @property
     def vids(self) -> Collection[str]:
@@ -224,8 +231,13 @@ def import_features(
                 got=f"{len(missing)} without, such as {missing[0]}",
                 remedy="fetch them, or drop their queries from the annotations",
             )
-    # In the order of the first source, which shards read fastest in.
-    vids = [vid for vid in next(iter(sources.values())).vids if vid in durations_s]
+    # In the order of shards, if there are any: they are read one after the other.
+    ordered = sorted(sources.values(), key=lambda source: not isinstance(source, _QuantizedShards))
+    vids = [vid for vid in ordered[0].vids if vid in durations_s]
+    if not vids:
+        raise FeatureError(
+            str(out), expected="at least one annotated video", got="none", remedy="add annotations"
+        )
     first = {stream: source.rows(vids[0]).shape[1] for stream, source in sources.items()}
     identity = EncoderIdentity(name, version, clip_s, tuple(first.items()), text_dim, normalization)
     clips = cut = 0

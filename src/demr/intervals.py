@@ -38,7 +38,8 @@ class IntervalCalibrator:
     depends on covariates: evidential moments order errors well, but their size is off, and a
     confidently wrong moment is off by a different factor than a right one. The factor's
     logarithm is a linear quantile regression, followed by a conformal shift that makes the
-    coverage at least the level with 95 % confidence.
+    coverage of a boundary at least the level with 95 % confidence. Approximately: the shift is
+    cross-fitted, and queries of one video are not quite independent.
 
     Attributes:
         scaler: Of the covariates.

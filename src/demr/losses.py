@@ -26,9 +26,10 @@ class LossWeights:
         intra: Saliency against clips of the same video.
         inter: Saliency against other (clip, query) pairs of the batch.
         clip_contrast: Clips of one moment against clips of other moments, without the text.
-        absent_negatives: Whether clips must also keep away from queries whose moment is in no
-            video of the batch. The paper's data has no such queries; where there are some, they
-            are often made to resemble what their video shows.
+        absent_negatives: Whether clips must also keep away from queries whose moment is not in
+            their own video. The paper's data has no such queries; where there are some, they are
+            often made to resemble what their video shows. As with any other negative, one of
+            another video may by chance be true of a clip.
         lambda_der: Weight of the evidential loss.
         lambda_nll: Weight of the likelihood within it.
         lambda_geom: Weight of the Geom-regulariser within it.

@@ -13,6 +13,8 @@ from demr.windows import window_iou
 Ranking = Literal["score", "uncertainty", "fusion", "voting"]
 # A proposal has a vote on the boundaries of a kept one that it overlaps by this much.
 _VOTING_IOU = 0.3
+# Windows that overlap a better one by more are absorbed by it (the release's value).
+NMS_IOU = 0.7
 FloatArray = NDArray[np.float64]
 
 
@@ -173,7 +175,7 @@ def select(
     *,
     ranking: Ranking = "score",
     tau: float = 0.0,
-    iou: float = 0.7,
+    iou: float = NMS_IOU,
     before: int = 1000,
     after: int = 10,
 ) -> Proposals:

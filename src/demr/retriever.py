@@ -18,7 +18,7 @@ from demr.calibration import Calibration
 from demr.domain import measure_strangeness
 from demr.encoders import Encoder, VideoFeatures, get_encoder
 from demr.errors import FeatureError, InputError, ModelError
-from demr.evaluation import Prediction, RawPrediction, answer
+from demr.evaluation import Prediction, RawPrediction, answer, load_calibration
 from demr.features import prepare_query, prepare_video
 from demr.pretrained import Pretrained, load_pretrained, resolve_device
 from demr.proposals import Ranking, decode
@@ -218,7 +218,7 @@ class MomentRetriever:
         folder = find_model(source)
         return cls(
             load_pretrained(folder),
-            Calibration.load(folder / "calibration.json"),
+            load_calibration(folder / "calibration.json"),
             device=device,
             level=level,
         )

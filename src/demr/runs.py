@@ -25,6 +25,7 @@ from demr.evaluation import (
     apply_calibration,
     fit_calibration,
     is_scored,
+    load_calibration,
     measure,
     prediction_lines,
     run_model,
@@ -382,7 +383,7 @@ def _former_calibration(path: Path) -> Calibration | None:
     if not path.exists():
         return None
     try:
-        return Calibration.load(path)
+        return load_calibration(path)
     except ModelError as error:
         raise ModelError(
             str(path),
@@ -407,7 +408,7 @@ def evaluate_run(
     if splits is None:
         splits = {"val": data.train_and_val()[1]}
         splits |= {name: data.read(path) for name, path in config.data.tests.items()}
-    calibration = Calibration.load(run / "calibration.json")
+    calibration = load_calibration(run / "calibration.json")
     level = config.calibration.interval_level
     metrics: dict[str, dict[str, float]] = {}
     lines: list[str] = []

@@ -5,7 +5,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +130,18 @@ class _Stage(lightning.LightningModule):
 
 
 class ReconstructionStage(_Stage):
-    """Stage 1: predict masked words from the fused text; ``L = L_qr + L_sal``."""
+    """Stage 1: predict masked words from the fused text; ``L = L_qr + L_sal``.
+
+    Attributes:
+        masking: What to hide once the alignment is over.
+    """
+
+    masking: Masking | None = None
+
+    def train_dataloader(self) -> DataLoader[Item]:
+        """Batches of this epoch, with hidden words once the alignment is over."""
+        self._dataset.masking = None if self._aligning else self.masking
+        return super().train_dataloader()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step."""
@@ -165,8 +176,7 @@ class ReconstructionStage(_Stage):
         return 0 if self._aligning else self._stage.queries_per_epoch
 
     def _align(self, batch: Batch) -> Tensor:
-        # Clean queries: there is no word to reconstruct, so none need be hidden.
-        embeddings = self.model.embed(replace(batch, masked=None))
+        embeddings = self.model.embed(batch)
         with torch.autocast(self.device.type, enabled=False):
             loss = alignment_loss(embeddings, batch, self.weights)
         self.log("qr/alignment", loss, on_step=False, on_epoch=True, batch_size=len(batch))
@@ -426,8 +436,8 @@ def train_stages(
             head = ReconstructionHead(config.model.dim, len(masking.vocabulary))
         done = checkpoints / "stage1.safetensors"
         stage1 = ReconstructionStage(model, head, config, train, stage, 1)
+        stage1.masking = masking
         if not done.exists():
-            train.masking = masking
             epochs = stage.align_epochs + stage.epochs
             _fit(stage1, config, run, "stage1", epochs, validate_every=0)
             with _disk_errors(done), atomic_path(done) as path:

@@ -6,6 +6,7 @@ them: they serve to train and to measure.
 
 import re
 import zipfile
+import zlib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -16,7 +17,10 @@ from demr.encoders.base import Encoder, EncoderIdentity, QueryFeatures, VideoFea
 from demr.encoders.words import locate_words, normalize_query
 from demr.errors import FeatureError, InputError
 
-_UNREADABLE = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile)
+_UNREADABLE = (
+    OSError, ValueError, TypeError, EOFError, KeyError, NotImplementedError,
+    zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 # Pieces that CLIP's tokenizer takes text apart into, before it looks for rarer words' parts.
 _PIECE = re.compile(r"'(?:s|t|re|ve|m|ll|d)\b|[^\W\d_]+|\d|[^\w\s]+|_+")
 
