@@ -128,6 +128,7 @@ def tabulate(runs: Path) -> None:
                 minutes = folder / "minutes.json"
                 collected.setdefault(variant, {})[str(seed)] = {
                     "metrics": json.loads((folder / "metrics.json").read_text()),
+                    "ranking": json.loads((folder / "calibration.json").read_text())["ranking"],
                     "balance": json.loads((folder / "balance.json").read_text()),
                     "minutes": json.loads(minutes.read_text()) if minutes.exists() else None,
                 }
@@ -150,7 +151,8 @@ def page(collected: dict[str, dict[str, dict]]) -> str:
         f"deviation over seeds ({'; '.join(f'{v}: {s}' for v, s in seeds.items())}).",
         f"Machine: {os.cpu_count()} cores, {platform.machine()}, no accelerator; two runs at once.",
         "The videos of the test splits were rendered, encoded to H.264 and decoded",
-        "like any other video. Every choice was made on the validation split.",
+        "like any other video. Every choice was made on the validation split. nu, EU and evidence are",
+        "those of the ranked moment: after voting, where that ranking was chosen.",
         "",
     ]
     if recipe:
@@ -218,6 +220,8 @@ def shared_rows(collected: dict[str, dict[str, dict]]) -> list[str]:
         + " | ".join(minutes)
         + " |",
     ]
+    rankings = [", ".join(r["ranking"] for r in runs.values()) for runs in collected.values()]
+    lines.append("| ranking chosen on validation, by seed | " + " | ".join(rankings) + " |")
     for measure in ("EU", "AU+EU"):
         cells = []
         for runs in collected.values():
