@@ -417,8 +417,8 @@ def _array(
     if not fits or table.dtype.kind not in "iuf":  # no text, null, true or false among them
         raise broken(place, f"{form} under {key}", repr(value))
     numbers: FloatArray = table.astype(np.float64)
-    bad = np.flatnonzero(~np.isfinite(numbers).reshape(len(numbers), -1).all(axis=1))
-    if bad.size:
-        got = f"{numbers[bad[0]].tolist()} at {bad[0]}"
-        raise broken(place, f"finite numbers under {key}", got)
+    finite = np.isfinite(numbers)
+    if not finite.all():
+        bad = int(np.flatnonzero(~finite.reshape(len(numbers), -1).all(axis=1))[0])
+        raise broken(place, f"finite numbers under {key}", f"{numbers[bad].tolist()} at {bad}")
     return numbers
