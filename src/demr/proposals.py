@@ -219,7 +219,7 @@ def _vote(ranked: Proposals, keep: NDArray[np.int64]) -> Proposals:
     weight = np.maximum(weight, 1e-300)
     total = votes.astype(np.float64) @ weight
     window_norm = (votes @ (weight * ranked.window_norm)) / total
-    # Around the kept window, so that no difference of two large squares is left.
+    # Around the mean, so that no difference of two large squares is left.
     offset = ranked.window_norm[None] - window_norm[:, None]
     spread = np.einsum("kn,nb,knb->kb", votes, weight, offset**2) / total
     aleatoric = kept.beta / (kept.alpha - 1)
