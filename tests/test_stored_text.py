@@ -24,7 +24,7 @@ def test_tokens_are_found_by_qid_and_know_their_words(tmp_path: Path) -> None:
     first = save(tmp_path, "qid2579", 8, pooler_output=np.zeros(4))
     second = save(tmp_path, "v_3", 3)
     save(tmp_path, "qid9", 5)  # one word in three pieces
-    text = open_text(tmp_path, IDENTITY, qids)
+    text = StoredText(tmp_path, IDENTITY).about(qids)
     assert text.identity == IDENTITY
     found = text.encode_queries(list(qids))
     np.testing.assert_array_equal(found[0].features, first)
@@ -52,7 +52,7 @@ def test_words_of_tokens_by_hand(query: str, owners: list[int]) -> None:
 
 def test_missing_and_damaged_queries_are_named(tmp_path: Path) -> None:
     save(tmp_path, "qid1", 3)
-    text = open_text(tmp_path, IDENTITY, {"a": "1", "b": "2", "c": "3"})
+    text = StoredText(tmp_path, IDENTITY, {"a": "1", "b": "2", "c": "3"})
     with pytest.raises(FeatureError, match="got 2 of 3 without, such as qid 2"):
         text.encode_queries(["a", "b", "c"])
     for content in (b"", b"PK\x03\x04 cut"):
@@ -80,7 +80,7 @@ def test_word_vectors_by_hand(tmp_path: Path) -> None:
     path = tmp_path / "words.npz"
     vectors = np.arange(8, dtype=np.float16).reshape(2, 4)
     np.savez(path, words=np.array(["dog", "a"]), vectors=vectors)
-    text = open_text(path, IDENTITY, {})
+    text = open_text(path, IDENTITY)
     (found,) = text.encode_queries(["A dog barks."])
     assert found.words == ("a", "dog", "barks")
     np.testing.assert_array_equal(found.features, [[4, 5, 6, 7], [0, 1, 2, 3], [0, 0, 0, 0]])
@@ -107,7 +107,7 @@ def test_word_vectors_of_another_width_or_none_are_refused(tmp_path: Path) -> No
     for broken in (tmp_path / "none.npz", tmp_path / "text.npz"):
         (tmp_path / "text.npz").write_text("x")
         with pytest.raises(FeatureError, match=r"a readable \.npz of text features"):
-            open_text(broken, IDENTITY, {})
+            open_text(broken, IDENTITY)
 
 
 @pytest.mark.data
@@ -115,9 +115,7 @@ def test_official_text_features(data_dir: Path) -> None:
     folder = data_dir / "samples" / "qvh_official_format" / "clip_text_features"
     query = "A girl and her mother cooked while talking with each other on facetime."
     identity = EncoderIdentity("clip", "1", 2.0, (("clip", 512),), 512, "l2")
-    (found,) = open_text(folder, identity, {query: "2579"}).encode_queries([query])
+    (found,) = StoredText(folder, identity, {query: "2579"}).encode_queries([query])
     assert found.features.shape == (16, 512)
-    # Its 13 words and the full stop take 16 tokens with both ends: one piece of it was split or
-    # every word is whole; either way no token may name a wrong word.
-    named = [found.words[i] for i in found.token_word.tolist() if i >= 0]
-    assert named in ([], list(found.words))
+    # 13 words, the full stop and both ends: every word is one token.
+    assert found.token_word.tolist() == [-1, *range(13), -1, -1]

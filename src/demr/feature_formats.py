@@ -5,8 +5,6 @@ lighthouse publish them; one HDF5 file with a table a video; and shards of whole
 scale and a mean for each dimension. Nothing is unpickled.
 """
 
-import zipfile
-import zlib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +16,9 @@ from numpy.typing import NDArray
 from demr.encoders.base import EncoderIdentity, VideoFeatures
 from demr.errors import FeatureError
 from demr.features import FeaturePackWriter, align_streams
+from demr.files import UNREADABLE_ARRAYS
 
 _SHARD_KEYS = frozenset({"q", "scale", "mean", "start", "vid"})
-_UNREADABLE = (
-    OSError, ValueError, TypeError, EOFError, KeyError, NotImplementedError,
-    zipfile.BadZipFile, zlib.error,
-)  # fmt: skip
 
 
 class FeatureSource(Protocol):
@@ -59,9 +54,8 @@ def open_source(path: Path) -> FeatureSource:
         first = next(iter(files.values()))
         if first.suffix == ".npz":
             try:
-                loaded = np.load(first)
-                sharded = not isinstance(loaded, np.ndarray) and set(loaded.files) >= _SHARD_KEYS
-            except _UNREADABLE as error:
+                sharded = _is_shard(first)
+            except UNREADABLE_ARRAYS as error:
                 raise _damaged(first, error) from error
             if sharded:
                 return _QuantizedShards(list(files.values()))
@@ -69,6 +63,14 @@ def open_source(path: Path) -> FeatureSource:
     if path.suffix in (".h5", ".hdf5"):
         return _Hdf5(path)
     raise _unknown(path, "a file" if path.exists() else "nothing")
+
+
+def _is_shard(file: Path) -> bool:
+    loaded = np.load(file)
+    if isinstance(loaded, np.ndarray):
+        return False
+    with loaded:
+        return set(loaded.files) >= _SHARD_KEYS
 
 
 class _Folder:
@@ -90,7 +92,7 @@ class _Folder:
                 return _table(loaded, file)
             with loaded:
                 return _table(loaded[_only(loaded.files, file)], file)
-        except _UNREADABLE as error:
+        except UNREADABLE_ARRAYS as error:
             raise _damaged(file, error) from error
 
 
@@ -125,7 +127,7 @@ class _Hdf5:
             if isinstance(found, self._group):
                 found = found[_only(list(found), self._path)]
             return _table(np.asarray(found), self._path)
-        except _UNREADABLE as error:
+        except UNREADABLE_ARRAYS as error:
             raise _damaged(self._path, error) from error
 
 
@@ -143,7 +145,7 @@ class _QuantizedShards:
                     start = arrays["start"].tolist()
                 for vid, low, high in zip(vids, start[:-1], start[1:], strict=True):
                     self._where[vid] = (shard, int(low), int(high))
-            except _UNREADABLE as error:
+            except UNREADABLE_ARRAYS as error:
                 raise _damaged(shard, error) from error
 
     @property
@@ -157,7 +159,7 @@ class _QuantizedShards:
             try:
                 with np.load(shard) as arrays:
                     self._table = arrays["q"].astype(np.float32) * arrays["scale"] + arrays["mean"]
-            except _UNREADABLE as error:
+            except UNREADABLE_ARRAYS as error:
                 raise _damaged(shard, error) from error
             self._path = shard
         return _table(self._table[low:high], shard)

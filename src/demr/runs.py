@@ -18,7 +18,7 @@ from demr.config import DataConfig, TrainConfig, load_config
 from demr.dataset import MomentDataset, check_videos
 from demr.domain import describe_domain
 from demr.encoders import Encoder, get_encoder
-from demr.encoders.stored import open_text
+from demr.encoders.stored import StoredText, open_text
 from demr.errors import AnnotationError, ConfigError, ModelError
 from demr.evaluation import (
     RawPrediction,
@@ -83,12 +83,17 @@ class RunData:
             return hold_out(train, self.config.val_share, "data.val_share")
         return train, self.read(self.config.val)
 
+    def val(self) -> list[Annotation]:
+        """Queries to choose by; training queries are read only where these are held out of them."""
+        return self.train_and_val()[1] if self.config.val_share else self.read(self.config.val)
+
     def dataset(self, annotations: list[Annotation]) -> MomentDataset:
         """Annotations with their features."""
         encoder = self.encoder
-        if self.config.text is not None:
-            qids = {annotation.query: annotation.qid for annotation in annotations}
-            encoder = open_text(self.config.root / self.config.text, self.pack.identity, qids)
+        if isinstance(encoder, StoredText):
+            encoder = encoder.about(
+                {annotation.query: annotation.qid for annotation in annotations}
+            )
         return MomentDataset(annotations, self.pack, encoder)
 
 
@@ -115,7 +120,7 @@ def open_data(config: DataConfig, *, render: bool = False) -> RunData:
     pack = FeaturePack(config.root / config.features)
     if config.text is None:
         return RunData(config, pack, get_encoder(config.encoder))
-    return RunData(config, pack, open_text(config.root / config.text, pack.identity, {}))
+    return RunData(config, pack, open_text(config.root / config.text, pack.identity))
 
 
 def prepare_shapes(config: DataConfig) -> None:
@@ -360,7 +365,7 @@ def calibrate_run(
     """
     config, pretrained = load_run(run)
     data = open_data(config.data) if data is None else data
-    annotations = data.train_and_val()[1] if annotations is None else annotations
+    annotations = data.val() if annotations is None else annotations
     # As in evaluate_run: intervals are promised for moments, and a vague query has no single one.
     annotations = [annotation for annotation in annotations if is_scored(annotation)]
     path = run / "calibration.json"
@@ -406,7 +411,7 @@ def evaluate_run(
     config, pretrained = load_run(run)
     data = open_data(config.data) if data is None else data
     if splits is None:
-        splits = {"val": data.train_and_val()[1]}
+        splits = {"val": data.val()}
         splits |= {name: data.read(path) for name, path in config.data.tests.items()}
     calibration = load_calibration(run / "calibration.json")
     level = config.calibration.interval_level

@@ -18,8 +18,7 @@ from demr.encoders.base import EncoderIdentity, QueryFeatures, VideoFeatures, cl
 from demr.encoders.motion import HUE_DIM, MOTION_DIM, SAMPLES_PER_S, SHAPE_DIM, TrackCodes
 from demr.encoders.objects import CONTRAST, GLOBALS, Floats, FrameAnalyser
 from demr.encoders.tracks import Linker, Track
-from demr.encoders.words import TEXT_DIM, split_words, word_vector
-from demr.errors import InputError
+from demr.encoders.words import TEXT_DIM, query_words, word_vector
 from demr.video import iter_frames, probe_video
 
 CLIP_S = 1.0
@@ -224,14 +223,7 @@ def _per_clip(scene: Floats, samples: int, clips: int) -> Floats:
 
 
 def _encode_query(query: str) -> QueryFeatures:
-    words = split_words(query)
-    if not words:
-        raise InputError(
-            "query",
-            expected="a sentence with at least one word",
-            got=repr(query),
-            remedy="describe the moment in words",
-        )
+    words = query_words(query)
     features = np.stack([word_vector(word) for word in words])
     return QueryFeatures(query, features, words, np.arange(len(words), dtype=np.int64))
 

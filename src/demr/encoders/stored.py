@@ -5,8 +5,6 @@ them: they serve to train and to measure.
 """
 
 import re
-import zipfile
-import zlib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -14,41 +12,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from demr.encoders.base import Encoder, EncoderIdentity, QueryFeatures, VideoFeatures
-from demr.encoders.words import locate_words, normalize_query
+from demr.encoders.words import locate_words, normalize_query, query_words, split_words
 from demr.errors import FeatureError, InputError
+from demr.files import UNREADABLE_ARRAYS
 
-_UNREADABLE = (
-    OSError, ValueError, TypeError, EOFError, KeyError, NotImplementedError,
-    zipfile.BadZipFile, zlib.error,
-)  # fmt: skip
 # Pieces that CLIP's tokenizer takes text apart into, before it looks for rarer words' parts.
 _PIECE = re.compile(r"'(?:s|t|re|ve|m|ll|d)\b|[^\W\d_]+|\d|[^\w\s]+|_+")
 
 
-def open_text(path: Path, identity: EncoderIdentity, qids: Mapping[str, str]) -> Encoder:
+def open_text(path: Path, identity: EncoderIdentity) -> Encoder:
     """Open the text side of stored features.
 
     Args:
         path: A folder with one ``qid<qid>.npz`` or ``<qid>.npz`` a query, or one ``.npz`` with the
             arrays ``words`` and ``vectors``.
         identity: Identity of the video features that it belongs to.
-        qids: Query -> qid. Equal queries have equal features, whichever qid they are found under.
 
     Raises:
         FeatureError: If there is neither.
     """
-    if path.is_dir():
-        return StoredText(path, identity, qids)
-    return WordVectors(path, identity)
+    return StoredText(path, identity) if path.is_dir() else WordVectors(path, identity)
 
 
-class StoredText:
-    """Token features that were extracted elsewhere, one file a query."""
+class _Stored:
+    """What both forms share: the video side's identity, and no way to encode a video."""
 
-    def __init__(self, folder: Path, identity: EncoderIdentity, qids: Mapping[str, str]) -> None:
-        self._folder = folder
-        self._identity = identity
-        self._qids = qids
+    _identity: EncoderIdentity
 
     @property
     def identity(self) -> EncoderIdentity:
@@ -61,7 +50,33 @@ class StoredText:
         Raises:
             InputError: Always.
         """
-        raise _not_here(str(path))
+        raise InputError(
+            str(path),
+            expected="the encoder that made this model's features",
+            got="stored features alone",
+            remedy="train on features of an encoder that is here to search videos",
+        )
+
+
+class StoredText(_Stored):
+    """Token features that were extracted elsewhere, one file a query.
+
+    Args:
+        folder: Where the files lie.
+        identity: Identity of the video features that they belong to.
+        qids: Query -> qid. Equal queries have equal features, whichever qid they are found under.
+    """
+
+    def __init__(
+        self, folder: Path, identity: EncoderIdentity, qids: Mapping[str, str] | None = None
+    ) -> None:
+        self._folder = folder
+        self._identity = identity
+        self._qids = qids or {}
+
+    def about(self, qids: Mapping[str, str]) -> "StoredText":
+        """Return the same files for other queries."""
+        return StoredText(self._folder, self._identity, qids)
 
     def encode_queries(
         self, queries: Sequence[str], hidden: Sequence[Collection[int]] | None = None
@@ -82,7 +97,8 @@ class StoredText:
                 got="input",
                 remedy="set reconstruction.masking to feature",
             )
-        missing = [query for query in queries if self._find(query) is None]
+        files = {query: self._find(query) for query in queries}
+        missing = [query for query in queries if files[query] is None]
         if missing:
             raise FeatureError(
                 str(self._folder),
@@ -91,32 +107,29 @@ class StoredText:
                 f"{self._qids.get(missing[0], '?')}",
                 remedy="fetch them, or drop these queries",
             )
-        return [self._read(query) for query in queries]
+        return [_read(query, file) for query in queries if (file := files[query]) is not None]
 
     def _find(self, query: str) -> Path | None:
         qid = self._qids.get(query)
         places = (self._folder / f"qid{qid}.npz", self._folder / f"{qid}.npz")
         return next((place for place in places if qid is not None and place.exists()), None)
 
-    def _read(self, query: str) -> QueryFeatures:
-        file = self._find(query)
-        try:
-            with np.load(str(file)) as arrays:
-                name = "last_hidden_state" if "last_hidden_state" in arrays else "features"
-                table = np.asarray(arrays[name], dtype=np.float32)
-        except _UNREADABLE as error:
-            raise _damaged(Path(str(file)), error) from error
-        if table.ndim != 2 or not len(table):
-            raise FeatureError(
-                str(file),
-                expected="a table of tokens by features",
-                got=f"shape {table.shape}",
-                remedy="fetch or extract it again",
-            )
-        words = locate_words(query)
-        return QueryFeatures(
-            query, table, tuple(word for word, _, _ in words), _owners(query, len(table))
+
+def _read(query: str, file: Path) -> QueryFeatures:
+    try:
+        with np.load(file) as arrays:
+            name = "last_hidden_state" if "last_hidden_state" in arrays else "features"
+            table = np.asarray(arrays[name], dtype=np.float32)
+    except UNREADABLE_ARRAYS as error:
+        raise _damaged(file, error) from error
+    if table.ndim != 2 or not len(table):
+        raise FeatureError(
+            str(file),
+            expected="a table of tokens by features",
+            got=f"shape {table.shape}",
+            remedy="fetch or extract it again",
         )
+    return QueryFeatures(query, table, split_words(query), _owners(query, len(table)))
 
 
 def _owners(query: str, tokens: int) -> NDArray[np.int64]:
@@ -132,7 +145,7 @@ def _owners(query: str, tokens: int) -> NDArray[np.int64]:
     return np.array(owners, dtype=np.int64)
 
 
-class WordVectors:
+class WordVectors(_Stored):
     """One vector a word, from a table such as GloVe's; unknown words are zeros.
 
     Args:
@@ -147,7 +160,7 @@ class WordVectors:
         try:
             with np.load(path) as arrays:
                 words, vectors = arrays["words"], arrays["vectors"].astype(np.float32)
-        except _UNREADABLE as error:
+        except UNREADABLE_ARRAYS as error:
             raise _damaged(path, error) from error
         if vectors.ndim != 2 or len(words) != len(vectors) or vectors.shape[1] != identity.text_dim:
             raise FeatureError(
@@ -160,19 +173,6 @@ class WordVectors:
         self._place = {str(word): index for index, word in enumerate(words.tolist())}
         self._vectors = np.vstack([vectors, np.zeros((1, vectors.shape[1]), dtype=np.float32)])
 
-    @property
-    def identity(self) -> EncoderIdentity:
-        """That of the video features."""
-        return self._identity
-
-    def encode_video(self, path: str | Path) -> VideoFeatures:
-        """Refuse: the encoder is not here.
-
-        Raises:
-            InputError: Always.
-        """
-        raise _not_here(str(path))
-
     def encode_queries(
         self, queries: Sequence[str], hidden: Sequence[Collection[int]] | None = None
     ) -> list[QueryFeatures]:
@@ -183,29 +183,13 @@ class WordVectors:
         """
         encoded = []
         for number, query in enumerate(queries):
-            words = tuple(word for word, _, _ in locate_words(query))
-            if not words:
-                raise InputError(
-                    "query",
-                    expected="a sentence with at least one word",
-                    got=repr(query),
-                    remedy="describe the moment in words",
-                )
+            words = query_words(query)
             features = self._vectors[[self._place.get(word, -1) for word in words]]
             if hidden is not None:
                 features[list(hidden[number])] = 0
             owners = np.arange(len(words), dtype=np.int64)
             encoded.append(QueryFeatures(query, features, words, owners))
         return encoded
-
-
-def _not_here(subject: str) -> InputError:
-    return InputError(
-        subject,
-        expected="the encoder that made this model's features",
-        got="stored features alone",
-        remedy="train on features of an encoder that is here to search videos",
-    )
 
 
 def _damaged(path: Path, error: Exception) -> FeatureError:

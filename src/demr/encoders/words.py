@@ -14,6 +14,8 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
+from demr.errors import InputError
+
 TEXT_DIM = 128
 MAX_WORDS = 77
 # Shares of the squared length. Less for the letters than for the word, or "red" and "reads" would
@@ -32,6 +34,23 @@ def split_words(query: str) -> tuple[str, ...]:
     ('the', 'red', "circle's", 'edge', 'please')
     """
     return tuple(word for word, _, _ in locate_words(query))
+
+
+def query_words(query: str) -> tuple[str, ...]:
+    """Words of a query that is to be encoded word by word.
+
+    Raises:
+        InputError: If it holds none.
+    """
+    words = split_words(query)
+    if not words:
+        raise InputError(
+            "query",
+            expected="a sentence with at least one word",
+            got=repr(query),
+            remedy="describe the moment in words",
+        )
+    return words
 
 
 def normalize_query(query: str) -> str:
