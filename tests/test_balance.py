@@ -1,21 +1,15 @@
 import json
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from numpy.typing import NDArray
 
-from demr.annotations import Annotation
-from demr.balance import LEVELS, FeatureNoise, dvar, measure_balance, noise_curves, rises
+from demr.balance import LEVELS, dvar, measure_balance, noise_curves, rises
 from demr.calibration import Calibration
-from demr.dataset import MomentDataset
-from demr.encoders.base import EncoderIdentity, QueryFeatures, VideoFeatures
 from demr.errors import InputError
-from demr.features import FeaturePack, FeaturePackWriter, prepare_video
+from demr.noise import FeatureDeviation
 from demr.runs import load_run, open_data
 
 
@@ -40,98 +34,6 @@ def test_rises(curve: tuple[float, ...], expected: bool) -> None:
     assert rises(curve) is expected
 
 
-IDENTITY = EncoderIdentity("fake", "1", 2.0, (("wide", 3), ("narrow", 2)), 4, "l2")
-
-
-class FakeEncoder:
-    """Long vectors of different lengths, so that it matters where noise is added."""
-
-    identity = IDENTITY
-
-    def encode_video(self, path: str | Path) -> VideoFeatures:
-        raise NotImplementedError(path)
-
-    def encode_queries(
-        self, queries: Sequence[str], hidden: Sequence[Collection[int]] | None = None
-    ) -> list[QueryFeatures]:
-        del hidden
-        rng = np.random.default_rng(5)
-        return [
-            QueryFeatures(
-                query,
-                10 * rng.random((len(query.split()), 4), dtype=np.float32),
-                tuple(query.split()),
-                np.arange(len(query.split())),
-            )
-            for query in queries
-        ]
-
-
-@pytest.fixture
-def dataset(tmp_path: Path) -> MomentDataset:
-    rng = np.random.default_rng(4)
-    with FeaturePackWriter(tmp_path / "pack", IDENTITY) as writer:
-        for vid, clips in (("b", 500), ("a", 3)):
-            table = (20 * rng.random((clips, 5))).astype(np.float16).astype(np.float32)
-            writer.add(VideoFeatures(vid, 2.0 * clips, 2.0, table))
-    annotations = [
-        Annotation(str(i), query, vid, duration, ((0.0, 2.0),))
-        for i, (query, vid, duration) in enumerate(
-            [("a dog eats", "b", 1000.0), ("it runs", "a", 6.0), ("a cat", "b", 1000.0)]
-        )
-    ]
-    return MomentDataset(annotations, FeaturePack(tmp_path / "pack"), FakeEncoder())
-
-
-def unit(x: NDArray[Any]) -> NDArray[Any]:
-    return np.asarray(x / np.linalg.norm(x, axis=1, keepdims=True))
-
-
-def test_noise_is_added_before_normalisation(dataset: MomentDataset, tmp_path: Path) -> None:
-    pack = FeaturePack(tmp_path / "pack")
-    deviation = np.array([0.5, 0.0, 2.0, 4.0, 8.0])
-    noisy = FeatureNoise(deviation, None, 2.0, seed=7).apply(dataset)
-    rng = np.random.default_rng(7)
-    for index, vid in ((1, "a"), (0, "b")):
-        clean = pack[vid].features
-        raw = clean + 2 * deviation * rng.standard_normal(clean.shape, dtype=np.float32)
-        expected = np.concatenate([unit(raw[:, :3]), unit(raw[:, 3:])], axis=1)
-        found = noisy[index]
-        np.testing.assert_allclose(found.video[:, :5], expected, atol=1e-6)
-        assert torch.equal(found.video[:, 5:], dataset[index].video[:, 5:])
-        assert torch.equal(found.text, dataset[index].text)
-        assert found.targets is not None
-    # Both queries about a video see the same one; the undisturbed one is still there.
-    assert torch.equal(noisy[0].video, noisy[2].video)
-    assert not torch.equal(noisy[0].video, dataset[0].video)
-    assert torch.equal(dataset[1].video, prepare_video(pack["a"], IDENTITY)[0])
-    other = FeatureNoise(deviation, None, 2.0, seed=8).apply(dataset)
-    assert not torch.equal(noisy[0].video, other[0].video)
-
-    words = FeatureNoise(None, np.full(4, 3.0), 0.5, seed=7).apply(dataset)
-    rng = np.random.default_rng(7)
-    for index, query in enumerate(dataset.queries):
-        noisy_words = query.features + 1.5 * rng.standard_normal(
-            query.features.shape, dtype=np.float32
-        )
-        np.testing.assert_allclose(words[index].text.numpy(), unit(noisy_words), atol=1e-6)
-        assert torch.equal(words[index].video, dataset[index].video)
-
-
-def test_noise_has_the_deviation_asked_for(tmp_path: Path) -> None:
-    plain = replace(IDENTITY, normalization="none")
-    with FeaturePackWriter(tmp_path / "plain", plain) as writer:
-        writer.add(VideoFeatures("v", 6000.0, 2.0, np.zeros((3000, 5), np.float32)))
-    encoder = FakeEncoder()
-    encoder.identity = plain
-    annotations = [Annotation("1", "a dog", "v", 6000.0, ())]
-    still = MomentDataset(annotations, FeaturePack(tmp_path / "plain"), encoder)
-    noise = FeatureNoise(np.array([0.5, 0.0, 2.0, 0.0, 0.0]), None, 2.0, seed=1)
-    deviation = noise.apply(still)[0].video[:, :5].std(dim=0)
-    expected = torch.tensor([1.0, 0.0, 4.0, 0.0, 0.0])
-    torch.testing.assert_close(deviation, expected, rtol=0.03, atol=0)
-
-
 def test_undisturbed_queries_lie_at_zero_and_no_noise_moves_nothing(run: Path) -> None:
     config, pretrained = load_run(run)
     data = open_data(config.data)
@@ -142,8 +44,7 @@ def test_undisturbed_queries_lie_at_zero_and_no_noise_moves_nothing(run: Path) -
         pretrained.model,
         data.dataset(queries),
         calibration,
-        np.zeros(video),
-        np.full(text, 0.1),
+        FeatureDeviation(np.zeros(video), np.full(text, 0.1)),
     )
     assert curves["video"].epistemic == pytest.approx([0] * len(LEVELS), abs=1e-5)
     assert curves["video"].predictive == pytest.approx([0] * len(LEVELS), abs=1e-5)

@@ -1,6 +1,6 @@
 """Modality balance: how the uncertainty answers to noise on the video and on the text."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,13 +11,13 @@ from demr.calibration import Calibration
 from demr.dataset import MomentDataset
 from demr.errors import InputError
 from demr.evaluation import apply_calibration, load_calibration, run_model, write_json
-from demr.features import feature_statistics
+from demr.figures import noise_figure
 from demr.model import DemrModel
+from demr.noise import FeatureDeviation, FeatureNoise
 from demr.runs import load_run, open_data
 
 LEVELS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
 FloatArray = NDArray[np.float64]
-Features = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -33,45 +33,11 @@ class Curve:
     predictive: tuple[float, ...]
 
 
-@dataclass(frozen=True)
-class FeatureNoise:
-    """Gaussian noise on the raw features of one modality or both, before any normalisation.
-
-    Equal seeds give equal noise, scaled by the level: curves over levels are smooth.
-
-    Attributes:
-        video: Standard deviation of each video dimension, ``(Dv,)``; None leaves video alone.
-        text: Standard deviation of each token dimension, ``(Dt,)``; None leaves text alone.
-        level: Factor on both.
-        seed: Of the noise.
-    """
-
-    video: FloatArray | None
-    text: FloatArray | None
-    level: float
-    seed: int = 0
-
-    def apply(self, dataset: MomentDataset) -> MomentDataset:
-        """Return the disturbed items; every video and every query is disturbed once."""
-        generator = np.random.default_rng(self.seed)
-
-        def noisy(features: Features, deviation: FloatArray) -> Features:
-            noise = generator.standard_normal(features.shape, dtype=np.float32)
-            return features + noise * (self.level * deviation).astype(np.float32)
-
-        video, text = self.video, self.text
-        return dataset.changed(
-            None if video is None else lambda v: replace(v, features=noisy(v.features, video)),
-            None if text is None else lambda q: replace(q, features=noisy(q.features, text)),
-        )
-
-
 def noise_curves(
     model: DemrModel,
     dataset: MomentDataset,
     calibration: Calibration,
-    video_deviation: FloatArray,
-    text_deviation: FloatArray,
+    deviation: FeatureDeviation,
     *,
     seed: int = 0,
 ) -> dict[str, Curve]:
@@ -84,27 +50,26 @@ def noise_curves(
         model: In evaluation mode.
         dataset: Queries to disturb.
         calibration: Gives the ranking.
-        video_deviation: Of every raw video dimension over the training clips, ``(Dv,)``.
-        text_deviation: Of every token dimension over the training queries, ``(Dt,)``.
+        deviation: Of the raw features over the training data.
         seed: Of the noise.
 
     Returns:
         ``video`` and ``text``.
     """
     clean = _log_uncertainty(model, dataset, calibration, None)
-    mean, deviation = clean.mean(axis=1), clean.std(axis=1) + 1e-9
+    mean, spread = clean.mean(axis=1), clean.std(axis=1) + 1e-9
     curves = {}
     for name in ("video", "text"):
         points = []
         for level in LEVELS:
             noise = FeatureNoise(
-                video_deviation if name == "video" else None,
-                text_deviation if name == "text" else None,
+                deviation.video if name == "video" else None,
+                deviation.text if name == "text" else None,
                 level,
                 seed,
             )
             values = clean if level == 0 else _log_uncertainty(model, dataset, calibration, noise)
-            points.append((values.mean(axis=1) - mean) / deviation)
+            points.append((values.mean(axis=1) - mean) / spread)
         epistemic, predictive = np.array(points).T.tolist()
         curves[name] = Curve(tuple(epistemic), tuple(predictive))
     return curves
@@ -156,7 +121,6 @@ def measure_balance(run: Path, split: str, limit: int) -> dict[str, object]:
         )
     shown, val = data.train_and_val()
     train = data.dataset(shown)
-    tokens = np.concatenate([query.features for query in train.queries])
     asked = val if split == "val" else data.read(paths[split])
     annotations = [a for a in asked if a.windows_s and a.kind == "present"]
     if limit < 0 or limit == 1 or len(annotations) < 2:
@@ -169,13 +133,11 @@ def measure_balance(run: Path, split: str, limit: int) -> dict[str, object]:
     if limit:
         chosen = np.linspace(0, len(annotations) - 1, min(limit, len(annotations))).astype(int)
         annotations = [annotations[i] for i in chosen]
-    vids = {annotation.vid for annotation in train.annotations}
     curves = noise_curves(
         pretrained.model,
         data.dataset(annotations),
         load_calibration(run / "calibration.json"),
-        feature_statistics(data.pack[vid] for vid in sorted(vids))[1].astype(np.float64),
-        tokens.std(axis=0),
+        FeatureDeviation.of(train, data.pack),
         seed=config.seed,
     )
     video, text = curves["video"], curves["text"]
@@ -199,9 +161,10 @@ def measure_balance(run: Path, split: str, limit: int) -> dict[str, object]:
 
 
 def balance_run(run: Path, split: str, limit: int) -> str:
-    """Measure, write ``balance.json``, and word the result."""
+    """Measure, write ``balance.json`` and its figure ``balance.png``, and word the result."""
     result = measure_balance(run, split, limit)
     write_json(run / "balance.json", result)
+    noise_figure({"": [result]}, run / "balance.png")
     lines = [f"noise level      {'  '.join(f'{level:>6g}' for level in LEVELS)}"]
     for measure in ("EU", "AU+EU"):
         part = result[measure]

@@ -21,6 +21,7 @@ class Item:
         event: Queries with equal events are not each other's negatives.
         masked: True for tokens hidden in query reconstruction, ``(T,)``; None outside stage 1.
         label: Vocabulary id of each masked token, ``(T,)``; None outside stage 1.
+        noise: How far training noise has taken the features away, from 0 (not at all) towards 1.
     """
 
     video: Tensor
@@ -31,6 +32,7 @@ class Item:
     event: int = -1
     masked: Tensor | None = None
     label: Tensor | None = None
+    noise: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class Batch:
         duration_s: ``(B,)``.
         targets: Clip-wise targets, or None at inference.
         event: Event ids, ``(B,)``; -1 is an event of its own.
+        noise: How far training noise has taken the features away, 0..1, ``(B,)``.
         masked: Tokens hidden in query reconstruction, ``(B, T)``, or None.
         label: Vocabulary ids of the masked tokens, ``(B, T)``, or None.
     """
@@ -79,6 +82,7 @@ class Batch:
     duration_s: Tensor
     targets: Targets | None
     event: Tensor
+    noise: Tensor
     masked: Tensor | None = None
     label: Tensor | None = None
 
@@ -180,6 +184,7 @@ def collate(items: Sequence[Item]) -> Batch:
             pad_sequence([t.saliency for t in targets], batch_first=True),
         ),
         event=torch.tensor([item.event for item in items]),
+        noise=torch.tensor([item.noise for item in items], dtype=torch.float32),
         masked=pad_sequence(masked, batch_first=True) if masked else None,
         label=pad_sequence(label, batch_first=True) if label else None,
     )

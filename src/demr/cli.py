@@ -217,6 +217,86 @@ def balance(
     typer.echo(balance_run(run, split, limit))
 
 
+@app.command()
+def ablate(
+    config: Annotated[Path, typer.Argument(help="The recipe that variants depart from.")],
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(help="What to vary: a name (--list shows them) or a YAML file. [steps]"),
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="Seeds of every variant, with commas.")] = "0,1,2",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Override a setting of the recipe in all variants: a.b=value."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder; finished runs in it are kept.  [runs/NAME-ablation]"),
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="Runs at a time, which share the cores.")] = 1,
+    balance: Annotated[
+        str, typer.Option(help="Split whose noise curves are measured, or none.")
+    ] = "val",
+    limit: Annotated[int, typer.Option(help="Queries of that split; 0 takes all.")] = 500,
+    list_grids: Annotated[
+        bool, typer.Option("--list", help="Show the grids and their runs, and train nothing.")
+    ] = False,
+    report_only: Annotated[
+        bool, typer.Option("--report-only", help="Tables and figures of what is finished.")
+    ] = False,
+) -> None:
+    """Train variants of a recipe with several seeds, and compare them.
+
+    Can be stopped and started at will: finished runs are kept, others go on. Another recipe or
+    override is another run. A failed run does not stop the rest.
+    """
+    _need_extra("train", "lightning", "tensorboard", "HanTa")
+    from demr.ablation import GRIDS, load_grid
+    from demr.ablation_report import ablate_recipe, describe
+
+    names = grid or (list(GRIDS) if list_grids else ["steps"])
+    grids = dict(load_grid(name) for name in names)
+    parsed = _seeds(seeds)
+    if list_grids:
+        typer.echo(describe(config, grids, parsed, overrides or []))
+        return
+    for option, value, least in (("--jobs", jobs, 1), ("--limit", limit, 0)):
+        if value < least:
+            raise InputError(
+                option, expected=f"at least {least}", got=str(value), remedy="raise it"
+            )
+    report, failed = ablate_recipe(
+        config,
+        grids,
+        parsed,
+        overrides or [],
+        out,
+        jobs=jobs,
+        balance=None if balance == "none" else balance,
+        limit=limit,
+        train=not report_only,
+    )
+    typer.echo(report)
+    if failed:
+        typer.echo(f"demr: {failed} runs failed; the same command tries them again", err=True)
+        raise typer.Exit(1)
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        seeds = [int(part) for part in text.split(",")]
+    except ValueError:
+        seeds = []
+    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise InputError(
+            f"--seeds {text}",
+            expected="different whole numbers from 0 on, with commas",
+            got="something else",
+            remedy="write for example --seeds 0,1,2",
+        )
+    return seeds
+
+
 @import_app.command("annotations")
 def import_annotations(
     file: Annotated[

@@ -137,6 +137,9 @@ class LossConfig(_Strict):
     error_scale: Literal["min-max", "rank"] = "min-max"
     """How Geom scales errors to 0..1. ``min-max`` is the paper's; ``rank`` is not moved by
     outliers, see ``demr.evidential.geom_regularizer``."""
+    noise_doubt: bool = False
+    """Let Geom ask for less evidence the more ``retrieval.noise_share`` disturbed an item, on
+    whichever modality; not in the paper, see ``demr.evidential.geom_regularizer``."""
     location_gradient: bool = True
     """Whether the likelihood's gradient reaches the predicted boundary."""
 
@@ -198,6 +201,13 @@ class RetrievalConfig(_StageConfig):
     """Epoch at which a ``step`` schedule divides the rate by ten."""
     schedule: Literal["step", "cosine"] = "step"
     """``step`` is the paper's; ``cosine`` decays to zero over the whole run."""
+    noise_share: Rate = 0.0
+    """Share of the training items whose video features are disturbed by Gaussian noise, and,
+    drawn independently, whose text features are; the refit's too. Not in the paper: without it
+    no loss says that uncertainty has to grow where the features are worse than ever seen."""
+    noise_level: Weight = 4.0
+    """Largest noise, in standard deviations of each feature over the training data. An item's
+    level is drawn log-uniformly between a sixteenth of it and all of it."""
     refit_epochs: Count = 0
     """Epochs in which a fresh evidential head is fitted to the finished network; not in the
     paper, see ``demr.training``."""

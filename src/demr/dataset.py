@@ -41,6 +41,25 @@ class Masking:
     seed: int
 
 
+@dataclass(frozen=True)
+class Disturbed:
+    """What noise made of an item.
+
+    Attributes:
+        video: Raw features with noise; None if they stay as they are.
+        query: Likewise.
+        noise: How much of both is noise, from 0 towards 1.
+    """
+
+    video: VideoFeatures | None
+    query: QueryFeatures | None
+    noise: float
+
+
+# (raw video, raw query, epoch, item) -> what they become.
+Disturbance = Callable[[VideoFeatures, QueryFeatures, int, int], Disturbed]
+
+
 class MomentDataset(Dataset[Item]):
     """Queries with the features of their videos, held in memory.
 
@@ -49,6 +68,10 @@ class MomentDataset(Dataset[Item]):
         pack: Must hold every video.
         encoder: Encodes the queries; must be the encoder that made the pack.
         masking: Hide words for query reconstruction; None outside stage 1.
+
+    Attributes:
+        disturb: Changes raw features whenever an item is asked for; None outside training with
+            noise. Items whose video it changes no longer share it with others.
 
     Raises:
         FeatureError: If the pack is another encoder's, a video is missing, or its duration is
@@ -71,6 +94,7 @@ class MomentDataset(Dataset[Item]):
             )
         self.annotations = tuple(annotations)
         self.masking = masking
+        self.disturb: Disturbance | None = None
         self.epoch = 0
         self._videos: dict[str, tuple[Tensor, Tensor]] = {}
         self._duration_s: dict[str, float] = {}
@@ -120,6 +144,14 @@ class MomentDataset(Dataset[Item]):
             targets=self._targets[index],
             event=-1 if annotation.event is None else self._event_ids[annotation.event],
         )
+        if self.disturb is not None:
+            vid = annotation.vid
+            noisy = self.disturb(self._pack[vid], self._queries[index], self.epoch, index)
+            item = replace(item, noise=noisy.noise)
+            if noisy.video is not None:
+                item = replace(item, video=prepare_video(noisy.video, self._identity)[0])
+            if noisy.query is not None:
+                item = replace(item, text=prepare_query(noisy.query, self._identity))
         return item if self.masking is None else self._mask(item, index, self.masking)
 
     def _make_targets(self, annotation: Annotation, span_norm: Tensor) -> Targets | None:

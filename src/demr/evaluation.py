@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from demr.proposals import NMS_IOU, Proposals, Ranking, decode, select, suppress
 from demr.uncertainty_metrics import (
     auroc,
     brier,
+    consistency_bins,
     crps_student_t,
     ece,
     interval_coverage,
@@ -114,7 +115,8 @@ def run_model(
     model = model.to(device).eval()
     results: dict[int, RawPrediction] = {}
     for indices in sequential_batches(dataset, batch_size):
-        batch = collate([dataset[index] for index in indices])
+        # Answers need no targets, and a split may hold queries without.
+        batch = collate([replace(dataset[index], targets=None) for index in indices])
         with torch.inference_mode():
             output = model(batch.to(device))
         records = decode(output, batch.video_mask, batch.duration_s)
@@ -423,6 +425,44 @@ def _measure_uncertainty(
     return metrics
 
 
+def error_bins(
+    predictions: Sequence[Prediction], annotations: Sequence[Annotation], *, bins: int = 10
+) -> dict[str, list[float]]:
+    """Evidence and uncertainty against the error they ought to follow.
+
+    Top moments of the present queries are put in bins of equal mass by their mean boundary
+    error. A bin has the mean of the logarithm of each quantity, start and end averaged first;
+    the overall mean is taken off and the result divided by the overall deviation, so that models
+    of different scale compare.
+
+    Returns:
+        ``error s`` (mean of a bin, rising) and, of the same length, ``evidence``, ``EU``, ``AU``
+        and ``AU+EU``; empty lists without a present query.
+    """
+    pairs = [(p, a) for p, a in zip(predictions, annotations, strict=True) if a.windows_s]
+    if not pairs:
+        return {name: [] for name in ("error s", "evidence", "EU", "AU", "AU+EU")}
+    present = [p for p, _ in pairs]
+    error = np.abs(boundary_residual(present, [a for _, a in pairs])).mean(axis=1)
+    aleatoric, epistemic, evidence = (
+        np.array([getattr(p.moments, name)[0].mean() for p in present])
+        for name in ("aleatoric", "epistemic", "evidence")
+    )
+    result: dict[str, list[float]] = {}
+    for name, values in (
+        ("evidence", evidence),
+        ("EU", epistemic),
+        ("AU", aleatoric),
+        ("AU+EU", aleatoric + epistemic),
+    ):
+        logarithm = np.log(np.maximum(values, 1e-12))
+        scaled = (logarithm - logarithm.mean()) / (logarithm.std() + 1e-9)
+        # By error, with the roles of error and uncertainty exchanged.
+        of_bin, mean, _ = consistency_bins(scaled, error, bins=bins)
+        result["error s"], result[name] = of_bin.tolist(), mean.tolist()
+    return result
+
+
 def prediction_lines(
     predictions: Sequence[Prediction],
     annotations: Sequence[Annotation],
@@ -447,6 +487,7 @@ def prediction_lines(
             "pred_saliency_scores": np.round(prediction.saliency, 4).tolist(),
             "aleatoric": np.round(np.sqrt(moments.aleatoric), 4).tolist(),
             "epistemic": np.round(np.sqrt(moments.epistemic), 4).tolist(),
+            "evidence": np.round(moments.evidence, 4).tolist(),
             "present": None if present is None else round(present, 4),
         }
         if calibration.interval is not None:

@@ -416,6 +416,7 @@ def geom_regularizer(
     eps: float = 1e-8,
     *,
     error_scale: Literal["min-max", "rank"] = "min-max",
+    doubt: Tensor | None = None,
 ) -> Tensor:
     """Mean of `geom_terms` over valid entries: little evidence where errors are large.
 
@@ -434,6 +435,10 @@ def geom_regularizer(
             errors one outlier then sends all others to nearly 0, and the term asks for nearly the
             same evidence everywhere; ``"rank"`` takes an error's place among the batch's errors
             (ties share the mean of theirs), so that small errors are told apart as well.
+        doubt: What is known against the input itself, 0 (nothing) to 1 (it says nothing), with
+            leading dimensions of ``loc``. Not in the paper, which knows errors alone: a
+            prediction from ruined input may come out right, and deserves no more evidence for it.
+            Error and doubt combine as ``1 - (1 - error) (1 - doubt)``.
 
     Returns:
         Scalar; 0 if fewer than two entries are valid.
@@ -456,6 +461,10 @@ def geom_regularizer(
     delta_bar, delta_spans = _min_max(delta, valid, eps)
     if error_scale == "rank":
         delta_bar = _ranks(delta, valid)
+    if doubt is not None:
+        missing = delta_bar.dim() - doubt.dim()
+        spread = doubt[(...,) + (None,) * missing].to(delta_bar)
+        delta_bar = 1 - (1 - delta_bar) * (1 - spread)
     terms = geom_terms(phi_bar, delta_bar)
     terms = torch.where(phi_spans & delta_spans, terms, torch.zeros_like(terms))
     return _mean(terms, valid, nig.loc.dtype)

@@ -36,6 +36,8 @@ class LossWeights:
         lambda_reg: Weight of the vanilla DER regulariser within it.
         regularizer: Which regulariser shapes the evidence.
         error_scale: How the Geom-regulariser scales errors; see ``geom_regularizer``.
+        noise_doubt: Whether noise in the features of an item counts against its evidence; see
+            ``doubt`` there.
         location_gradient: Whether the likelihood's gradient reaches the predicted boundary.
     """
 
@@ -53,6 +55,7 @@ class LossWeights:
     lambda_reg: float = 1e-2
     regularizer: Literal["none", "der", "geom"] = "geom"
     error_scale: Literal["min-max", "rank"] = "min-max"
+    noise_doubt: bool = False
     location_gradient: bool = True
 
 
@@ -90,7 +93,7 @@ def retrieval_loss(output: ModelOutput, batch: Batch, weights: LossWeights) -> L
         output.foreground_logit, mask, batch.video_mask, weights.background_weight
     )
     intra, inter, contrast = saliency_terms(output, batch, weights.absent_negatives)
-    nll, regularizer = evidential_terms(output.nig, targets, weights)
+    nll, regularizer = evidential_terms(output.nig, targets, weights, batch.noise)
     evidential = evidential_sum(nll, regularizer, weights)
     total = (
         weights.smooth_l1 * smooth_l1
@@ -134,9 +137,16 @@ def alignment_loss(output: Embeddings, batch: Batch, weights: LossWeights) -> Te
 
 
 def evidential_terms(
-    nig: NormalInverseGamma, targets: Targets, weights: LossWeights
+    nig: NormalInverseGamma, targets: Targets, weights: LossWeights, noise: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Likelihood and regulariser over the foreground, unweighted."""
+    """Likelihood and regulariser over the foreground, unweighted.
+
+    Args:
+        nig: ``(B, L, 2)``.
+        targets: Of the batch.
+        weights: Say which regulariser.
+        noise: How far each item's features were disturbed, 0..1, ``(B,)``.
+    """
     scored = nig
     if not weights.location_gradient:
         scored = NormalInverseGamma.from_excess(
@@ -148,7 +158,8 @@ def evidential_terms(
     target, mask = targets.window_norm, targets.foreground
     if weights.regularizer == "der":
         return nll, der_regularizer(scored, target, mask)
-    return nll, geom_regularizer(scored, target, mask, error_scale=weights.error_scale)
+    doubt = noise if weights.noise_doubt else None
+    return nll, geom_regularizer(scored, target, mask, error_scale=weights.error_scale, doubt=doubt)
 
 
 def giou(predicted: Tensor, true: Tensor) -> Tensor:

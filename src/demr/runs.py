@@ -23,6 +23,7 @@ from demr.errors import AnnotationError, ConfigError, ModelError
 from demr.evaluation import (
     RawPrediction,
     apply_calibration,
+    error_bins,
     fit_calibration,
     is_scored,
     load_calibration,
@@ -32,8 +33,10 @@ from demr.evaluation import (
     write_json,
 )
 from demr.features import FeaturePack, feature_statistics
+from demr.figures import error_figure
 from demr.files import atomic_path
 from demr.model import DemrModel
+from demr.noise import FeatureDeviation, TrainingNoise
 from demr.pretrained import APPENDED_DIMS, Pretrained, load_pretrained, save_pretrained
 from demr.shapes.dataset import build_dataset
 from demr.training import make_masking, train_stages
@@ -78,14 +81,31 @@ class RunData:
             ConfigError: If ``data.val_share`` leaves one of them without a moment.
             FeatureError: If a video has no features.
         """
-        train = self.read(self.config.train)
+        train = self._read_annotated(self.config.train)
         if self.config.val_share:
             return hold_out(train, self.config.val_share, "data.val_share")
-        return train, self.read(self.config.val)
+        return train, self._read_annotated(self.config.val)
 
     def val(self) -> list[Annotation]:
         """Queries to choose by; training queries are read only where these are held out of them."""
-        return self.train_and_val()[1] if self.config.val_share else self.read(self.config.val)
+        if self.config.val_share:
+            return self.train_and_val()[1]
+        return self._read_annotated(self.config.val)
+
+    def _read_annotated(self, path: Path) -> list[Annotation]:
+        """As :meth:`read`, without queries of which it is not known where their moment is."""
+        annotations = self.read(path)
+        known = [annotation for annotation in annotations if annotation.windows_s is not None]
+        if not known:
+            raise AnnotationError(
+                str(self.config.root / path),
+                expected="queries with relevant_windows, to learn from and to choose by",
+                got=f"{len(annotations)} queries, none with windows",
+                remedy="use another split; this one can only be answered",
+            )
+        if len(known) < len(annotations):
+            console.print(f"{len(annotations) - len(known)} queries without windows left out")
+        return known
 
     def dataset(self, annotations: list[Annotation]) -> MomentDataset:
         """Annotations with their features."""
@@ -177,6 +197,14 @@ def train_run(config: TrainConfig, run: Path, *, resume: bool = False) -> Path:
     refit = data.dataset(kept) if kept else None
     validation = data.dataset(_first(splits["val"], config.retrieval.validate_queries))
     masking = make_masking(config, train, data.encoder)
+    noise = None
+    if config.retrieval.noise_share:
+        noise = TrainingNoise(
+            FeatureDeviation.of(train, data.pack),
+            config.retrieval.noise_share,
+            config.retrieval.noise_level,
+            config.seed,
+        )
     # Only now: a typo in the config must leave nothing behind.
     _claim(config, run, resume)
     lightning.seed_everything(config.seed, verbose=False)
@@ -187,7 +215,7 @@ def train_run(config: TrainConfig, run: Path, *, resume: bool = False) -> Path:
         vids = sorted({annotation.vid for annotation in train.annotations})
         mean, deviation = feature_statistics(data.pack[vid] for vid in vids)
         model.set_feature_statistics(torch.from_numpy(mean), torch.from_numpy(deviation))
-    model = train_stages(config, run, model, train, validation, masking, refit)
+    model = train_stages(config, run, model, train, validation, masking, refit, noise)
     if is_main_process():
         # A word that only ever stood in queries without a moment was never shown to mean anything.
         words = {
@@ -403,7 +431,8 @@ def evaluate_run(
 ) -> dict[str, dict[str, float]]:
     """Measure a run on its validation and test splits.
 
-    Writes ``metrics.json`` and ``predictions.jsonl`` (of all test splits, in order).
+    Writes ``metrics.json``, ``predictions.jsonl`` (of all splits, in order), ``error_bins.json``
+    and ``uncertainty.png``, its figure.
 
     Returns:
         Split -> metric -> value; where there are splits called iid and ood, also their ``gap``.
@@ -416,6 +445,7 @@ def evaluate_run(
     calibration = load_calibration(run / "calibration.json")
     level = config.calibration.interval_level
     metrics: dict[str, dict[str, float]] = {}
+    bins: dict[str, dict[str, list[float]]] = {}
     lines: list[str] = []
     for name, annotations in splits.items():
         raw: list[RawPrediction] = run_model(pretrained.model, data.dataset(annotations))
@@ -424,12 +454,15 @@ def evaluate_run(
         predictions = apply_calibration([r for r, _ in scored], calibration)
         queries = [a for _, a in scored]
         metrics[name] = measure(predictions, queries, calibration, level=level)
+        bins[name] = error_bins(predictions, queries)
         lines += prediction_lines(predictions, queries, calibration, level)
     if {"iid", "ood"} <= metrics.keys():
         metrics["gap"] = {
             key: metrics["iid"][key] - metrics["ood"][key]
             for key in ("R1@0.3", "R1@0.5", "R1@0.7", "mIoU")
         }
+    write_json(run / "error_bins.json", bins)
+    error_figure({name: [part] for name, part in bins.items()}, run / "uncertainty.png")
     write_json(run / "metrics.json", metrics)
     with atomic_path(run / "predictions.jsonl") as path:
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -38,6 +38,7 @@ from demr.losses import (
     saliency_loss,
 )
 from demr.model import DemrModel
+from demr.noise import TrainingNoise
 from demr.proposals import Proposals, decode
 from demr.reconstruction import (
     ReconstructionHead,
@@ -316,7 +317,9 @@ class RefitStage(_Stage):
         if batch.targets is None:
             raise ValueError("the evidential head needs a dataset with windows")
         with torch.autocast(self.device.type, enabled=False):
-            nll, regularizer = evidential_terms(output.nig, batch.targets, self.weights)
+            nll, regularizer = evidential_terms(
+                output.nig, batch.targets, self.weights, batch.noise
+            )
         self.log_dict(
             {"refit/nll": nll, "refit/regularizer": regularizer},
             on_step=False,
@@ -413,6 +416,7 @@ def train_stages(
     validation: MomentDataset,
     masking: Masking | None,
     refit: MomentDataset | None = None,
+    noise: TrainingNoise | None = None,
 ) -> DemrModel:
     """Run both stages in ``run``, continuing where a killed run left off.
 
@@ -424,6 +428,7 @@ def train_stages(
         validation: Queries that choose the checkpoint.
         masking: What stage 1 hides; None leaves stage 1 out.
         refit: Queries that the evidential head is fitted to at the end; None takes ``train``.
+        noise: Disturbs the items of stage 2 and of the refit; None leaves them as they are.
 
     Returns:
         The model with the weights of the best validated epoch.
@@ -444,13 +449,16 @@ def train_stages(
                 save_file(_state(stage1), path)
         stage1.load_state_dict(load_file(done))
     train.masking = None
+    train.disturb = None if noise is None else noise.disturb
     stage2 = RetrievalStage(model, head, config, train, validation)
     last = config.retrieval
     best = _fit(stage2, config, run, "stage2", last.epochs, validate_every=last.validate_every)
     state = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
     stage2.load_state_dict(state)
     if last.refit_epochs:
-        stage3 = RefitStage(stage2.model, config, train if refit is None else refit)
+        fitted_to = train if refit is None else refit
+        fitted_to.disturb = train.disturb
+        stage3 = RefitStage(stage2.model, config, fitted_to)
         fitted = _fit(stage3, config, run, "refit", last.refit_epochs, validate_every=0)
         stage3.load_state_dict(
             torch.load(fitted, map_location="cpu", weights_only=True)["state_dict"]

@@ -1,0 +1,5 @@
+"""``python -m demr``: the command line without its script."""
+
+from demr.cli import main
+
+main()
