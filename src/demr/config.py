@@ -137,6 +137,9 @@ class LossConfig(_Strict):
     error_scale: Literal["min-max", "rank"] = "min-max"
     """How Geom scales errors to 0..1. ``min-max`` is the paper's; ``rank`` is not moved by
     outliers, see ``demr.evidential.geom_regularizer``."""
+    background_evidence: bool = False
+    """Teach the evidential head about background clips too, as often as each would be proposed by
+    mistake; not in the paper, see ``demr.losses.evidential_terms``."""
     noise_doubt: bool = False
     """Let Geom ask for less evidence the more ``retrieval.noise_share`` disturbed an item, on
     whichever modality; not in the paper, see ``demr.evidential.geom_regularizer``."""
