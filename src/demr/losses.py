@@ -162,9 +162,7 @@ def evidential_terms(
         mask = mask | (drawn & batch.video_mask & present)
     if not weights.location_gradient:
         loc = loc.detach()
-    scored = NormalInverseGamma.from_excess(
-        loc, nig.nu, nig.excess, nig.beta, validate_args=False
-    )
+    scored = NormalInverseGamma.from_excess(loc, nig.nu, nig.excess, nig.beta, validate_args=False)
     nll = nig_nll(scored, target, mask)
     if weights.regularizer == "none":
         return nll, nll.new_zeros(())
