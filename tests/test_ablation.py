@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from demr.ablation import GRIDS, Grid, Job, load_grid, plan, read_rows
+from demr.ablation import GRIDS, Grid, Job, is_row_of, load_grid, plan, read_rows
 from demr.ablation_report import cell, collect, splits_of, tables
 from demr.config import load_config
 from demr.errors import ConfigError
@@ -108,6 +108,17 @@ def test_list_trains_nothing(cli: Cli) -> None:
     assert "15 different runs" in done.out
 
 
+def test_a_row_of_other_settings_is_not_the_jobs() -> None:
+    job = plan(RECIPE, {"fusion": GRIDS["fusion"]}, [0])["fusion"]["RFF"][0]
+    known = job.config.model_dump(mode="json")
+    assert is_row_of({"config": known}, job)
+    # A setting that came later is no other setting; a default that changed is one.
+    del known["losses"]["noise_doubt"]
+    assert is_row_of({"config": known}, job)
+    known["losses"]["giou"] = 5.0
+    assert not is_row_of({"config": known}, job)
+
+
 def row(seed: int, recall: float, dvar: float, rise: bool) -> dict[str, Any]:
     curve = {"video": [0, 0.5, 1], "text": [0, 0.4, 2], "dVar": dvar, "both rise": rise}
     return {
@@ -122,6 +133,7 @@ def row(seed: int, recall: float, dvar: float, rise: bool) -> dict[str, Any]:
             "gap": {"R1@0.3": 5.0},
         },
         "error_bins": {},
+        "config": {"seed": seed},
         "balance": {"levels": [0, 1, 2], "EU": curve, "AU+EU": curve},
     }
 

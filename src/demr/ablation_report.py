@@ -8,7 +8,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from demr.ablation import Grid, Job, Runner, plan, read_rows
+from demr.ablation import Grid, Job, Runner, is_row_of, plan, read_rows
 from demr.errors import InputError
 from demr.figures import error_figure, noise_figure, sweep_figure, variant_figure
 from demr.files import atomic_path
@@ -92,7 +92,9 @@ def ablate_recipe(
         )
     out = Path("runs") / f"{config.name}-ablation" if out is None else out
     rows = read_rows(out)
-    missing = [job for name, job in wanted.items() if name not in rows]
+    missing = [
+        job for name, job in wanted.items() if name not in rows or not is_row_of(rows[name], job)
+    ]
     failed: list[Job] = []
     if train:
         console = Console(stderr=True, soft_wrap=True)
@@ -164,7 +166,11 @@ def write_report(
 def collect(jobs: Mapping[str, Mapping[int, Job]], rows: Mapping[str, Row]) -> Results:
     """Rows of one grid's variants; those without a finished run are left out."""
     results = {
-        variant: {seed: rows[job.name] for seed, job in of_seed.items() if job.name in rows}
+        variant: {
+            seed: rows[job.name]
+            for seed, job in of_seed.items()
+            if job.name in rows and is_row_of(rows[job.name], job)
+        }
         for variant, of_seed in jobs.items()
     }
     return {variant: of_seed for variant, of_seed in results.items() if of_seed}
