@@ -484,7 +484,7 @@ def test_background_evidence_counts_clips_that_would_be_proposed_and_moves_no_bo
     assert gradient[~targets.foreground].abs().max() == 0
 
 
-def test_noise_counts_against_evidence_only_where_that_is_asked_for() -> None:
+def test_noise_and_seconds_enter_geom_only_where_that_is_asked_for() -> None:
     model = build()
     items = [
         replace(one, noise=noise) for one, noise in zip(present(), (0, 0.5, 0.9, 0), strict=True)
@@ -496,9 +496,14 @@ def test_noise_counts_against_evidence_only_where_that_is_asked_for() -> None:
         output.nig, targets.window_norm, targets.foreground, doubt=torch.tensor([0, 0.5, 0.9, 0])
     )
     assert (plain - doubted).abs().item() > 1e-3
+    seconds = geom_regularizer(
+        output.nig, targets.window_norm, targets.foreground, unit=torch.tensor([18.0, 12, 16, 10])
+    )
+    assert (plain - seconds).abs().item() > 1e-3
     for wanted, weights in (
         (plain, LossWeights()),
         (doubted, LossWeights(noise_doubt=True)),
+        (seconds, LossWeights(error_unit="seconds")),
     ):
         torch.testing.assert_close(retrieval_loss(output, batch, weights).regularizer, wanted)
 

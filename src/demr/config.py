@@ -137,6 +137,9 @@ class LossConfig(_Strict):
     error_scale: Literal["min-max", "rank"] = "min-max"
     """How Geom scales errors to 0..1. ``min-max`` is the paper's; ``rank`` is not moved by
     outliers, see ``demr.evidential.geom_regularizer``."""
+    error_unit: Literal["fraction", "seconds"] = "fraction"
+    """What Geom compares errors in. ``fraction`` (of the duration) is the paper's; in ``seconds``
+    a long video's error weighs as much as a user feels it."""
     background_evidence: bool = False
     """Teach the evidential head about background clips too, as often as each would be proposed by
     mistake; not in the paper, see ``demr.losses.evidential_terms``."""

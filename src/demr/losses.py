@@ -36,6 +36,8 @@ class LossWeights:
         lambda_reg: Weight of the vanilla DER regulariser within it.
         regularizer: Which regulariser shapes the evidence.
         error_scale: How the Geom-regulariser scales errors; see ``geom_regularizer``.
+        error_unit: Whether that regulariser compares errors as fractions of their videos, or in
+            seconds.
         background_evidence: Whether clips that would be proposed by mistake have evidential terms
             too; see :func:`evidential_terms`.
         noise_doubt: Whether noise in the features of an item counts against its evidence; see
@@ -57,6 +59,7 @@ class LossWeights:
     lambda_reg: float = 1e-2
     regularizer: Literal["none", "der", "geom"] = "geom"
     error_scale: Literal["min-max", "rank"] = "min-max"
+    error_unit: Literal["fraction", "seconds"] = "fraction"
     background_evidence: bool = False
     noise_doubt: bool = False
     location_gradient: bool = True
@@ -168,8 +171,14 @@ def evidential_terms(
         return nll, nll.new_zeros(())
     if weights.regularizer == "der":
         return nll, der_regularizer(scored, target, mask)
-    doubt = batch.noise if weights.noise_doubt else None
-    return nll, geom_regularizer(scored, target, mask, error_scale=weights.error_scale, doubt=doubt)
+    return nll, geom_regularizer(
+        scored,
+        target,
+        mask,
+        error_scale=weights.error_scale,
+        doubt=batch.noise if weights.noise_doubt else None,
+        unit=batch.duration_s if weights.error_unit == "seconds" else None,
+    )
 
 
 def giou(predicted: Tensor, true: Tensor) -> Tensor:
