@@ -340,7 +340,12 @@ def test_save_and_load(tmp_path: Path, calibrated: Calibration) -> None:
         value.save(path)
         assert Calibration.load(path) == value
         assert [p.name for p in tmp_path.iterdir()] == ["calibration.json"]
-    assert json.loads(path.read_text())["version"] == 1
+    data = json.loads(path.read_text())
+    assert data["version"] == 2
+    # The first format knew no weight of the voters' spread: it was 1.
+    del data["disagreement"]
+    path.write_text(json.dumps(data | {"version": 1}))
+    assert Calibration.load(path) == calibrated
 
 
 def test_a_full_disk_loses_nothing(
@@ -367,8 +372,8 @@ def test_missing_newer_and_foreign_files(tmp_path: Path, calibrated: Calibration
     path = tmp_path / "calibration.json"
     with pytest.raises(ModelError, match="No such file"):
         Calibration.load(path)
-    path.write_text(json.dumps(calibrated.to_dict() | {"version": 2}))
-    with pytest.raises(ModelError, match="got format 2; update demr"):
+    path.write_text(json.dumps(calibrated.to_dict() | {"version": 3}))
+    with pytest.raises(ModelError, match="got format 3; update demr"):
         Calibration.load(path)
     path.write_text('{"version": 7}')
     with pytest.raises(ModelError, match="format 7"):

@@ -26,7 +26,7 @@ __all__ = [
     "Standardizer",
 ]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Calibration:
         tau: Weight of the standardised log epistemic uncertainty in the ranking.
         ranking: ``score``, ``uncertainty``, ``fusion`` or ``voting``.
         thresholds: Named limits of ``present``, from which verdicts are made.
+        disagreement: Weight of the voters' spread where the ranking is ``voting``.
     """
 
     interval: IntervalCalibrator | None = None
@@ -46,6 +47,7 @@ class Calibration:
     tau: float = 0.0
     ranking: str = "score"
     thresholds: Mapping[str, float] = field(default_factory=dict)
+    disagreement: float = 1.0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, with the format's version."""
@@ -54,6 +56,7 @@ class Calibration:
             "interval": None if self.interval is None else self.interval.to_dict(),
             "presence": None if self.presence is None else self.presence.to_dict(),
             "tau": self.tau,
+            "disagreement": self.disagreement,
             "ranking": self.ranking,
             "thresholds": dict(self.thresholds),
         }
@@ -75,6 +78,8 @@ class Calibration:
             float(numbers(data, "tau", ())),
             data["ranking"],
             {str(name): float(numbers(thresholds, name, ())) for name in thresholds},
+            # Format 1 did not know it.
+            float(numbers(data, "disagreement", ())) if "disagreement" in data else 1.0,
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ COVARIATES = (
 # A clip proposes the same moment where its window overlaps it by this much.
 _SAME_IOU = 0.5
 TAUS = (0.0, 0.05, 0.1, 0.2, 0.4)
+DISAGREEMENTS = (1.0, 2.0, 4.0, 8.0, 16.0)
 # Moments that may rival the top one. Fixed: what is calibrated on ten holds for a list of one.
 _RIVALS = 10
 _SPARE = 4
@@ -127,7 +129,12 @@ def run_model(
 
 
 def answer(
-    raw: RawPrediction, *, ranking: Ranking = "score", tau: float = 0.0, top: int = 10
+    raw: RawPrediction,
+    *,
+    ranking: Ranking = "score",
+    tau: float = 0.0,
+    disagreement: float = 1.0,
+    top: int = 10,
 ) -> Prediction:
     """Rank a query's proposals and collect the covariates of its calibration.
 
@@ -135,12 +142,15 @@ def answer(
         raw: What the model says.
         ranking: See :func:`~demr.proposals.select`.
         tau: See :func:`~demr.proposals.rank`.
+        disagreement: See :func:`~demr.proposals.select`.
         top: Moments to return; the covariates do not depend on it.
     """
     # Boundaries that move by votes or fusion may end up on each other: more are selected than are
     # returned, and of those that came to overlap the better one stays.
     wanted = _SPARE * max(top, _RIVALS)
-    moments = select(raw.proposals, ranking=ranking, tau=tau, after=wanted)
+    moments = select(
+        raw.proposals, ranking=ranking, tau=tau, disagreement=disagreement, after=wanted
+    )
     variance = (moments.aleatoric + moments.epistemic).mean(axis=1)
     log_variance = np.log(np.maximum(variance, 1e-12))
     log_eu = np.log(np.maximum(moments.epistemic.mean(axis=1), 1e-12))
@@ -246,6 +256,7 @@ def fit_calibration(
     annotations: Sequence[Annotation],
     *,
     ranking: str = "auto",
+    disagreement: float | None = 1.0,
     seed: int = 0,
     former: Calibration | None = None,
 ) -> Calibration:
@@ -258,6 +269,8 @@ def fit_calibration(
         raw: The model's predictions for ``annotations``.
         annotations: Queries to fit on; presence needs absent ones too.
         ranking: ``auto`` takes the one with the best mean IoU.
+        disagreement: Weight of the voters' spread where the ranking is ``voting``; None takes the
+            one of :data:`DISAGREEMENTS` with the best likelihood.
         seed: Of the calibration's folds and of the balance of present and absent queries.
         former: Calibration of the same model, to fall back on.
 
@@ -284,7 +297,14 @@ def fit_calibration(
         kept: Ranking = former.ranking  # type: ignore[assignment]
         options = [(kept, former.tau)]
     best = max(options, key=lambda option: _mean_iou(present_raw, present, *option))
-    predictions = [answer(r, ranking=best[0], tau=best[1]) for r in present_raw]
+    if presence is not None and former is not None:
+        disagreement = former.disagreement
+    elif best[0] != "voting":
+        disagreement = 1.0
+    elif disagreement is None:
+        disagreement = min(DISAGREEMENTS, key=lambda d: _voting_nll(present_raw, present, d))
+    predict = partial(answer, ranking=best[0], tau=best[1], disagreement=disagreement)
+    predictions = [predict(r) for r in present_raw]
     interval = IntervalCalibrator.fit(
         boundary_residual(predictions, present),
         np.array([p.moments.scale_s[0] for p in predictions]),
@@ -293,7 +313,7 @@ def fit_calibration(
         COVARIATES,
         seed=seed,
     )
-    absent = [answer(r, ranking=best[0], tau=best[1]) for r in absent_raw]
+    absent = [predict(r) for r in absent_raw]
     if absent:
         count = min(len(absent), len(predictions))
         generator = np.random.default_rng(seed)
@@ -308,7 +328,22 @@ def fit_calibration(
         tau=best[1],
         ranking=best[0],
         thresholds=THRESHOLDS,
+        disagreement=disagreement,
     )
+
+
+def _voting_nll(
+    raw: Sequence[RawPrediction], annotations: Sequence[Annotation], disagreement: float
+) -> float:
+    """Mean negative log-likelihood of the true boundaries under the top moments."""
+    tops = [select(r.proposals, ranking="voting", disagreement=disagreement, after=1) for r in raw]
+    window = np.array([top.window_s[0] for top in tops])
+    true = np.array(
+        [true_window(w, a.windows_s or ()) for w, a in zip(window, annotations, strict=True)]
+    )
+    scale = np.array([top.scale_s[0] for top in tops])
+    dof = np.array([2 * top.alpha[0] for top in tops])
+    return float(np.mean(nll_student_t(true, window, scale, dof)))
 
 
 def _mean_iou(
@@ -330,7 +365,16 @@ def apply_calibration(
 ) -> list[Prediction]:
     """Answer every query with the ranking the calibration chose."""
     ranking: Ranking = calibration.ranking  # type: ignore[assignment]
-    return [answer(r, ranking=ranking, tau=calibration.tau, top=top) for r in raw]
+    return [
+        answer(
+            r,
+            ranking=ranking,
+            tau=calibration.tau,
+            disagreement=calibration.disagreement,
+            top=top,
+        )
+        for r in raw
+    ]
 
 
 def measure(

@@ -85,14 +85,16 @@ class TrainingNoise:
 
     Attributes:
         deviation: The unit of noise.
-        share: Of the items whose video is disturbed, and of those whose text is.
+        video_share: Of the items whose video is disturbed.
+        text_share: Of those whose text is.
         level: Largest factor on the deviation; an item's is drawn log-uniformly between a
             sixteenth of it and all of it.
         seed: With the epoch and the item, decides everything.
     """
 
     deviation: FeatureDeviation
-    share: float
+    video_share: float
+    text_share: float
     level: float
     seed: int
 
@@ -106,7 +108,7 @@ class TrainingNoise:
         """
         generator = np.random.default_rng((self.seed, epoch, index))
         levels = self.level * np.exp(generator.uniform(math.log(_WEAKEST), 0.0, 2))
-        levels *= generator.random(2) < self.share
+        levels *= generator.random(2) < (self.video_share, self.text_share)
 
         def noisy(features: Features, deviation: Floats, level: float) -> Features:
             noise = generator.standard_normal(features.shape, dtype=np.float32)

@@ -198,11 +198,13 @@ def train_run(config: TrainConfig, run: Path, *, resume: bool = False) -> Path:
     validation = data.dataset(_first(splits["val"], config.retrieval.validate_queries))
     masking = make_masking(config, train, data.encoder)
     noise = None
-    if config.retrieval.noise_share:
+    stage = config.retrieval
+    if stage.video_noise or stage.text_noise:
         noise = TrainingNoise(
             FeatureDeviation.of(train, data.pack),
-            config.retrieval.noise_share,
-            config.retrieval.noise_level,
+            stage.video_noise,
+            stage.text_noise,
+            stage.noise_level,
             config.seed,
         )
     # Only now: a typo in the config must leave nothing behind.
@@ -404,7 +406,12 @@ def calibrate_run(
         note = f"no absent queries, so presence cannot be calibrated: {kept}"
     raw = run_model(pretrained.model, data.dataset(annotations))
     calibration = fit_calibration(
-        raw, annotations, ranking=config.calibration.ranking, seed=config.seed, former=former
+        raw,
+        annotations,
+        ranking=config.calibration.ranking,
+        disagreement=config.calibration.disagreement,
+        seed=config.seed,
+        former=former,
     )
     calibration.save(path)
     if note:
