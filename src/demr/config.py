@@ -144,8 +144,8 @@ class LossConfig(_Strict):
     """Teach the evidential head about background clips too, as often as each would be proposed by
     mistake; not in the paper, see ``demr.losses.evidential_terms``."""
     noise_doubt: bool = False
-    """Let Geom ask for less evidence the more ``noise (``retrieval.video_noise``) disturbed an item, on
-    whichever modality; not in the paper, see ``demr.evidential.geom_regularizer``."""
+    """Let Geom ask for less evidence the more an item was disturbed (``retrieval.video_noise``,
+    ``retrieval.text_noise``); not in the paper, see ``demr.evidential.geom_regularizer``."""
     location_gradient: bool = True
     """Whether the likelihood's gradient reaches the predicted boundary."""
 
