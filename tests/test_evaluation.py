@@ -329,10 +329,11 @@ def test_error_bins_by_hand() -> None:
     predictions = apply_calibration([*raw, raw[0]], Calibration())
     found = error_bins(predictions, annotations, bins=2)
     assert found["error s"] == pytest.approx([0.0, 2.0])
-    # Of two values the standardised ones are 1 and -1.
-    assert found["evidence"] == pytest.approx([1.0, -1.0])
-    assert found["EU"] == pytest.approx([-1.0, 1.0])
-    assert found["AU"] == pytest.approx([0.0, 0.0])
+    assert found["evidence"] == pytest.approx([11.0, 3.4])
+    # AU is 2 s^2, EU is AU / nu.
+    assert found["AU s"] == pytest.approx([math.sqrt(2)] * 2)
+    assert found["EU s"] == pytest.approx([math.sqrt(2 / 4), math.sqrt(2 / 0.2)])
+    assert found["AU+EU s"] == pytest.approx([math.sqrt(2.5), math.sqrt(12)])
     assert error_bins(predictions[2:], annotations[2:])["error s"] == []
 
 

@@ -475,35 +475,29 @@ def error_bins(
     """Evidence and uncertainty against the error they ought to follow.
 
     Top moments of the present queries are put in bins of equal mass by their mean boundary
-    error. A bin has the mean of the logarithm of each quantity, start and end averaged first;
-    the overall mean is taken off and the result divided by the overall deviation, so that models
-    of different scale compare.
+    error; start and end are averaged first.
 
     Returns:
-        ``error s`` (mean of a bin, rising) and, of the same length, ``evidence``, ``EU``, ``AU``
-        and ``AU+EU``; empty lists without a present query.
+        ``error s`` (mean of a bin in seconds, rising) and, of the same length, geometric means of
+        ``evidence`` and of the standard deviations ``EU s``, ``AU s`` and ``AU+EU s`` in seconds;
+        empty lists without a present query.
     """
+    names = ("evidence", "EU s", "AU s", "AU+EU s")
     pairs = [(p, a) for p, a in zip(predictions, annotations, strict=True) if a.windows_s]
     if not pairs:
-        return {name: [] for name in ("error s", "evidence", "EU", "AU", "AU+EU")}
+        return {name: [] for name in ("error s", *names)}
     present = [p for p, _ in pairs]
     error = np.abs(boundary_residual(present, [a for _, a in pairs])).mean(axis=1)
     aleatoric, epistemic, evidence = (
         np.array([getattr(p.moments, name)[0].mean() for p in present])
         for name in ("aleatoric", "epistemic", "evidence")
     )
+    deviations = (np.sqrt(variance) for variance in (epistemic, aleatoric, aleatoric + epistemic))
     result: dict[str, list[float]] = {}
-    for name, values in (
-        ("evidence", evidence),
-        ("EU", epistemic),
-        ("AU", aleatoric),
-        ("AU+EU", aleatoric + epistemic),
-    ):
-        logarithm = np.log(np.maximum(values, 1e-12))
-        scaled = (logarithm - logarithm.mean()) / (logarithm.std() + 1e-9)
+    for name, values in zip(names, (evidence, *deviations), strict=True):
         # By error, with the roles of error and uncertainty exchanged.
-        of_bin, mean, _ = consistency_bins(scaled, error, bins=bins)
-        result["error s"], result[name] = of_bin.tolist(), mean.tolist()
+        of_bin, mean, _ = consistency_bins(np.log(np.maximum(values, 1e-12)), error, bins=bins)
+        result["error s"], result[name] = of_bin.tolist(), np.exp(mean).tolist()
     return result
 
 

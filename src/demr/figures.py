@@ -56,18 +56,24 @@ def error_figure(bins: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) ->
         bins: Name of a variant or split -> :func:`~demr.evaluation.error_bins` of its runs.
         path: PNG to write.
     """
-    figure, axes = _axes(3, "error of the top moment: from the best tenth to the worst")
-    for axis, measure in zip(axes, ("evidence", *_MEASURES), strict=True):
+    figure, axes = _axes(3, "error of the top moment, s (a dot: a tenth of the queries)")
+    panels = {"evidence": "evidence", "EU s": "epistemic, s", "AU+EU s": "aleatoric + epistemic, s"}
+    for axis, (measure, label) in zip(axes, panels.items(), strict=True):
         for number, (name, runs) in enumerate(bins.items()):
-            curves = [np.asarray(run[measure]) for run in runs if run[measure]]
-            if not curves:
+            known = [run for run in runs if run["error s"]]
+            if not known:
                 continue
-            shortest = min(len(curve) for curve in curves)
-            table = np.stack([curve[:shortest] for curve in curves])
-            place = (np.arange(shortest) + 0.5) / shortest
-            _curve(axis, place, table, name, number, "-", marker=".")
-        axis.axhline(0, color=_GREY, linewidth=0.6)
-        axis.set_ylabel(f"log {measure}, standardised")
+            shortest = min(len(run["error s"]) for run in known)
+            error = np.mean([run["error s"][:shortest] for run in known], axis=0)
+            table = np.array([run[measure][:shortest] for run in known])
+            _curve(axis, error, table, name, number, "-", marker=".")
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        for side in (axis.xaxis, axis.yaxis):
+            side.set_major_formatter("{x:g}")
+            side.set_minor_formatter("{x:g}" if side is axis.yaxis else "")
+        axis.tick_params(axis="y", which="minor", labelsize="x-small")
+        axis.set_ylabel(label)
     _finish(figure, axes, path)
 
 
