@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from demr.annotations import read_annotations
 from demr.errors import FeatureError
 from demr.feature_formats import FeatureImport, import_features, open_source
-from demr.features import FeaturePack
+from demr.features import FeaturePack, as_float32
 
 Table = NDArray[np.float32]
 DURATIONS = {"a": 10.0, "b": 7.0, "c": 4.5}
@@ -344,7 +344,7 @@ def test_real_clip_features(data_dir: Path, tmp_path: Path) -> None:
     with np.load(source / "shard_03.npz") as arrays:
         table = arrays["q"].astype("float32") * arrays["scale"] + arrays["mean"]
         low, high = arrays["start"][7:9]
-        got, want = pack[str(arrays["vid"][7])].features, table[low:high]
+        got, want = as_float32(pack[str(arrays["vid"][7])].features), table[low:high]
     cosine = (got * want).sum(axis=1) / np.linalg.norm(got, axis=1) / np.linalg.norm(want, axis=1)
     assert cosine.min() >= 0.9999
 
