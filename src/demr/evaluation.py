@@ -31,7 +31,7 @@ from demr.uncertainty_metrics import (
     nll_student_t,
     uncertainty_metrics,
 )
-from demr.windows import true_window, window_iou
+from demr.windows import true_windows, window_iou
 
 FloatArray = NDArray[np.float64]
 
@@ -200,12 +200,9 @@ def boundary_residual(
     predictions: Sequence[Prediction], annotations: Sequence[Annotation]
 ) -> FloatArray:
     """True minus predicted start and end of every top moment, in seconds, ``(N, 2)``."""
-    return np.array(
-        [
-            true_window(p.moments.window_s[0], a.windows_s or ()) - p.moments.window_s[0]
-            for p, a in zip(predictions, annotations, strict=True)
-        ]
-    ).reshape(-1, 2)
+    window = np.array([p.moments.window_s[0] for p in predictions]).reshape(-1, 2)
+    residual: FloatArray = true_windows(window, [a.windows_s or () for a in annotations]) - window
+    return residual
 
 
 def is_scored(annotation: Annotation) -> bool:
