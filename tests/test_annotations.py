@@ -207,7 +207,7 @@ def test_what_is_no_json_is_named_by_file_and_line(file: Maker, line: str) -> No
 
 @pytest.mark.parametrize("text", ["", "\n\n", "{}", "[]"])
 def test_a_file_without_queries(file: Maker, text: str) -> None:
-    with pytest.raises(AnnotationError):
+    with pytest.raises(AnnotationError, match="expected at least one query, got none"):
         read_annotations(file(text))
 
 

@@ -132,6 +132,17 @@ def test_a_shard_without_its_last_start_is_refused(tmp_path: Path) -> None:
     assert "shard_0.npz: expected a readable file" in refused(tmp_path, clip=folder)
 
 
+def test_a_video_in_two_shards_is_refused(tmp_path: Path) -> None:
+    folder = shards(tmp_path / "s", tables(6, 0))
+    with np.load(folder / "shard_1.npz") as arrays:
+        again = {name: arrays[name] for name in arrays.files}
+    again["vid"] = np.array(["a", *again["vid"][1:]])
+    np.savez(folder / "shard_1.npz", **again)
+    line = refused(tmp_path, clip=folder)
+    assert "shard_1.npz: expected every video once in all shards, got a again, first in" in line
+    assert "shard_0.npz; remove one of the two" in line
+
+
 def test_the_content_decides_and_not_the_name(tmp_path: Path) -> None:
     videos = tables(6, 0)
     folder = npy_folder(tmp_path / "c", videos)
