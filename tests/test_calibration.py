@@ -16,7 +16,12 @@ from hypothesis import strategies as st
 from scipy import special, stats
 
 from demr import intervals
-from demr.calibration import Calibration, IntervalCalibrator, PresenceCalibrator
+from demr.calibration import (
+    Calibration,
+    IntervalCalibrator,
+    PresenceCalibrator,
+    check_counts,
+)
 from demr.errors import InputError, ModelError
 from demr.metrics import auroc, ece
 
@@ -205,6 +210,20 @@ def test_fifty_labels_are_enough_and_nine_are_not() -> None:
     with pytest.raises(InputError, match=r"at least 10 .* got 9"):
         IntervalCalibrator.fit(*world(9, 0).inputs, NAMES)
     IntervalCalibrator.fit(*world(10, 0).inputs, NAMES)
+
+
+def test_counts_are_refused_where_fitting_would_be() -> None:
+    for present, absent in ((10, 0), (10, 5), (300, 5)):
+        check_counts(present, absent)
+    with pytest.raises(InputError, match=r"calibration: expected at least 10 .* got 9; add"):
+        check_counts(9, 30)
+    for absent in (1, 4):
+        with pytest.raises(InputError, match=f"val: expected at least 5 absent .* got {absent}"):
+            check_counts(30, absent, "val")
+    covariates = np.random.default_rng(0).normal(size=(10, 2))
+    PresenceCalibrator.fit(covariates, np.arange(10) < 5, ("a", "b"))
+    with pytest.raises(InputError):
+        PresenceCalibrator.fit(covariates[:8], np.arange(8) < 4, ("a", "b"))
 
 
 def test_one_factor_by_hand() -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from demr.covariates import Standardizer, numbers
+from demr.covariates import LEAST_POINTS, Standardizer, numbers
 from demr.errors import InputError, ModelError
 from demr.files import atomic_path
 from demr.intervals import LEVELS, IntervalCalibrator
@@ -24,9 +24,39 @@ __all__ = [
     "IntervalCalibrator",
     "PresenceCalibrator",
     "Standardizer",
+    "check_counts",
 ]
 
 FORMAT_VERSION = 2
+
+
+def check_counts(present: int, absent: int, subject: str = "calibration") -> None:
+    """Check that there are queries enough to calibrate on; a training should not end to find out.
+
+    Args:
+        present: Queries with windows.
+        absent: Queries whose moment is not in the video; presence is fitted on as many of either
+            kind, and not at all without.
+        subject: What is too small, for the message.
+
+    Raises:
+        InputError: If there are too few of a kind.
+    """
+    if present < LEAST_POINTS:
+        raise InputError(
+            subject,
+            expected=f"at least {LEAST_POINTS} queries with windows to calibrate intervals on",
+            got=str(present),
+            remedy="add labelled queries",
+        )
+    if absent and 2 * absent < LEAST_POINTS:
+        raise InputError(
+            subject,
+            expected=f"at least {-(-LEAST_POINTS // 2)} absent queries to calibrate presence on, "
+            "or none",
+            got=str(absent),
+            remedy="add absent queries, or leave these out",
+        )
 
 
 @dataclass(frozen=True)

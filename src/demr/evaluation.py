@@ -14,9 +14,14 @@ from numpy.typing import NDArray
 
 from demr.annotations import Annotation
 from demr.batch import collate
-from demr.calibration import Calibration, IntervalCalibrator, PresenceCalibrator
+from demr.calibration import (
+    Calibration,
+    IntervalCalibrator,
+    PresenceCalibrator,
+    check_counts,
+)
 from demr.dataset import MomentDataset, sequential_batches
-from demr.errors import InputError, ModelError
+from demr.errors import ModelError
 from demr.files import atomic_path
 from demr.metrics import retrieval_metrics
 from demr.model import DemrModel
@@ -32,7 +37,7 @@ from demr.uncertainty_metrics import (
     nll_student_t,
     uncertainty_metrics,
 )
-from demr.windows import true_window, window_iou
+from demr.windows import true_windows, window_iou
 
 FloatArray = NDArray[np.float64]
 
@@ -210,12 +215,9 @@ def boundary_residual(
     predictions: Sequence[Prediction], annotations: Sequence[Annotation]
 ) -> FloatArray:
     """True minus predicted start and end of every top moment, in seconds, ``(N, 2)``."""
-    return np.array(
-        [
-            true_window(p.moments.window_s[0], a.windows_s or ()) - p.moments.window_s[0]
-            for p, a in zip(predictions, annotations, strict=True)
-        ]
-    ).reshape(-1, 2)
+    window = np.array([p.moments.window_s[0] for p in predictions]).reshape(-1, 2)
+    residual: FloatArray = true_windows(window, [a.windows_s or () for a in annotations]) - window
+    return residual
 
 
 def is_scored(annotation: Annotation) -> bool:
@@ -278,15 +280,9 @@ def fit_calibration(
         InputError: If there are too few queries to calibrate on.
     """
     pairs = [(r, a) for r, a in zip(raw, annotations, strict=True) if a.windows_s]
-    if not pairs:
-        raise InputError(
-            "calibration",
-            expected="annotated queries whose moment is in the video",
-            got="none",
-            remedy="add windows to the annotations",
-        )
     present_raw, present = [r for r, _ in pairs], [a for _, a in pairs]
     absent_raw = [r for r, a in zip(raw, annotations, strict=True) if a.windows_s == ()]
+    check_counts(len(present), len(absent_raw))
     presence = None if absent_raw or former is None else former.presence
     options: list[tuple[Ranking, float]] = [("score", 0.0)]
     options += [("uncertainty", tau) for tau in TAUS if tau] + [("fusion", tau) for tau in TAUS]

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from demr.dataset import Disturbed, MomentDataset
 from demr.encoders.base import QueryFeatures, VideoFeatures
-from demr.features import FeaturePack, feature_statistics
+from demr.features import FeaturePack, as_float32, feature_statistics
 
 Floats = NDArray[np.float64]
 Features = NDArray[np.float32]
@@ -71,7 +71,9 @@ class FeatureNoise:
 
         video, text = self.video, self.text
         return dataset.changed(
-            None if video is None else lambda v: replace(v, features=noisy(v.features, video)),
+            None
+            if video is None
+            else lambda v: replace(v, features=noisy(as_float32(v.features), video)),
             None if text is None else lambda q: replace(q, features=noisy(q.features, text)),
         )
 
@@ -116,7 +118,10 @@ class TrainingNoise:
 
         on_video, on_text = levels
         return Disturbed(
-            replace(video, features=noisy(video.features, self.deviation.video, on_video))
+            replace(
+                video,
+                features=noisy(as_float32(video.features), self.deviation.video, on_video),
+            )
             if on_video
             else None,
             replace(query, features=noisy(query.features, self.deviation.text, on_text))
