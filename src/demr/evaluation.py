@@ -334,9 +334,7 @@ def _voting_nll(
     """Mean negative log-likelihood of the true boundaries under the top moments."""
     tops = [select(r.proposals, ranking="voting", disagreement=disagreement, after=1) for r in raw]
     window = np.array([top.window_s[0] for top in tops])
-    true = np.array(
-        [true_window(w, a.windows_s or ()) for w, a in zip(window, annotations, strict=True)]
-    )
+    true = true_windows(window, [a.windows_s or () for a in annotations])
     scale = np.array([top.scale_s[0] for top in tops])
     dof = np.array([2 * top.alpha[0] for top in tops])
     return float(np.mean(nll_student_t(true, window, scale, dof)))
