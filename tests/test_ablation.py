@@ -65,6 +65,10 @@ def test_a_grid_of_ones_own(tmp_path: Path) -> None:
     assert name == "rate"
     assert grid.settings == {"0.0001": {"retrieval.lr": 1e-4}, "0.001": {"retrieval.lr": 1e-3}}
     assert load_grid("fusion") == ("fusion", GRIDS["fusion"])
+    # Where null is a value of its own, a variant can say so.
+    path.write_text("title: x\nvariants: {a: {}, b: {calibration.disagreement: null}}")
+    variants = plan(RECIPE, dict([load_grid(str(path))]), [0])["rate"]
+    assert [v[0].config.calibration.disagreement for v in variants.values()] == [1.0, None]
 
 
 @pytest.mark.parametrize(

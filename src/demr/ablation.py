@@ -26,7 +26,7 @@ from demr.config import TrainConfig, load_config
 from demr.errors import ConfigError, InputError
 from demr.files import atomic_path
 
-Override = bool | int | float | str | list[str]
+Override = bool | int | float | str | list[str] | None
 _CONCAT_DER: dict[str, Override] = {
     "model.fusion": "concat",
     "reconstruction.epochs": 0,
