@@ -36,6 +36,8 @@ METRICS = (
     ("interval/coverage mean", "coverage of the 90 % interval", 3),
     ("interval/width mean s", "its mean width, s", 1),
 )
+# Neither more nor less of these is better.
+_DESCRIPTIVE = ("uncertainty/nu", "interval/")
 _DRAWN = ("R1@0.5", "mIoU", "uncertainty/spearman/EU", "uncertainty/spearman/-evidence")
 _LABELS = {key: label for key, label, _ in METRICS}
 
@@ -241,6 +243,8 @@ def _differences(grid: Grid, results: Results) -> list[str]:
     for split in splits_of(results):
         lines += _header(split, head)
         for key, label, digits in METRICS:
+            if key.startswith(_DESCRIPTIVE):
+                continue
             cells = []
             for name, other in pairs:
                 shared = [seed for seed in results[name] if seed in results[other]]
