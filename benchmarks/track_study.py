@@ -56,7 +56,7 @@ class Part:
 STEPS = str(CONFIGS / "track_grid.yaml")
 PARTS = {
     "timeline": Part("timeline", (STEPS,), SEEDS, "iid"),
-    "regularizer": Part("timeline", ("regularizer",), SEEDS, "iid"),
+    "regularizer": Part("timeline", ("regularizer",), (0,), "iid"),
     "clip": Part("clip", (STEPS,), SEEDS, "ood"),
     "sweeps": Part("timeline", ("lambda_geom", "lambda_der"), (0,), "iid"),
 }
