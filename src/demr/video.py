@@ -138,6 +138,7 @@ def _iter_source(
         time_s = next(times, None)
         if time_s is None:
             return
+        source.wanted_s = time_s
         frames = source.frames()
         first = next(frames, None)
         if first is None:
@@ -153,6 +154,7 @@ def _iter_source(
                 time_s = next(times, None)
                 if time_s is None:
                     return
+            source.wanted_s = time_s
             shown_pts, shown, rgb = pts_s, frame, None
         end_s = source.end_of_good_part()
         while time_s is not None and time_s < end_s:

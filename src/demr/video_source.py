@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 from typing import cast
 
@@ -31,6 +32,10 @@ ONE_THREAD_PIXELS = 320 * 240
 _FALLBACK_FPS = 25.0
 # A jump costs about as much as decoding a few seconds of small video.
 _SEEK_WORTH_S = 5.0
+# With an index it is known how many frames a jump saves, and it costs about this many.
+_JUMP_WORTH_FRAMES = 12
+# Frames are stored out of order by a few places at the most.
+_REORDER_FRAMES = 4
 # A stated duration beyond this is a corrupted header, not a recording.
 _LONGEST_S = 30 * 24 * 3600.0
 
@@ -66,7 +71,11 @@ class Orientation:
 
 
 class Source:
-    """An opened file, its video stream, and what went wrong while decoding it."""
+    """An opened file, its video stream, and what went wrong while decoding it.
+
+    Attributes:
+        wanted_s: Nobody asks for frames that end before this time; may grow while frames are read.
+    """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -88,6 +97,7 @@ class Source:
         self.first_loss_s: float | None = None
         self.end_s = 0.0
         self.reason = "it holds no frame"
+        self.wanted_s = 0.0
 
     def _video_stream(self) -> VideoStream:
         for stream in self.container.streams.video:
@@ -111,53 +121,103 @@ class Source:
                 return float(rate)
         return _FALLBACK_FPS
 
-    def frames(self, from_s: float = 0.0) -> Iterator[tuple[float, VideoFrame]]:
+    def frames(self) -> Iterator[tuple[float, VideoFrame]]:
         """Yield ``(seconds from the first frame, frame)``, times never decreasing.
 
-        Args:
-            from_s: The first frame is always yielded; those after it may start as late as the
-                keyframe before this time, so that a late clip need not decode all before it.
+        The first frame is always yielded. Frames that end before :attr:`wanted_s` may be left
+        out: where a keyframe lies between here and there, the file is read from it on.
         """
         step_s = 1.0 / self.fps
         origin: int | None = None
         last_s = -step_s
-        can_seek = from_s > _SEEK_WORTH_S
-        has_seeked = False
+        # AVI stores no times: behind a jump nobody knows where one is.
+        can_seek = self.container.format.name != "avi"
+        # While looking for the place that a jump was meant for; then while catching up after one
+        # that went too far.
+        landing, catching_up = False, False
         decoded = self._decoded()
         while True:
             frame = next(decoded, None)
             if frame is None:
-                if not has_seeked:
+                if not landing:
                     return
-                has_seeked, decoded = False, self._seeked(origin)
+                # Nothing decodes behind the jump.
+                landing, can_seek, catching_up = False, False, True
+                decoded = self._seeked(origin)
                 continue
             pts = frame.pts
             if pts is None:
-                # No clock at all (raw streams), or a gap in it: count at the average rate.
+                # No clock at all (raw streams), or a gap in it: count at the average rate. Not
+                # where it is not known what to count from.
+                if catching_up or landing:
+                    continue
                 pts_s = last_s + step_s
                 can_seek = False
             else:
                 if origin is None:
                     origin = pts - round((last_s + step_s) / self.time_base)
-                pts_s = max((pts - origin) * self.time_base, last_s, 0.0)
-            if has_seeked:
-                has_seeked = False
-                if pts_s > from_s:
-                    # The index led past the target: nothing for it but all frames.
-                    decoded = self._seeked(origin)
+                pts_s = (pts - origin) * self.time_base
+                if landing and pts_s <= last_s:
+                    # The jump led back, as it does where keyframes are far apart and not
+                    # indexed: another one would as well.
+                    landing, can_seek, catching_up = False, False, True
+                if catching_up and pts_s <= last_s:
                     continue
+                pts_s = max(pts_s, last_s, 0.0)
+            if landing and pts_s > self.wanted_s:
+                # The index led past the target: nothing for it but all frames.
+                landing, can_seek, catching_up = False, False, True
+                decoded = self._seeked(origin)
+                continue
+            landing, catching_up = False, False
             last_s = pts_s
             self.end_s = pts_s + (frame.duration * self.time_base or step_s)
             yield pts_s, frame
             if can_seek and origin is not None:
-                decoded = self._seeked(origin, from_s)
-                can_seek, has_seeked = False, True
+                target_s = self._worth_a_jump(last_s, origin)
+                if target_s is not None:
+                    decoded, landing = self._seeked(origin, target_s), True
 
-    def _seeked(self, origin: int | None, to_s: float = 0.0) -> Iterator[VideoFrame]:
-        # What broke on the way to a keyframe is read again or not wanted.
-        self.lost_packets, self.first_loss_s = 0, None
-        # One second early: some containers search in decoding order, before display.
-        pts = (origin or 0) + round((to_s - 1.0) / self.time_base)
+    def _worth_a_jump(self, here_s: float, origin: int) -> float | None:
+        """Where to jump to on the way to :attr:`wanted_s`, in seconds; None to go on reading."""
+        # B-frames come before the frames that they need: a keyframe just before the wanted time
+        # may not be what shows it.
+        before_s = self.wanted_s - _REORDER_FRAMES / self.fps
+        if before_s - here_s < _REORDER_FRAMES / self.fps:
+            return None
+        keyframes = self._keyframes
+        if not len(keyframes):
+            # Without an index it takes a jump to know; one second early, as some containers
+            # search in decoding order.
+            far = self.wanted_s - here_s > _SEEK_WORTH_S
+            return self.wanted_s - 1.0 if far else None
+        # The index counts in decoding order, which runs ahead of display by some frames.
+        times = (keyframes - origin) * self.time_base
+        place = int(np.searchsorted(times, before_s, side="right")) - 1
+        if place < 0 or times[place] - here_s < _JUMP_WORTH_FRAMES / self.fps:
+            return None
+        # Not to the keyframe's own time: shown later than it is decoded, it would be passed by.
+        return before_s
+
+    @cached_property
+    def _keyframes(self) -> npt.NDArray[np.int64]:
+        """Timestamps of the indexed keyframes, rising; none where the container has no index."""
+        entries = self.stream.index_entries
+        times = [entry.timestamp for entry in entries if entry.is_keyframe]
+        # A single entry, or an index that stops early, is no map of the file.
+        stated = self.stated_duration_s()
+        span_s = (times[-1] - times[0]) * self.time_base if len(times) > 1 else 0.0
+        if stated is None or span_s < stated / 2:
+            return np.zeros(0, np.int64)
+        return np.unique(np.array(times, np.int64))
+
+    def _seeked(self, origin: int | None, to_s: float | None = None) -> Iterator[VideoFrame]:
+        if to_s is None:
+            # From the start: what broke is read again.
+            self.lost_packets, self.first_loss_s = 0, None
+            pts = (origin or 0) - round(1.0 / self.time_base)
+        else:
+            pts = (origin or 0) + round(to_s / self.time_base)
         with suppress(FFmpegError):
             self.container.seek(pts, stream=self.stream)
         return self._decoded()

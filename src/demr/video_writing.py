@@ -222,7 +222,8 @@ def cut_clip(
         clip: _Clip | None = None
         shown: tuple[float, VideoFrame] | None = None
         try:
-            for pts_s, frame in source.frames(from_s=start_s):
+            source.wanted_s = start_s
+            for pts_s, frame in source.frames():
                 if shown is not None and pts_s > start_s:
                     clip = clip or _Clip(target, shown[1], source.fps)
                     clip.write(shown[1], shown[0] - start_s, min(pts_s, end_s) - start_s)
