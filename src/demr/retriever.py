@@ -15,12 +15,13 @@ from torch import Tensor
 
 from demr.batch import Item, collate
 from demr.calibration import Calibration
+from demr.devices import resolve_device
 from demr.domain import measure_strangeness
 from demr.encoders import Encoder, VideoFeatures, get_encoder
 from demr.errors import FeatureError, InputError, ModelError
 from demr.evaluation import Prediction, RawPrediction, answer, load_calibration
 from demr.features import prepare_query, prepare_video
-from demr.pretrained import Pretrained, load_pretrained, resolve_device
+from demr.pretrained import Pretrained, load_pretrained
 from demr.proposals import Ranking, decode
 from demr.video import DamagedVideoWarning
 
