@@ -6,9 +6,11 @@ the level in sum, so that a short dip inside does not end a moment. The peak is 
 of all lengths and lowered by what noise alone would lift a mean of that many clips, so that a long
 plateau counts in a noisy curve, and a single clip in a smooth one.
 
-Why not the best fit of one step, the textbook's answer: on the curves of real CLIP features
-similarity fades slowly around a moment, and the step grows far beyond it (the right moment at
-IoU 0.5 in 57 % of 930 cases, against 77 %).
+Why not the best fit of one step, the textbook's answer: in real CLIP features similarity fades
+slowly around a moment, and the step grows far beyond it. Asked for 3720 annotated windows of
+Charades-STA by the mean of their own frames, it is right at IoU 0.5 in 57 %, this module in 74 %,
+at IoU 0.7 in 33 and 47 %. (A quarter of the video around the best clip: 79 and 35 %; that is how
+long moments are there.)
 """
 
 from collections.abc import Iterator
@@ -29,6 +31,8 @@ _SCORED = 0.5
 # Standard errors by which a window's mean is lowered before it can be the peak.
 _CAUTION = 2.5
 _GROWTH = 1.25
+# A rise of less than this share of the fall is none: the median lies inside the moment.
+_OVERFULL = 0.1
 _NMS_IOU = 0.5
 _BEFORE = 500
 # Curves that vary by less, relative to their size, are constant but for rounding.
@@ -56,7 +60,8 @@ def localise(
 ) -> tuple[Stretch, ...]:
     """Find the stretches of a video that a similarity curve singles out; linear in its length.
 
-    A moment is taken to fill less than half of the video: the background is the median.
+    A moment of more than half of the video is found only where it stands out clearly: the
+    background is the median, and else the mean.
 
     Args:
         curve: Similarity of each clip to the query, ``(L,)``.
@@ -82,8 +87,8 @@ def localise(
             remedy="encode the video again",
         )
     background, peak = float(np.median(values)), _peak(values)
-    if peak <= background:
-        # The median itself lies in a moment of more than half the video.
+    if peak - background <= _OVERFULL * (background + _peak(-values)):
+        # Far more falls below the median than rises above it: a moment of over half the video.
         background = float(values.mean())
     if np.ptp(values) <= _FLAT * max(1.0, float(np.abs(values).max())) or peak <= background:
         return (Stretch(0.0, duration_s, 0.0),)
@@ -95,6 +100,7 @@ def localise(
     }
     table = np.array(sorted(windows))
     score = (gain[table[:, 1]] - gain[table[:, 0]]) / np.maximum(over, 0).sum()
+    score = np.minimum(score, 1)
     order = np.argsort(-score, kind="stable")[:_BEFORE]
     table, score = table[order], score[order]
     bounds = np.minimum(table * clip_s, duration_s)
