@@ -30,12 +30,17 @@ KINDS = ("clip", "siglip", "siglip2", "naflex")
 
 def train_bpe(folder: Path) -> int:
     """CLIP's tokenizer with a vocabulary of its own; returns its size."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-    backend = transformers.CLIPTokenizer().backend_tokenizer
-    tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    tokenizer.normalizer = backend.normalizer
-    tokenizer.pre_tokenizer = backend.pre_tokenizer
+    tokenizer: Any = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    words = Regex(r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(words, "removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
         vocab_size=340, end_of_word_suffix="</w>", initial_alphabet=letters, show_progress=False
@@ -138,7 +143,7 @@ def build_model(folder: Path, kind: str) -> Path:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
-                parameter.normal_(0, 0.3)
+                parameter.normal_(0, 0.2)
     model.eval().save_pretrained(folder)
     own_processor(kind).save_pretrained(folder)
     return folder
@@ -200,7 +205,7 @@ def reference_text(folder: Path, kind: str, query: str) -> tuple[NDArray[np.floa
     """Last hidden state and embedding of one query, as transformers computes them."""
     name = {"clip": "CLIPModel", "naflex": "Siglip2Model"}.get(kind, "SiglipModel")
     model = getattr(transformers, name).from_pretrained(folder).eval()
-    reader = transformers.CLIPTokenizer if kind == "clip" else transformers.PreTrainedTokenizerFast
+    reader = transformers.AutoTokenizer if kind == "clip" else transformers.PreTrainedTokenizerFast
     tokenizer = reader.from_pretrained(folder)
     padding = {} if kind == "clip" else {"padding": "max_length", "max_length": LIMIT}
     inputs = tokenizer([query.lower()], return_tensors="pt", return_attention_mask=True, **padding)
