@@ -14,12 +14,15 @@ import torch
 import transformers
 from tests.clip_models import KINDS, LIMIT, SENTENCES, cosine, reference_embedding, reference_text
 
+from demr.annotations import Annotation
+from demr.dataset import Masking, MomentDataset
 from demr.encoders import AlignedEncoder, EncoderIdentity, VideoFeatures, get_encoder
 from demr.encoders.clip import ClipEncoder, QueryCutWarning, middle_times
 from demr.errors import FeatureError, InputError, ModelError
-from demr.features import FeaturePack, FeaturePackWriter
+from demr.features import FeaturePack, FeaturePackWriter, prepare_query
 from demr.model import DemrModel
 from demr.pretrained import APPENDED_DIMS, Pretrained, load_pretrained, save_pretrained
+from demr.reconstruction import Vocabulary
 from demr.retriever import MomentRetriever
 from demr.video import iter_frames
 
@@ -103,7 +106,7 @@ def test_tokens_and_embeddings_are_the_models_own(
 
 
 def test_a_query_alone_is_as_in_a_batch(encoder: ClipEncoder) -> None:
-    queries = [f"{SENTENCES[n % 4]} {'very ' * (n % 3)}much" for n in range(70)]
+    queries = [f"{SENTENCES[n % 4]} {'so ' * (n % 3)}" for n in range(70)]
     together = encoder.encode_queries(queries)
     for index in (0, 1, 2, 63, 64, 69):
         (alone,) = encoder.encode_queries([queries[index]])
@@ -148,6 +151,26 @@ def test_hidden_words_do_not_leak(encoder: ClipEncoder) -> None:
         shown[1].features,
         atol=1e-6,
     )
+
+
+def test_reconstruction_hides_all_tokens_of_a_word_at_the_input(
+    encoder: ClipEncoder, film: Path, tmp_path: Path
+) -> None:
+    """The training's own way: an item of stage 1 whose word was hidden before the tower ran."""
+    with FeaturePackWriter(tmp_path / "pack", encoder.identity) as writer:
+        writer.add(encoder.encode_video(film))
+    query = "someone opens the zigzag"
+    annotation = Annotation("0", query, "film", 9.0, ((1.0, 4.0),))
+    masking = Masking(Vocabulary(("zigzag",)), frozenset({"noun"}), 1, True, encoder, seed=0)
+    dataset = MomentDataset([annotation], FeaturePack(tmp_path / "pack"), encoder, masking)
+    item = dataset[0]
+    assert item.masked is not None
+    owners = dataset.queries[0].token_word
+    assert (owners == 3).sum() >= 3
+    np.testing.assert_array_equal(item.masked.numpy(), owners == 3)
+    hidden = prepare_query(encoder.encode_queries([query], hidden=[{3}])[0], encoder.identity)
+    assert torch.equal(item.text, hidden)
+    assert torch.isfinite(item.text).all()
 
 
 def test_a_query_beyond_the_limit_is_cut_and_said_so(encoder: ClipEncoder, kind: str) -> None:
