@@ -3,7 +3,8 @@
     python benchmarks/readme_assets.py
 
 Runs the demo and puts its table between the fences of README.md that hold `demr demo` output; the
-results come from benchmarks/shapes_results.json, which benchmarks/shapes_study.py writes.
+results come from benchmarks/shapes_results.json, which benchmarks/shapes_study.py writes, and from
+benchmarks/results, which benchmarks/track_study.py fills.
 """
 
 import io
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from rich.console import Console
 from shapes_study import RECIPE, cell
+from track_study import goals, results_of
 
 from demr.demo import run_demo, search_demo
 from demr.report import answer_figure, search_table
@@ -21,6 +23,7 @@ from demr.report import answer_figure, search_table
 ROOT = Path(__file__).resolve().parents[1]
 _FENCE = re.compile(r"(beside the answers:\n\n```text\n).*?(\n```)", re.DOTALL)
 _RESULTS = re.compile(r"(<!-- results -->\n).*?(<!-- end of results -->)", re.DOTALL)
+_TRACKS = re.compile(r"(<!-- tracks -->\n).*?(<!-- end of tracks -->)", re.DOTALL)
 _ROWS = (
     ("R1@0.5", "R1@0.5", 1),
     ("R1@0.7", "R1@0.7", 1),
@@ -48,6 +51,12 @@ def results() -> str:
     return "\n".join(lines) + "\n"
 
 
+def tracks() -> str:
+    """What the study of the timeline track was to show, and what it shows."""
+    ((_, rows),) = results_of("timeline").values()
+    return "\n".join(goals(rows)[2:]).strip() + "\n"
+
+
 def main() -> None:
     """Search the demo video and write both."""
     with tempfile.TemporaryDirectory() as folder:
@@ -61,6 +70,7 @@ def main() -> None:
     text = readme.read_text(encoding="utf-8")
     text = _FENCE.sub(lambda m: m[1] + table + m[2], text)
     text = _RESULTS.sub(lambda m: m[1] + results() + m[2], text)
+    text = _TRACKS.sub(lambda m: m[1] + tracks() + m[2], text)
     readme.write_text(text, encoding="utf-8")
 
 

@@ -180,7 +180,7 @@ def noise(height: int, width: int) -> Picture:
     return rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+def cosine(a: NDArray[Any], b: NDArray[Any]) -> float:
     """The smallest cosine of rows that belong together."""
     lengths = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
     return float(((a * b).sum(axis=-1) / lengths).min())

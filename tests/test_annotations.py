@@ -171,6 +171,14 @@ def test_queries_are_tidied() -> None:
         (RECORD | {"relevant_clip_ids": [1], "saliency_scores": [[]]}, "per clip"),
         (RECORD | {"relevant_clip_ids": [1], "saliency_scores": [[5]]}, "saliency in 0..1"),
         (RECORD | {"relevant_clip_ids": [-1], "saliency_scores": [[1]]}, "clips from 0"),
+        # 1 comes first, and true equals it.
+        (
+            RECORD | {"relevant_clip_ids": [1, 2], "saliency_scores": [[1], [True]]},
+            "a number as saliency, got True",
+        ),
+        (RECORD | {"relevant_clip_ids": [1], "saliency_scores": [[[1]]]}, "number as saliency"),
+        (RECORD | {"relevant_clip_ids": [1], "saliency_scores": [[10**400]]}, "a finite number"),
+        (RECORD | {"relevant_clip_ids": [True], "saliency_scores": [[1]]}, "clip numbers"),
         (RECORD | {"event": 3}, "text under 'event'"),
         (RECORD | {"kind": None}, "text under 'event' and 'kind'"),
         ([RECORD], "one JSON object a line"),
@@ -199,7 +207,7 @@ def test_what_is_no_json_is_named_by_file_and_line(file: Maker, line: str) -> No
 
 @pytest.mark.parametrize("text", ["", "\n\n", "{}", "[]"])
 def test_a_file_without_queries(file: Maker, text: str) -> None:
-    with pytest.raises(AnnotationError):
+    with pytest.raises(AnnotationError, match="expected at least one query, got none"):
         read_annotations(file(text))
 
 

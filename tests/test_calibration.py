@@ -16,7 +16,12 @@ from hypothesis import strategies as st
 from scipy import special, stats
 
 from demr import intervals
-from demr.calibration import Calibration, IntervalCalibrator, PresenceCalibrator
+from demr.calibration import (
+    Calibration,
+    IntervalCalibrator,
+    PresenceCalibrator,
+    check_counts,
+)
 from demr.errors import InputError, ModelError
 from demr.metrics import auroc, ece
 
@@ -207,6 +212,20 @@ def test_fifty_labels_are_enough_and_nine_are_not() -> None:
     IntervalCalibrator.fit(*world(10, 0).inputs, NAMES)
 
 
+def test_counts_are_refused_where_fitting_would_be() -> None:
+    for present, absent in ((10, 0), (10, 5), (300, 5)):
+        check_counts(present, absent)
+    with pytest.raises(InputError, match=r"calibration: expected at least 10 .* got 9; add"):
+        check_counts(9, 30)
+    for absent in (1, 4):
+        with pytest.raises(InputError, match=f"val: expected at least 5 absent .* got {absent}"):
+            check_counts(30, absent, "val")
+    covariates = np.random.default_rng(0).normal(size=(10, 2))
+    PresenceCalibrator.fit(covariates, np.arange(10) < 5, ("a", "b"))
+    with pytest.raises(InputError):
+        PresenceCalibrator.fit(covariates[:8], np.arange(8) < 4, ("a", "b"))
+
+
 def test_one_factor_by_hand() -> None:
     # Without usable covariates the interval is the largest of 20 ratios, |residual| = 1 .. 20: for
     # 90 % with confidence it takes 29.
@@ -340,7 +359,12 @@ def test_save_and_load(tmp_path: Path, calibrated: Calibration) -> None:
         value.save(path)
         assert Calibration.load(path) == value
         assert [p.name for p in tmp_path.iterdir()] == ["calibration.json"]
-    assert json.loads(path.read_text())["version"] == 1
+    data = json.loads(path.read_text())
+    assert data["version"] == 2
+    # The first format knew no weight of the voters' spread: it was 1.
+    del data["disagreement"]
+    path.write_text(json.dumps(data | {"version": 1}))
+    assert Calibration.load(path) == calibrated
 
 
 def test_a_full_disk_loses_nothing(
@@ -367,8 +391,8 @@ def test_missing_newer_and_foreign_files(tmp_path: Path, calibrated: Calibration
     path = tmp_path / "calibration.json"
     with pytest.raises(ModelError, match="No such file"):
         Calibration.load(path)
-    path.write_text(json.dumps(calibrated.to_dict() | {"version": 2}))
-    with pytest.raises(ModelError, match="got format 2; update demr"):
+    path.write_text(json.dumps(calibrated.to_dict() | {"version": 3}))
+    with pytest.raises(ModelError, match="got format 3; update demr"):
         Calibration.load(path)
     path.write_text('{"version": 7}')
     with pytest.raises(ModelError, match="format 7"):

@@ -15,11 +15,12 @@ from demr.dataset import (
     LengthBatches,
     Masking,
     MomentDataset,
+    check_splits,
     check_videos,
     sequential_batches,
 )
 from demr.encoders.base import EncoderIdentity, QueryFeatures, VideoFeatures, clip_count
-from demr.errors import FeatureError
+from demr.errors import AnnotationError, FeatureError
 from demr.features import FeaturePack, FeaturePackWriter, prepare_video
 from demr.reconstruction import IGNORED, Vocabulary
 
@@ -142,6 +143,24 @@ def test_a_missing_video_is_named(pack: FeaturePack) -> None:
     with pytest.raises(FeatureError, match=r"train\.jsonl: .* got 2 videos without, such as c"):
         check_videos(annotations, pack, Path("train.jsonl"))
     check_videos(annotations[:1], pack, Path("train.jsonl"))
+
+
+def test_a_qid_means_one_query_in_all_splits(pack: FeaturePack) -> None:
+    train, val = [asked("1", "a"), asked("2", "b")], [asked("3", "b")]
+    assert check_splits({"train": train, "val": val}, pack) == []
+    (shared,) = check_splits({"train": train, "val": val, "test": [*val, train[0]]}, pack)[:1]
+    assert shared.startswith("1 of 2 queries of test are in train as well (such as '1')")
+    for other in (asked("2", "a"), asked("2", "b", query="another")):
+        with pytest.raises(
+            AnnotationError, match=r"splits val and test: .* got 1 qids .* such as '2'; rename"
+        ):
+            check_splits({"val": train, "test": [other]}, pack)
+
+
+def test_videos_without_a_query_are_counted(pack: FeaturePack) -> None:
+    (note,) = check_splits({"train": [asked("1", "b")], "val": [asked("2", "b")]}, pack)
+    assert note.startswith(f"1 of 2 videos in {pack.path} without a query in any split: not used")
+    assert note.endswith("(such as a)")
 
 
 def masked_dataset(

@@ -248,7 +248,7 @@ def test_video_file(tmp_path: Path) -> None:
     assert video.vid == "moves"
     assert video.duration_s == pytest.approx(3.5)
     assert video.features.shape == (4, encoder.identity.video_dim)
-    assert hue_motion(video.features, 1, _RED_BIN)["right"] > 0.3
+    assert hue_motion(np.asarray(video.features, np.float32), 1, _RED_BIN)["right"] > 0.3
     np.testing.assert_array_equal(video.features, encoder.encode_video(str(path)).features)
 
 

@@ -15,6 +15,7 @@ from demr.evaluation import (
     answer,
     apply_calibration,
     boundary_residual,
+    error_bins,
     fit_calibration,
     load_calibration,
     measure,
@@ -296,6 +297,46 @@ def test_a_split_without_present_or_absent_queries_is_measured() -> None:
     assert not any(key.startswith("presence") for key in present)
 
 
+def test_the_weight_of_the_voters_spread_is_the_likeliest_one() -> None:
+    # Two voters 2 s apart (boundary variance 1) and errors whose variance is far more: an
+    # aleatoric variance of 2e-4 alone never explains them.
+    rng = np.random.default_rng(3)
+    raw, annotations = [], []
+    for number in range(60):
+        record = proposals([(40.0, 60.0), (42.0, 62.0)], [0.9, 0.9], nu=[1e3, 1e3])
+        record = record.replace(beta=np.full((2, 2), 4e-8))
+        start, end = np.array([41.0, 61.0]) + rng.normal(0, 2.9, 2)
+        raw.append(RawPrediction(record, np.zeros(2)))
+        annotations.append(query(((float(start), float(end)),), number=number))
+
+    def fit(disagreement: float | None, ranking: str = "voting") -> float:
+        fitted = fit_calibration(raw, annotations, ranking=ranking, disagreement=disagreement)
+        return fitted.disagreement
+
+    # Errors have 2.9^2 = 8.4 times the variance of the votes.
+    assert fit(None) == 8.0
+    assert fit(2.0) == 2.0
+    assert fit(None, "score") == 1.0
+
+
+def test_error_bins_by_hand() -> None:
+    # Two queries: errors of (1 + 3)/2 and 0 s, evidence 2 nu + 3 of 3.4 and 11.
+    raw = [
+        RawPrediction(proposals([(10, 20)], [0.9], nu=[0.2]), np.zeros(1)),
+        RawPrediction(proposals([(30, 40)], [0.9], nu=[4.0]), np.zeros(1)),
+    ]
+    annotations = [query(((11.0, 23.0),)), query(((30.0, 40.0),)), query((), kind="absent")]
+    predictions = apply_calibration([*raw, raw[0]], Calibration())
+    found = error_bins(predictions, annotations, bins=2)
+    assert found["error s"] == pytest.approx([0.0, 2.0])
+    assert found["evidence"] == pytest.approx([11.0, 3.4])
+    # AU is 2 s^2, EU is AU / nu.
+    assert found["AU s"] == pytest.approx([math.sqrt(2)] * 2)
+    assert found["EU s"] == pytest.approx([math.sqrt(2 / 4), math.sqrt(2 / 0.2)])
+    assert found["AU+EU s"] == pytest.approx([math.sqrt(2.5), math.sqrt(12)])
+    assert error_bins(predictions[2:], annotations[2:])["error s"] == []
+
+
 def test_prediction_lines_keep_all_fields_in_one_order() -> None:
     fitted = fit_calibration(*population(0, 30, 30), ranking="score")
     raw, annotations = population(1, 1, 1)
@@ -303,7 +344,7 @@ def test_prediction_lines_keep_all_fields_in_one_order() -> None:
     rows = [json.loads(line) for line in prediction_lines(predictions, annotations, fitted, 0.9)]
     assert rows[0].keys() == {
         *("qid", "query", "vid", "pred_relevant_windows", "pred_saliency_scores"),
-        *("aleatoric", "epistemic", "present", "intervals"),
+        *("aleatoric", "epistemic", "evidence", "present", "intervals"),
     }
     count = len(rows[0]["pred_relevant_windows"])
     assert count == 2
@@ -312,6 +353,8 @@ def test_prediction_lines_keep_all_fields_in_one_order() -> None:
     assert rows[0]["aleatoric"][0] == [pytest.approx(math.sqrt(2), abs=1e-4)] * 2
     # EU = AU / nu, and nu is 0.1 here.
     assert rows[0]["epistemic"][0] == [pytest.approx(math.sqrt(20), abs=1e-4)] * 2
+    # 2 nu + alpha
+    assert rows[0]["evidence"][0] == [pytest.approx(3.2)] * 2
     assert rows[0]["present"] > rows[1]["present"]
     for low, high in np.array(rows[0]["intervals"]).reshape(-1, 2):
         assert 0 <= low <= high <= 100

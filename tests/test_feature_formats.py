@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from demr.annotations import read_annotations
 from demr.errors import FeatureError
 from demr.feature_formats import FeatureImport, import_features, open_source
-from demr.features import FeaturePack
+from demr.features import FeaturePack, as_float32
 
 Table = NDArray[np.float32]
 DURATIONS = {"a": 10.0, "b": 7.0, "c": 4.5}
@@ -130,6 +130,17 @@ def test_a_shard_without_its_last_start_is_refused(tmp_path: Path) -> None:
     again["start"] = again["start"][:-1]
     np.savez(folder / "shard_0.npz", **again)
     assert "shard_0.npz: expected a readable file" in refused(tmp_path, clip=folder)
+
+
+def test_a_video_in_two_shards_is_refused(tmp_path: Path) -> None:
+    folder = shards(tmp_path / "s", tables(6, 0))
+    with np.load(folder / "shard_1.npz") as arrays:
+        again = {name: arrays[name] for name in arrays.files}
+    again["vid"] = np.array(["a", *again["vid"][1:]])
+    np.savez(folder / "shard_1.npz", **again)
+    line = refused(tmp_path, clip=folder)
+    assert "shard_1.npz: expected every video once in all shards, got a again, first in" in line
+    assert "shard_0.npz; remove one of the two" in line
 
 
 def test_the_content_decides_and_not_the_name(tmp_path: Path) -> None:
@@ -344,7 +355,7 @@ def test_real_clip_features(data_dir: Path, tmp_path: Path) -> None:
     with np.load(source / "shard_03.npz") as arrays:
         table = arrays["q"].astype("float32") * arrays["scale"] + arrays["mean"]
         low, high = arrays["start"][7:9]
-        got, want = pack[str(arrays["vid"][7])].features, table[low:high]
+        got, want = as_float32(pack[str(arrays["vid"][7])].features), table[low:high]
     cosine = (got * want).sum(axis=1) / np.linalg.norm(got, axis=1) / np.linalg.norm(want, axis=1)
     assert cosine.min() >= 0.9999
 

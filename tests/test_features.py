@@ -1,4 +1,6 @@
+import itertools
 import json
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -6,15 +8,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-import safetensors
+import torch
 
 from demr import features
 from demr.encoders.base import EncoderIdentity, QueryFeatures, VideoFeatures
 from demr.errors import FeatureError
+from demr.feature_shards import FeatureShard
 from demr.features import (
     FeaturePack,
     FeaturePackWriter,
     align_streams,
+    as_float32,
     clip_spans,
     feature_statistics,
     prepare_query,
@@ -150,10 +154,8 @@ def test_a_pack_gives_back_what_it_got_in_half_precision(
     assert "v5" not in pack
     for found, given in zip(pack, videos, strict=True):
         assert (found.vid, found.duration_s, found.clip_s) == (given.vid, given.duration_s, 2.0)
-        assert found.features.dtype == np.float32
-        np.testing.assert_array_equal(
-            found.features, given.features.astype(np.float16).astype(np.float32)
-        )
+        assert found.features.dtype == np.float16
+        np.testing.assert_array_equal(found.features, given.features.astype(np.float16))
     with pytest.raises(FeatureError, match="video v5: expected one of the 5 videos"):
         pack["v5"]
 
@@ -164,13 +166,13 @@ def test_shards_are_opened_once_and_only_when_needed(
     monkeypatch.setattr(features, "_SHARD_ROWS", 4)
     path = write(tmp_path / "pack", video("a"), video("b"))
     opened: list[str] = []
-    original = safetensors.safe_open
 
-    def counted(name: Path, framework: str) -> Any:
-        opened.append(Path(name).name)
-        return original(name, framework=framework)
+    class Counted(FeatureShard):
+        def __init__(self, path: Path, width: int) -> None:
+            opened.append(path.name)
+            super().__init__(path, width)
 
-    monkeypatch.setattr(features, "safe_open", counted)
+    monkeypatch.setattr(features, "FeatureShard", Counted)
     pack = FeaturePack(path)
     assert opened == []
     for _ in range(3):
@@ -185,6 +187,66 @@ def test_stored_and_fresh_features_prepare_alike(tmp_path: Path) -> None:
     fresh, fresh_fractions = prepare_video(given, IDENTITY)
     np.testing.assert_allclose(stored, fresh, atol=1e-3)
     np.testing.assert_array_equal(stored_fractions, fresh_fractions)
+
+
+def prepared_as_before(
+    table: npt.NDArray[Any], identity: EncoderIdentity, duration_s: float
+) -> torch.Tensor:
+    """What :func:`prepare_video` was before packs gave views: NumPy throughout, copies of all."""
+    single = table.astype(np.float32)
+    if identity.normalization == "l2":
+        offsets = np.cumsum([0, *(dim for _, dim in identity.streams)])
+        parts = [single[:, low:high] for low, high in itertools.pairwise(offsets)]
+        norms = [np.maximum(np.linalg.norm(part, axis=-1, keepdims=True), 1e-6) for part in parts]
+        single = np.concatenate([p / n for p, n in zip(parts, norms, strict=True)], axis=1)
+    fractions = torch.from_numpy(clip_spans(duration_s, 2.0, len(table)) / duration_s).float()
+    return torch.cat([torch.from_numpy(single), fractions], dim=1)
+
+
+@pytest.mark.parametrize("normalization", ["l2", "none"])
+@pytest.mark.parametrize("widths", [(2304, 512), (5,), (1, 130, 17)])
+def test_views_prepare_to_the_same_bits_as_copies(
+    tmp_path: Path, widths: tuple[int, ...], normalization: str
+) -> None:
+    streams = tuple((f"s{number}", width) for number, width in enumerate(widths))
+    identity = replace(IDENTITY, streams=streams, normalization=normalization)  # type: ignore[arg-type]
+    rng = np.random.default_rng(len(widths))
+    # Every magnitude of half precision: subnormal numbers, the largest, zeros of both signs.
+    table = rng.normal(size=(75, sum(widths))) * 10.0 ** rng.integers(-8, 5, (75, sum(widths)))
+    half = np.clip(table, -65504, 65504).astype(np.float16)
+    half[3], half[4, ::2] = 0, -0.0
+    assert (np.abs(half[half != 0]) < np.finfo(np.float16).tiny).any()
+    pack = FeaturePack(
+        write(tmp_path / "pack", VideoFeatures("v", 149.5, 2.0, half), identity=identity)
+    )
+    for given in (pack["v"].features, half, half.astype(np.float32), half.astype(np.float64)):
+        one = VideoFeatures("v", 149.5, 2.0, given)  # type: ignore[arg-type]
+        found, fractions = prepare_video(one, identity)
+        wanted = prepared_as_before(half, identity, 149.5)
+        # As whole numbers, so that -0 is not 0.
+        assert torch.equal(found.view(torch.int32), wanted.view(torch.int32))
+        assert torch.equal(fractions, wanted[:, -2:])
+    mean, deviation = feature_statistics([pack["v"]])
+    single = VideoFeatures("v", 149.5, 2.0, half.astype(np.float32))
+    for got, before in zip((mean, deviation), feature_statistics([single]), strict=True):
+        np.testing.assert_array_equal(got, before)
+
+
+def test_single_precision_of_every_half_number() -> None:
+    every = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    with np.errstate(invalid="ignore"):
+        wanted = every.astype(np.float32)
+    np.testing.assert_array_equal(as_float32(every), wanted)
+    single = np.ones(3, np.float32)
+    assert as_float32(single) is single
+    assert as_float32(np.array([1, 2])).dtype == np.float32
+
+
+def test_preparing_a_view_warns_of_nothing(tmp_path: Path) -> None:
+    pack = FeaturePack(write(tmp_path / "pack", video()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        prepare_video(pack["v"], IDENTITY)
 
 
 @pytest.mark.parametrize("wrong", ["twice", "width", "nan", "range", "interrupt"])
@@ -280,14 +342,16 @@ def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
     data = shard.read_bytes()
     for damaged in (data[:-3], data[:5], b""):
         shard.write_bytes(damaged)
-        with pytest.raises(FeatureError, match=r"video-00000\.safetensors: .* features of v"):
+        with pytest.raises(
+            FeatureError, match=r"video-00000\.safetensors: expected a complete shard"
+        ):
             FeaturePack(path)["v"]
     shard.unlink()
-    with pytest.raises(FeatureError, match=r"video-00000\.safetensors: .* features of v"):
+    with pytest.raises(FeatureError, match=r"video-00000\.safetensors: expected a complete shard"):
         FeaturePack(path)["v"]
     shard.write_bytes(data)
     change_index(path, videos={"v": {"shard": 0, "row": 2, "rows": 4, "duration_s": 7.0}})
-    with pytest.raises(FeatureError, match="a complete shard"):
+    with pytest.raises(FeatureError, match="got 4 rows, where the index expects 2 to 6"):
         FeaturePack(path)["v"]
 
 

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck
 
 from demr.batch import Batch, Item, Targets, collate, make_targets
-from demr.evidential import NormalInverseGamma
+from demr.evidential import NormalInverseGamma, geom_regularizer, nig_nll
 from demr.losses import (
     TEMPERATURE,
     LossBreakdown,
     LossWeights,
     alignment_loss,
+    evidential_terms,
     foreground_loss,
     giou,
     inter_loss,
@@ -449,6 +450,62 @@ def test_evidential_terms_against_the_loop() -> None:
     assert vanilla.regularizer.item() == pytest.approx(sum(der) / len(der), rel=1e-5)
     assert ours.regularizer.item() == pytest.approx(sum(geom) / len(geom), rel=1e-3)
     assert retrieval_loss(output, batch, LossWeights(regularizer="none")).regularizer.item() == 0
+
+
+def test_background_evidence_counts_clips_that_would_be_proposed_and_moves_no_boundary(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    items = [item(9, [(0.1, 0.5)]), item(6, []), item(7, [(0.0, 0.3), (0.8, 1.0)])]
+    model, batch = build(), collate(items)
+    output, targets = model(batch), known(batch)
+    asked: list[Tensor] = []
+
+    def likely(probability: Tensor) -> Tensor:
+        asked.append(probability)
+        return (torch.arange(probability.shape[1]) % 2 == 0).expand(probability.shape).float()
+
+    monkeypatch.setattr(torch, "bernoulli", likely)
+    weights = LossWeights(background_evidence=True)
+    nll, geom = evidential_terms(output, batch, weights)
+    torch.testing.assert_close(asked[0], output.foreground_logit.sigmoid())
+    assert not asked[0].requires_grad
+    # Clips 0, 2, 4, ... beside the foreground; none of padding, none of the absent query.
+    counted = targets.foreground.clone()
+    for row, length in ((0, 9), (2, 7)):
+        counted[row, 0:length:2] = True
+    assert counted.sum() > targets.foreground.sum() > 0
+    torch.testing.assert_close(nll, nig_nll(output.nig, targets.window_norm, counted))
+    torch.testing.assert_close(geom, geom_regularizer(output.nig, targets.window_norm, counted))
+    # The nearest of two windows is a background clip's own.
+    assert targets.window_norm[2, 2].tolist() == pytest.approx([0.0, 0.3])
+    assert targets.window_norm[2, 5].tolist() == pytest.approx([0.8, 1.0])
+    (gradient,) = torch.autograd.grad(nll, output.nig.loc)
+    assert gradient[targets.foreground].abs().min() > 0
+    assert gradient[~targets.foreground].abs().max() == 0
+
+
+def test_noise_and_seconds_enter_geom_only_where_that_is_asked_for() -> None:
+    model = build()
+    items = [
+        replace(one, noise=noise) for one, noise in zip(present(), (0, 0.5, 0.9, 0), strict=True)
+    ]
+    batch = collate(items)
+    output, targets = model(batch), known(batch)
+    plain = geom_regularizer(output.nig, targets.window_norm, targets.foreground)
+    doubted = geom_regularizer(
+        output.nig, targets.window_norm, targets.foreground, doubt=torch.tensor([0, 0.5, 0.9, 0])
+    )
+    assert (plain - doubted).abs().item() > 1e-3
+    seconds = geom_regularizer(
+        output.nig, targets.window_norm, targets.foreground, unit=torch.tensor([18.0, 12, 16, 10])
+    )
+    assert (plain - seconds).abs().item() > 1e-3
+    for wanted, weights in (
+        (plain, LossWeights()),
+        (doubted, LossWeights(noise_doubt=True)),
+        (seconds, LossWeights(error_unit="seconds")),
+    ):
+        torch.testing.assert_close(retrieval_loss(output, batch, weights).regularizer, wanted)
 
 
 # --- absent moments ---------------------------------------------------------------------------

@@ -118,7 +118,8 @@ def test_deviation_is_that_of_training_clips_and_tokens(
 
 
 def training_noise(share: float) -> TrainingNoise:
-    return TrainingNoise(FeatureDeviation(np.full(5, 6.0), np.full(4, 3.0)), share, 4.0, seed=3)
+    deviation = FeatureDeviation(np.full(5, 6.0), np.full(4, 3.0))
+    return TrainingNoise(deviation, share, share, 4.0, seed=3)
 
 
 def test_training_noise_disturbs_the_share_asked_for_at_levels_up_to_the_largest() -> None:
@@ -178,3 +179,12 @@ def test_noise_weighs_the_same_on_either_modality() -> None:
         assert drawn.noise == pytest.approx(1 - left, abs=0.01)
         kinds.add((drawn.video is None, drawn.query is None))
     assert len(kinds) == 4
+
+
+def test_each_modality_has_its_own_share() -> None:
+    video = VideoFeatures("v", 4.0, 2.0, np.zeros((2, 5), np.float32))
+    query = QueryFeatures("q", np.zeros((2, 4), np.float32), ("q",), np.zeros(2, np.int64))
+    noise = replace(training_noise(0.0), text_share=0.5)
+    drawn = [noise.disturb(video, query, 0, index) for index in range(100)]
+    assert all(d.video is None for d in drawn)
+    assert 30 < sum(d.query is not None for d in drawn) < 70

@@ -335,6 +335,18 @@ def test_voting_by_hand() -> None:
     np.testing.assert_allclose(voted.aleatoric, alone.aleatoric)
 
 
+def test_the_voters_spread_counts_as_often_as_it_is_told_to() -> None:
+    alone, once, thrice = (
+        select(two(), ranking="voting", disagreement=times) for times in (0.0, 1.0, 3.0)
+    )
+    np.testing.assert_allclose(alone.epistemic, select(two(), ranking="score").epistemic)
+    np.testing.assert_allclose(
+        thrice.epistemic - alone.epistemic, 3 * (once.epistemic - alone.epistemic)
+    )
+    np.testing.assert_allclose(thrice.aleatoric, once.aleatoric)
+    np.testing.assert_array_equal(thrice.window_norm, once.window_norm)
+
+
 def test_voting_keeps_what_score_keeps_and_is_never_surer_than_it() -> None:
     source = proposals(40, 3)
     voted, scored = select(source, ranking="voting"), select(source, ranking="score")

@@ -33,7 +33,8 @@ def test_a_run_folder_is_complete(run: Path, recipe: Path) -> None:
     names = {path.name for path in run.iterdir()}
     assert names == {
         *("config.yaml", "config.json", "model.safetensors", "calibration.json"),
-        *("metrics.json", "predictions.jsonl", "train.log", "logs", "checkpoints"),
+        *("metrics.json", "predictions.jsonl", "error_bins.json", "uncertainty.png"),
+        *("train.log", "logs", "checkpoints"),
     }
     assert load_config(run / "config.yaml") == load_config(recipe)
     resolved = yaml.safe_load((run / "config.yaml").read_text())

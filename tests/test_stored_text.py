@@ -67,6 +67,17 @@ def test_missing_and_damaged_queries_are_named(tmp_path: Path) -> None:
         text.encode_queries(["b"])
 
 
+def test_two_files_of_one_qid_are_refused(tmp_path: Path) -> None:
+    save(tmp_path, "qid1", 3)
+    text = StoredText(tmp_path, IDENTITY, {"a": "1"})
+    text.encode_queries(["a"])
+    save(tmp_path, "1", 4)
+    with pytest.raises(
+        FeatureError, match=r"expected one file for qid 1, got qid1\.npz and 1\.npz; remove"
+    ):
+        text.encode_queries(["a"])
+
+
 def test_what_needs_the_encoder_itself_is_refused(tmp_path: Path) -> None:
     save(tmp_path, "qid1", 3)
     text = StoredText(tmp_path, IDENTITY, {"a": "1"})

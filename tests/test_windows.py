@@ -2,23 +2,31 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from demr.windows import iou, true_window, window_iou
+from demr.windows import iou, true_windows, window_iou
+
+CASES: list[tuple[tuple[float, float], list[tuple[float, float]], tuple[float, float]]] = [
+    ((10, 20), [(0, 9), (12, 22)], (12, 22)),
+    ((10, 12), [(0, 4), (15, 18)], (15, 18)),  # none overlaps: 18 s away or 11 s
+    ((10, 20), [(0, 20), (10, 15)], (10, 15)),  # both overlap by half: 10 s away or 5 s
+    ((10, 20), [(9, 40), (18, 21)], (9, 40)),  # 10 of 31 against 2 of 11
+    ((30, 30), [(0, 5), (31, 32)], (31, 32)),  # an empty window overlaps nothing
+    ((10, 20), [(40, 50)], (40, 50)),  # the only one, however far
+    ((10, 20), [(5, 15), (15, 25), (2, 3)], (5, 15)),  # equal in both: the first
+]
 
 
-@pytest.mark.parametrize(
-    ("window", "truths", "expected"),
-    [
-        ((10, 20), [(0, 9), (12, 22)], (12, 22)),
-        ((10, 12), [(0, 4), (15, 18)], (15, 18)),  # none overlaps: 18 s away or 11 s
-        ((10, 20), [(0, 20), (10, 15)], (10, 15)),  # both overlap by half: 10 s away or 5 s
-        ((10, 20), [(9, 40), (18, 21)], (9, 40)),  # 10 of 31 against 2 of 11
-        ((30, 30), [(0, 5), (31, 32)], (31, 32)),  # an empty window overlaps nothing
-    ],
-)
-def test_true_window(
-    window: tuple[float, float], truths: list[tuple[float, float]], expected: tuple[float, float]
-) -> None:
-    np.testing.assert_array_equal(true_window(np.array(window, float), truths), expected)
+def test_true_windows() -> None:
+    window = np.array([case[0] for case in CASES], float)
+    found = true_windows(window, [case[1] for case in CASES])
+    np.testing.assert_array_equal(found, [case[2] for case in CASES])
+    for row, (_, truths, expected) in zip(window, CASES, strict=True):
+        np.testing.assert_array_equal(true_windows(row[None], [truths]), [expected])
+    assert true_windows(np.zeros((0, 2)), []).shape == (0, 2)
+
+
+def test_a_query_without_a_true_window_is_refused() -> None:
+    with pytest.raises(ValueError, match="query 1 has no true window"):
+        true_windows(np.zeros((3, 2)), [[(0, 1)], [], [(1, 2)]])
 
 
 def slow_iou(a: NDArray[np.float64], b: np.ndarray) -> float:

@@ -26,7 +26,7 @@ from demr.config import TrainConfig, load_config
 from demr.errors import ConfigError, InputError
 from demr.files import atomic_path
 
-Override = bool | int | float | str | list[str]
+Override = bool | int | float | str | list[str] | None
 _CONCAT_DER: dict[str, Override] = {
     "model.fusion": "concat",
     "reconstruction.epochs": 0,
@@ -227,7 +227,10 @@ def plan(
 
 
 def _key(config: TrainConfig, variant: str) -> str:
-    settings = config.model_dump(mode="json", exclude={"seed", "name", "devices"})
+    # Without defaults, so that a setting that demr learns later leaves finished runs finished.
+    settings = config.model_dump(
+        mode="json", exclude={"seed", "name", "devices"}, exclude_defaults=True
+    )
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     words = re.sub(r"[^a-z0-9.]+", "_", variant.lower()).strip("_")
     return f"{words}-{digest[:8]}"
@@ -235,6 +238,20 @@ def _key(config: TrainConfig, variant: str) -> str:
 
 def _shown(value: Override) -> str:
     return f"{value:g}" if isinstance(value, int | float) else str(value)
+
+
+def is_row_of(row: Mapping[str, Any], job: Job) -> bool:
+    """Whether a row's run had the job's settings, those left at their defaults included.
+
+    Settings that the run did not know yet are not compared: they came with a newer demr.
+    """
+    return _agree(row["config"], job.config.model_dump(mode="json", exclude={"name", "devices"}))
+
+
+def _agree(had: Any, wanted: Any) -> bool:
+    if isinstance(had, dict) and isinstance(wanted, dict):
+        return all(_agree(had[key], wanted[key]) for key in had.keys() & wanted.keys())
+    return bool(had == wanted)
 
 
 def read_rows(out: Path) -> dict[str, dict[str, Any]]:

@@ -8,7 +8,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from demr.ablation import Grid, Job, Runner, plan, read_rows
+from demr.ablation import Grid, Job, Runner, is_row_of, plan, read_rows
 from demr.errors import InputError
 from demr.figures import error_figure, noise_figure, sweep_figure, variant_figure
 from demr.files import atomic_path
@@ -36,6 +36,8 @@ METRICS = (
     ("interval/coverage mean", "coverage of the 90 % interval", 3),
     ("interval/width mean s", "its mean width, s", 1),
 )
+# Neither more nor less of these is better.
+_DESCRIPTIVE = ("uncertainty/nu", "interval/")
 _DRAWN = ("R1@0.5", "mIoU", "uncertainty/spearman/EU", "uncertainty/spearman/-evidence")
 _LABELS = {key: label for key, label, _ in METRICS}
 
@@ -92,7 +94,9 @@ def ablate_recipe(
         )
     out = Path("runs") / f"{config.name}-ablation" if out is None else out
     rows = read_rows(out)
-    missing = [job for name, job in wanted.items() if name not in rows]
+    missing = [
+        job for name, job in wanted.items() if name not in rows or not is_row_of(rows[name], job)
+    ]
     failed: list[Job] = []
     if train:
         console = Console(stderr=True, soft_wrap=True)
@@ -164,7 +168,11 @@ def write_report(
 def collect(jobs: Mapping[str, Mapping[int, Job]], rows: Mapping[str, Row]) -> Results:
     """Rows of one grid's variants; those without a finished run are left out."""
     results = {
-        variant: {seed: rows[job.name] for seed, job in of_seed.items() if job.name in rows}
+        variant: {
+            seed: rows[job.name]
+            for seed, job in of_seed.items()
+            if job.name in rows and is_row_of(rows[job.name], job)
+        }
         for variant, of_seed in jobs.items()
     }
     return {variant: of_seed for variant, of_seed in results.items() if of_seed}
@@ -235,6 +243,8 @@ def _differences(grid: Grid, results: Results) -> list[str]:
     for split in splits_of(results):
         lines += _header(split, head)
         for key, label, digits in METRICS:
+            if key.startswith(_DESCRIPTIVE):
+                continue
             cells = []
             for name, other in pairs:
                 shared = [seed for seed in results[name] if seed in results[other]]

@@ -51,6 +51,8 @@ def json_records(source: Path, text: str) -> Iterator[Located]:
         document = json.loads(text)
     except (ValueError, RecursionError):
         document = None  # several lines of JSON, or broken: the line reader says where
+    if document == {}:  # the captions form without a video
+        return
     if isinstance(document, dict) and "query" not in document and _is_captions(document):
         yield from _caption_records(source, document)
         return

@@ -10,7 +10,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from demr.annotation_formats import broken, in_seconds, json_records, read_text, text_records
+from demr.annotation_formats import (
+    Located,
+    broken,
+    in_seconds,
+    json_records,
+    read_text,
+    text_records,
+)
 from demr.errors import AnnotationError
 from demr.files import atomic_path
 
@@ -56,9 +63,13 @@ class Annotation:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "query", tidy_query(self.query))
-        if self.saliency_votes is not None:
-            self._count_votes(self.saliency_votes)
         subject = f"query {self.qid!r}"
+        if self.saliency_votes is not None:
+            self._count_votes(subject, self.saliency_votes)
+        elif self.saliency is not None:
+            for clip, score in self.saliency.items():
+                if clip < 0 or not 0 <= score <= 1:
+                    raise _unscored(subject, f"{score!r} at {clip}")
         for name in ("qid", "query", "vid"):
             value = getattr(self, name)
             if not value or not _is_writable(value):
@@ -69,18 +80,12 @@ class Annotation:
             if not 0 <= start < end <= self.duration_s:
                 expected = f"windows with 0 <= start < end <= {self.duration_s:g} s"
                 raise broken(subject, expected, f"{start!r} to {end!r}")
-        for clip, score in (self.saliency or {}).items():
-            if clip < 0 or not 0 <= score <= 1:
-                raise broken(subject, "saliency in 0..1 for clips from 0", f"{score!r} at {clip}")
 
-    def _count_votes(self, given: Mapping[int, tuple[float, ...]]) -> None:
-        saliency = {}
-        for clip, votes in given.items():
-            score = _score(tuple(votes))
-            if score is None:
-                expected = f"saliency in 0..1 (votes of 0..{MAX_SALIENCY:g})"
-                raise broken(f"query {self.qid!r}", expected, f"{votes!r} at {clip}")
-            saliency[clip] = score
+    def _count_votes(self, subject: str, given: Mapping[int, tuple[float, ...]]) -> None:
+        saliency = {clip: _score(tuple(votes)) for clip, votes in given.items()}
+        if None in saliency.values() or min(saliency, default=0) < 0:
+            clip = next(clip for clip, score in saliency.items() if clip < 0 or score is None)
+            raise _unscored(subject, f"{given[clip]!r} at {clip}")
         object.__setattr__(self, "saliency", saliency)
         if all(len(votes) == ANNOTATORS and len(set(votes)) == 1 for votes in given.values()):
             object.__setattr__(self, "saliency_votes", None)
@@ -215,10 +220,11 @@ def read_annotations_with_report(
     text = read_text(source)
     report = RepairReport()
     suffix = (source.with_suffix("") if source.suffix == ".gz" else source).suffix
+    records: Iterable[Located]
     if suffix == ".txt" or (suffix not in (".json", ".jsonl") and "##" in text.partition("\n")[0]):
         records, report.guessed_durations = text_records(source, text, durations_s or {})
     else:
-        records = list(json_records(source, text))
+        records = json_records(source, text)
     annotations: list[Annotation] = []
     seen: dict[str, Annotation] = {}
     for place, fallback, record in records:
@@ -383,24 +389,21 @@ def _votes(place: str, record: Mapping[str, Any]) -> dict[int, tuple[float, ...]
         raise broken(place, "one saliency score list per relevant clip", "lists that do not match")
     kept: dict[int, tuple[float, ...]] = {}
     for clip, votes in zip(clips, scores, strict=True):
-        if isinstance(clip, bool) or not isinstance(clip, int):
+        if type(clip) is not int:
             raise broken(place, "whole clip numbers", repr(clip))
-        if not isinstance(votes, list) or not votes:
+        if type(votes) is not list or not votes:
             raise broken(place, "a list of saliency scores per clip", repr(votes))
-        # Votes make up most of a file, and there are few different ones. Kinds are looked at first:
-        # to the cache, true is 1.
-        known = _floats(tuple(votes)) if {*map(type, votes)} <= {int, float} else None
-        kept[clip] = known or tuple([_number(place, "saliency", vote) for vote in votes])
+        try:
+            kept[clip] = _floats(*votes)
+        except (AnnotationError, TypeError):  # something else, or even without a hash
+            kept[clip] = tuple([_number(place, "saliency", vote) for vote in votes])
     return kept
 
 
-@lru_cache(maxsize=4096)
-def _floats(values: tuple[float, ...]) -> tuple[float, ...] | None:
-    try:
-        numbers = tuple(map(float, values))
-    except OverflowError:
-        return None
-    return numbers if all(map(math.isfinite, numbers)) else None
+# Votes make up most of a file, and there are few different ones. Typed, as true equals 1.
+@lru_cache(maxsize=4096, typed=True)
+def _floats(*values: object) -> tuple[float, ...]:
+    return tuple([_number("", "saliency", value) for value in values])
 
 
 @lru_cache(maxsize=4096)
@@ -412,6 +415,11 @@ def _score(votes: tuple[float, ...]) -> float | None:
     # was written must come back the same.
     mean = votes[0] if len(set(votes)) == 1 else math.fsum(votes) / len(votes)
     return mean / MAX_SALIENCY
+
+
+def _unscored(subject: str, got: str) -> AnnotationError:
+    expected = f"saliency in 0..1 (votes of 0..{MAX_SALIENCY:g}) for clips from 0"
+    return broken(subject, expected, got)
 
 
 def _number(place: str, name: str, value: object) -> float:

@@ -41,8 +41,8 @@ class Targets:
 
     Attributes:
         foreground: True where a clip's centre lies in a window, ``(B, L)``.
-        window_norm: Start and end of the clip's own window as fractions, ``(B, L, 2)``;
-            zero outside the foreground.
+        window_norm: Start and end of the clip's own window as fractions, ``(B, L, 2)``; in the
+            background of the nearest one, zero if there is none.
         saliency: Relevance of each clip in 0..1, ``(B, L)``.
     """
 
@@ -136,9 +136,12 @@ def make_targets(
         for index in (~inside.any(dim=0)).nonzero()[:, 0].tolist():
             holder = torch.searchsorted(span_norm[:, 0].contiguous(), middle[index], right=True)
             inside[int(holder.clamp(1, length)) - 1, index] = True
-        distance = (centre[:, None] - middle).abs().masked_fill(~inside, torch.inf)
         foreground = inside.any(dim=1)
-        window_norm[foreground] = windows[distance.argmin(dim=1)[foreground]]
+        # How far a clip is from each window, and among those that hold it, from their middles.
+        away = torch.maximum(windows[:, 0] - centre[:, None], centre[:, None] - windows[:, 1])
+        middle_away = (centre[:, None] - middle).abs().masked_fill(~inside, torch.inf)
+        nearest = torch.where(foreground, middle_away.argmin(dim=1), away.argmin(dim=1))
+        window_norm = windows[nearest]
     if saliency is None:
         saliency = foreground.float()
     return Targets(foreground, window_norm, saliency)

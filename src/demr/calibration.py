@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from demr.covariates import Standardizer, numbers
+from demr.covariates import LEAST_POINTS, Standardizer, numbers
 from demr.errors import InputError, ModelError
 from demr.files import atomic_path
 from demr.intervals import LEVELS, IntervalCalibrator
@@ -24,9 +24,39 @@ __all__ = [
     "IntervalCalibrator",
     "PresenceCalibrator",
     "Standardizer",
+    "check_counts",
 ]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+
+
+def check_counts(present: int, absent: int, subject: str = "calibration") -> None:
+    """Check that there are queries enough to calibrate on; a training should not end to find out.
+
+    Args:
+        present: Queries with windows.
+        absent: Queries whose moment is not in the video; presence is fitted on as many of either
+            kind, and not at all without.
+        subject: What is too small, for the message.
+
+    Raises:
+        InputError: If there are too few of a kind.
+    """
+    if present < LEAST_POINTS:
+        raise InputError(
+            subject,
+            expected=f"at least {LEAST_POINTS} queries with windows to calibrate intervals on",
+            got=str(present),
+            remedy="add labelled queries",
+        )
+    if absent and 2 * absent < LEAST_POINTS:
+        raise InputError(
+            subject,
+            expected=f"at least {-(-LEAST_POINTS // 2)} absent queries to calibrate presence on, "
+            "or none",
+            got=str(absent),
+            remedy="add absent queries, or leave these out",
+        )
 
 
 @dataclass(frozen=True)
@@ -39,6 +69,7 @@ class Calibration:
         tau: Weight of the standardised log epistemic uncertainty in the ranking.
         ranking: ``score``, ``uncertainty``, ``fusion`` or ``voting``.
         thresholds: Named limits of ``present``, from which verdicts are made.
+        disagreement: Weight of the voters' spread where the ranking is ``voting``.
     """
 
     interval: IntervalCalibrator | None = None
@@ -46,6 +77,7 @@ class Calibration:
     tau: float = 0.0
     ranking: str = "score"
     thresholds: Mapping[str, float] = field(default_factory=dict)
+    disagreement: float = 1.0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, with the format's version."""
@@ -54,6 +86,7 @@ class Calibration:
             "interval": None if self.interval is None else self.interval.to_dict(),
             "presence": None if self.presence is None else self.presence.to_dict(),
             "tau": self.tau,
+            "disagreement": self.disagreement,
             "ranking": self.ranking,
             "thresholds": dict(self.thresholds),
         }
@@ -75,6 +108,8 @@ class Calibration:
             float(numbers(data, "tau", ())),
             data["ranking"],
             {str(name): float(numbers(thresholds, name, ())) for name in thresholds},
+            # Format 1 did not know it.
+            float(numbers(data, "disagreement", ())) if "disagreement" in data else 1.0,
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -137,9 +137,15 @@ class LossConfig(_Strict):
     error_scale: Literal["min-max", "rank"] = "min-max"
     """How Geom scales errors to 0..1. ``min-max`` is the paper's; ``rank`` is not moved by
     outliers, see ``demr.evidential.geom_regularizer``."""
+    error_unit: Literal["fraction", "seconds"] = "fraction"
+    """What Geom compares errors in. ``fraction`` (of the duration) is the paper's; in ``seconds``
+    a long video's error weighs as much as a user feels it."""
+    background_evidence: bool = False
+    """Teach the evidential head about background clips too, as often as each would be proposed by
+    mistake; not in the paper, see ``demr.losses.evidential_terms``."""
     noise_doubt: bool = False
-    """Let Geom ask for less evidence the more ``retrieval.noise_share`` disturbed an item, on
-    whichever modality; not in the paper, see ``demr.evidential.geom_regularizer``."""
+    """Let Geom ask for less evidence the more an item was disturbed (``retrieval.video_noise``,
+    ``retrieval.text_noise``); not in the paper, see ``demr.evidential.geom_regularizer``."""
     location_gradient: bool = True
     """Whether the likelihood's gradient reaches the predicted boundary."""
 
@@ -201,10 +207,12 @@ class RetrievalConfig(_StageConfig):
     """Epoch at which a ``step`` schedule divides the rate by ten."""
     schedule: Literal["step", "cosine"] = "step"
     """``step`` is the paper's; ``cosine`` decays to zero over the whole run."""
-    noise_share: Rate = 0.0
-    """Share of the training items whose video features are disturbed by Gaussian noise, and,
-    drawn independently, whose text features are; the refit's too. Not in the paper: without it
-    no loss says that uncertainty has to grow where the features are worse than ever seen."""
+    video_noise: Rate = 0.0
+    """Share of the training items whose video features are disturbed by Gaussian noise, the
+    refit's too. Not in the paper: without it no loss says that uncertainty has to grow where the
+    features are worse than ever seen."""
+    text_noise: Rate = 0.0
+    """Likewise of the items whose text features are disturbed; drawn independently."""
     noise_level: Weight = 4.0
     """Largest noise, in standard deviations of each feature over the training data. An item's
     level is drawn log-uniformly between a sixteenth of it and all of it."""
@@ -227,6 +235,10 @@ class CalibrationConfig(_Strict):
 
     ranking: Literal["auto", "score", "uncertainty", "fusion", "voting"] = "auto"
     """``auto`` takes the ranking with the best validation mean IoU."""
+    disagreement: Weight | None = 1.0
+    """How much the voters' spread counts in the epistemic variance where the ranking is
+    ``voting``; 1 is the law of total variance, null takes the one with the best validation
+    likelihood, as voters share their mistakes."""
     interval_level: Annotated[float, Field(gt=0, lt=1)] = 0.9
     """Coverage of the intervals that a search prints."""
 

@@ -1,6 +1,7 @@
 """Annotations and features -> items and batches; the same for training and evaluation."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch.utils.data import Dataset, Sampler
 from demr.annotations import Annotation
 from demr.batch import Item, Targets, make_targets
 from demr.encoders.base import Encoder, QueryFeatures, VideoFeatures
-from demr.errors import FeatureError
+from demr.errors import AnnotationError, FeatureError
 from demr.features import ALIGN_ROWS, FeaturePack, prepare_query, prepare_video
 from demr.reconstruction import Vocabulary, plan_mask
 from demr.words import maskable_words
@@ -315,6 +316,49 @@ def check_videos(annotations: Sequence[Annotation], pack: FeaturePack, source: P
             got=f"{len(missing)} videos without, such as {missing[0]}",
             remedy="extract them or drop their queries",
         )
+
+
+def check_splits(splits: Mapping[str, Sequence[Annotation]], pack: FeaturePack) -> list[str]:
+    """Check that a qid means one query in all splits of a run.
+
+    Stored text is found by qid, and predictions of all splits are joined by it.
+
+    Args:
+        splits: Name -> queries.
+        pack: Holds their videos.
+
+    Returns:
+        What a reader should know, one line each with a count: queries that are in two splits, and
+        videos that no query asks about.
+
+    Raises:
+        AnnotationError: If two splits have other content under a qid.
+    """
+    notes = []
+    for (name, first), (other, second) in itertools.combinations(splits.items(), 2):
+        known = {annotation.qid: annotation for annotation in first}
+        shared = [annotation for annotation in second if annotation.qid in known]
+        differing = [a.qid for a in shared if a != known[a.qid]]
+        if differing:
+            raise AnnotationError(
+                f"splits {name} and {other}",
+                expected="qids of their own, or the same queries under them",
+                got=f"{len(differing)} qids with other content, such as {differing[0]!r}",
+                remedy="rename the queries of one of the two",
+            )
+        if shared:
+            notes.append(
+                f"{len(shared)} of {len(second)} queries of {other} are in {name} as well "
+                f"(such as {shared[0].qid!r}): numbers on them say nothing about new videos"
+            )
+    asked = {annotation.vid for split in splits.values() for annotation in split}
+    unasked = [vid for vid in pack.vids if vid not in asked]
+    if unasked:
+        notes.append(
+            f"{len(unasked)} of {len(pack)} videos in {pack.path} without a query in any split: "
+            f"not used (such as {unasked[0]})"
+        )
+    return notes
 
 
 def _inside(time_s: float, duration_s: float) -> float:

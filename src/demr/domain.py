@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 
 def describe_domain(
-    videos: Sequence[NDArray[np.float32]], held_out: Sequence[NDArray[np.float32]]
+    videos: Sequence[NDArray[np.floating]], held_out: Sequence[NDArray[np.floating]]
 ) -> dict[str, Any]:
     """What the features of training videos look like, for :func:`measure_strangeness`.
 
     Args:
-        videos: Raw features of each training video, ``(L, Dv)``.
+        videos: Raw features of each training video, ``(L, Dv)``, float16 or float32.
         held_out: Likewise of other videos of the same kind. The range fits the training videos
             by construction, a few of them all the closer; only others show where its edge is.
 
@@ -25,7 +25,8 @@ def describe_domain(
         The range that holds all but 1 in 1000 values of every dimension, and the share of
         values outside it that 1 video in 1000 of them all reaches.
     """
-    table = np.concatenate(videos)
+    # Half precision would round the range itself.
+    table = np.concatenate(videos, dtype=np.float32)
     low, high = np.quantile(table, [0.0005, 0.9995], axis=0)
     outside = [_outside(video, low, high) for video in (*videos, *held_out)]
     return {
@@ -35,7 +36,7 @@ def describe_domain(
     }
 
 
-def measure_strangeness(features: NDArray[np.float32], domain: Mapping[str, Any] | None) -> float:
+def measure_strangeness(features: NDArray[np.floating], domain: Mapping[str, Any] | None) -> float:
     """How far a video lies outside the training data; at most 1 for all but 1 in 1000 like them.
 
     The share of feature values outside the training range, relative to the share that marks the
@@ -70,6 +71,7 @@ def check_domain(domain: Any, video_dim: int) -> Mapping[str, Any] | None:
     return domain
 
 
-def _outside(features: NDArray[np.float32], low: NDArray[Any], high: NDArray[Any]) -> float:
+def _outside(features: NDArray[np.floating], low: NDArray[Any], high: NDArray[Any]) -> float:
+    features = np.asarray(features, np.float32)
     slack = 0.01 * (high - low) + 1e-4
     return float(((features < low - slack) | (features > high + slack)).mean())

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,14 @@ from numpy.typing import NDArray
 
 from demr.annotations import Annotation
 from demr.batch import collate
-from demr.calibration import Calibration, IntervalCalibrator, PresenceCalibrator
+from demr.calibration import (
+    Calibration,
+    IntervalCalibrator,
+    PresenceCalibrator,
+    check_counts,
+)
 from demr.dataset import MomentDataset, sequential_batches
-from demr.errors import InputError, ModelError
+from demr.errors import ModelError
 from demr.files import atomic_path
 from demr.metrics import retrieval_metrics
 from demr.model import DemrModel
@@ -31,7 +37,7 @@ from demr.uncertainty_metrics import (
     nll_student_t,
     uncertainty_metrics,
 )
-from demr.windows import true_window, window_iou
+from demr.windows import true_windows, window_iou
 
 FloatArray = NDArray[np.float64]
 
@@ -50,6 +56,7 @@ COVARIATES = (
 # A clip proposes the same moment where its window overlaps it by this much.
 _SAME_IOU = 0.5
 TAUS = (0.0, 0.05, 0.1, 0.2, 0.4)
+DISAGREEMENTS = (1.0, 2.0, 4.0, 8.0, 16.0)
 # Moments that may rival the top one. Fixed: what is calibrated on ten holds for a list of one.
 _RIVALS = 10
 _SPARE = 4
@@ -127,7 +134,12 @@ def run_model(
 
 
 def answer(
-    raw: RawPrediction, *, ranking: Ranking = "score", tau: float = 0.0, top: int = 10
+    raw: RawPrediction,
+    *,
+    ranking: Ranking = "score",
+    tau: float = 0.0,
+    disagreement: float = 1.0,
+    top: int = 10,
 ) -> Prediction:
     """Rank a query's proposals and collect the covariates of its calibration.
 
@@ -135,12 +147,15 @@ def answer(
         raw: What the model says.
         ranking: See :func:`~demr.proposals.select`.
         tau: See :func:`~demr.proposals.rank`.
+        disagreement: See :func:`~demr.proposals.select`.
         top: Moments to return; the covariates do not depend on it.
     """
     # Boundaries that move by votes or fusion may end up on each other: more are selected than are
     # returned, and of those that came to overlap the better one stays.
     wanted = _SPARE * max(top, _RIVALS)
-    moments = select(raw.proposals, ranking=ranking, tau=tau, after=wanted)
+    moments = select(
+        raw.proposals, ranking=ranking, tau=tau, disagreement=disagreement, after=wanted
+    )
     variance = (moments.aleatoric + moments.epistemic).mean(axis=1)
     log_variance = np.log(np.maximum(variance, 1e-12))
     log_eu = np.log(np.maximum(moments.epistemic.mean(axis=1), 1e-12))
@@ -200,12 +215,9 @@ def boundary_residual(
     predictions: Sequence[Prediction], annotations: Sequence[Annotation]
 ) -> FloatArray:
     """True minus predicted start and end of every top moment, in seconds, ``(N, 2)``."""
-    return np.array(
-        [
-            true_window(p.moments.window_s[0], a.windows_s or ()) - p.moments.window_s[0]
-            for p, a in zip(predictions, annotations, strict=True)
-        ]
-    ).reshape(-1, 2)
+    window = np.array([p.moments.window_s[0] for p in predictions]).reshape(-1, 2)
+    residual: FloatArray = true_windows(window, [a.windows_s or () for a in annotations]) - window
+    return residual
 
 
 def is_scored(annotation: Annotation) -> bool:
@@ -246,6 +258,7 @@ def fit_calibration(
     annotations: Sequence[Annotation],
     *,
     ranking: str = "auto",
+    disagreement: float | None = 1.0,
     seed: int = 0,
     former: Calibration | None = None,
 ) -> Calibration:
@@ -258,6 +271,8 @@ def fit_calibration(
         raw: The model's predictions for ``annotations``.
         annotations: Queries to fit on; presence needs absent ones too.
         ranking: ``auto`` takes the one with the best mean IoU.
+        disagreement: Weight of the voters' spread where the ranking is ``voting``; None takes the
+            one of :data:`DISAGREEMENTS` with the best likelihood.
         seed: Of the calibration's folds and of the balance of present and absent queries.
         former: Calibration of the same model, to fall back on.
 
@@ -265,15 +280,9 @@ def fit_calibration(
         InputError: If there are too few queries to calibrate on.
     """
     pairs = [(r, a) for r, a in zip(raw, annotations, strict=True) if a.windows_s]
-    if not pairs:
-        raise InputError(
-            "calibration",
-            expected="annotated queries whose moment is in the video",
-            got="none",
-            remedy="add windows to the annotations",
-        )
     present_raw, present = [r for r, _ in pairs], [a for _, a in pairs]
     absent_raw = [r for r, a in zip(raw, annotations, strict=True) if a.windows_s == ()]
+    check_counts(len(present), len(absent_raw))
     presence = None if absent_raw or former is None else former.presence
     options: list[tuple[Ranking, float]] = [("score", 0.0)]
     options += [("uncertainty", tau) for tau in TAUS if tau] + [("fusion", tau) for tau in TAUS]
@@ -284,7 +293,14 @@ def fit_calibration(
         kept: Ranking = former.ranking  # type: ignore[assignment]
         options = [(kept, former.tau)]
     best = max(options, key=lambda option: _mean_iou(present_raw, present, *option))
-    predictions = [answer(r, ranking=best[0], tau=best[1]) for r in present_raw]
+    if presence is not None and former is not None:
+        disagreement = former.disagreement
+    elif best[0] != "voting":
+        disagreement = 1.0
+    elif disagreement is None:
+        disagreement = min(DISAGREEMENTS, key=lambda d: _voting_nll(present_raw, present, d))
+    predict = partial(answer, ranking=best[0], tau=best[1], disagreement=disagreement)
+    predictions = [predict(r) for r in present_raw]
     interval = IntervalCalibrator.fit(
         boundary_residual(predictions, present),
         np.array([p.moments.scale_s[0] for p in predictions]),
@@ -293,7 +309,7 @@ def fit_calibration(
         COVARIATES,
         seed=seed,
     )
-    absent = [answer(r, ranking=best[0], tau=best[1]) for r in absent_raw]
+    absent = [predict(r) for r in absent_raw]
     if absent:
         count = min(len(absent), len(predictions))
         generator = np.random.default_rng(seed)
@@ -308,7 +324,20 @@ def fit_calibration(
         tau=best[1],
         ranking=best[0],
         thresholds=THRESHOLDS,
+        disagreement=disagreement,
     )
+
+
+def _voting_nll(
+    raw: Sequence[RawPrediction], annotations: Sequence[Annotation], disagreement: float
+) -> float:
+    """Mean negative log-likelihood of the true boundaries under the top moments."""
+    tops = [select(r.proposals, ranking="voting", disagreement=disagreement, after=1) for r in raw]
+    window = np.array([top.window_s[0] for top in tops])
+    true = true_windows(window, [a.windows_s or () for a in annotations])
+    scale = np.array([top.scale_s[0] for top in tops])
+    dof = np.array([2 * top.alpha[0] for top in tops])
+    return float(np.mean(nll_student_t(true, window, scale, dof)))
 
 
 def _mean_iou(
@@ -330,7 +359,16 @@ def apply_calibration(
 ) -> list[Prediction]:
     """Answer every query with the ranking the calibration chose."""
     ranking: Ranking = calibration.ranking  # type: ignore[assignment]
-    return [answer(r, ranking=ranking, tau=calibration.tau, top=top) for r in raw]
+    return [
+        answer(
+            r,
+            ranking=ranking,
+            tau=calibration.tau,
+            disagreement=calibration.disagreement,
+            top=top,
+        )
+        for r in raw
+    ]
 
 
 def measure(
@@ -431,35 +469,29 @@ def error_bins(
     """Evidence and uncertainty against the error they ought to follow.
 
     Top moments of the present queries are put in bins of equal mass by their mean boundary
-    error. A bin has the mean of the logarithm of each quantity, start and end averaged first;
-    the overall mean is taken off and the result divided by the overall deviation, so that models
-    of different scale compare.
+    error; start and end are averaged first.
 
     Returns:
-        ``error s`` (mean of a bin, rising) and, of the same length, ``evidence``, ``EU``, ``AU``
-        and ``AU+EU``; empty lists without a present query.
+        ``error s`` (mean of a bin in seconds, rising) and, of the same length, geometric means of
+        ``evidence`` and of the standard deviations ``EU s``, ``AU s`` and ``AU+EU s`` in seconds;
+        empty lists without a present query.
     """
+    names = ("evidence", "EU s", "AU s", "AU+EU s")
     pairs = [(p, a) for p, a in zip(predictions, annotations, strict=True) if a.windows_s]
     if not pairs:
-        return {name: [] for name in ("error s", "evidence", "EU", "AU", "AU+EU")}
+        return {name: [] for name in ("error s", *names)}
     present = [p for p, _ in pairs]
     error = np.abs(boundary_residual(present, [a for _, a in pairs])).mean(axis=1)
     aleatoric, epistemic, evidence = (
         np.array([getattr(p.moments, name)[0].mean() for p in present])
         for name in ("aleatoric", "epistemic", "evidence")
     )
+    deviations = (np.sqrt(variance) for variance in (epistemic, aleatoric, aleatoric + epistemic))
     result: dict[str, list[float]] = {}
-    for name, values in (
-        ("evidence", evidence),
-        ("EU", epistemic),
-        ("AU", aleatoric),
-        ("AU+EU", aleatoric + epistemic),
-    ):
-        logarithm = np.log(np.maximum(values, 1e-12))
-        scaled = (logarithm - logarithm.mean()) / (logarithm.std() + 1e-9)
+    for name, values in zip(names, (evidence, *deviations), strict=True):
         # By error, with the roles of error and uncertainty exchanged.
-        of_bin, mean, _ = consistency_bins(scaled, error, bins=bins)
-        result["error s"], result[name] = of_bin.tolist(), mean.tolist()
+        of_bin, mean, _ = consistency_bins(np.log(np.maximum(values, 1e-12)), error, bins=bins)
+        result["error s"], result[name] = of_bin.tolist(), np.exp(mean).tolist()
     return result
 
 

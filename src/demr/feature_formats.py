@@ -144,7 +144,9 @@ class _QuantizedShards:
                     vids = arrays["vid"].astype(str).tolist()
                     start = arrays["start"].tolist()
                 for vid, low, high in zip(vids, start[:-1], start[1:], strict=True):
-                    self._where[vid] = (shard, int(low), int(high))
+                    known = self._where.setdefault(vid, (shard, int(low), int(high)))
+                    if known != (shard, int(low), int(high)):
+                        raise _twice(shard, vid, known[0])
             except UNREADABLE_ARRAYS as error:
                 raise _damaged(shard, error) from error
 
@@ -293,6 +295,15 @@ def _unknown(path: Path, got: str) -> FeatureError:
         expected="a folder of .npz or .npy files, or an HDF5 file (.h5, .hdf5)",
         got=got,
         remedy="check the path; demr import features --help",
+    )
+
+
+def _twice(shard: Path, vid: str, first: Path) -> FeatureError:
+    return FeatureError(
+        str(shard),
+        expected="every video once in all shards",
+        got=f"{vid} again, first in {first.name}",
+        remedy="remove one of the two",
     )
 
 

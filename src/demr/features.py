@@ -19,16 +19,19 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 from torch import Tensor
 
 from demr.encoders.base import EncoderIdentity, QueryFeatures, VideoFeatures, clip_count
 from demr.errors import FeatureError
+from demr.feature_shards import TENSOR, FeatureShard
 
 PACK_VERSION = 1
 ALIGN_ROWS = 2
 _SHARD_ROWS = 65_536
+# Torch shares larger pieces among threads: waiting for a busy core takes longer than a video.
+_PIECE = 32_767
 _LARGEST = float(np.finfo(np.float16).max)
 
 
@@ -86,12 +89,12 @@ def prepare_video(video: VideoFeatures, identity: EncoderIdentity) -> tuple[Tens
         FeatureError: On a wrong width, clip length or number of rows, or values that are not
             finite.
     """
-    features = np.asarray(video.features, np.float32)
-    if features.ndim != 2 or features.shape[1] != identity.video_dim or not len(features):
+    given = np.asarray(video.features)
+    if given.ndim != 2 or given.shape[1] != identity.video_dim or not len(given):
         raise FeatureError(
             f"features of {video.vid}",
             expected=f"a table of clips by {identity.video_dim} ({identity.spec})",
-            got=f"shape {features.shape}",
+            got=f"shape {given.shape}",
             remedy=f"extract them with --encoder {identity.spec}",
         )
     if video.clip_s != identity.clip_s or not 0 < video.duration_s < math.inf:
@@ -102,14 +105,14 @@ def prepare_video(video: VideoFeatures, identity: EncoderIdentity) -> tuple[Tens
             remedy=f"extract them with --encoder {identity.spec}",
         )
     wanted = clip_count(video.duration_s, video.clip_s)
-    if abs(len(features) - wanted) > ALIGN_ROWS:
+    if abs(len(given) - wanted) > ALIGN_ROWS:
         raise FeatureError(
             f"features of {video.vid}",
             expected=f"{wanted} rows for {video.duration_s:g} s in clips of {video.clip_s:g} s",
-            got=f"{len(features)} rows",
+            got=f"{len(given)} rows",
             remedy="check the duration and the clip length of these features",
         )
-    features = features[:wanted]
+    features = as_float32(given[:wanted])
     if not np.isfinite(features).all():
         row = int(np.flatnonzero(~np.isfinite(features).all(axis=1))[0])
         raise FeatureError(
@@ -118,14 +121,19 @@ def prepare_video(video: VideoFeatures, identity: EncoderIdentity) -> tuple[Tens
             got=f"NaN or infinity in row {row}",
             remedy="extract this video again",
         )
+    fractions = span_fractions(video.duration_s, video.clip_s, len(features))
+    # Filled in place: copies of whole videos were most of the work.
+    inputs = torch.empty(len(features), identity.video_dim + fractions.shape[1])
+    filled = inputs.numpy()
+    filled[:, identity.video_dim :] = fractions
     if identity.normalization == "l2":
         offsets = np.cumsum([0, *(dim for _, dim in identity.streams)])
-        features = np.concatenate(
-            [_unit(features[:, low:high]) for low, high in itertools.pairwise(offsets)],
-            axis=1,
-        )
-    fractions = span_fractions(video.duration_s, video.clip_s, len(features))
-    return torch.cat([torch.from_numpy(features), fractions], dim=1), fractions
+        for low, high in itertools.pairwise(offsets):
+            stream = features[:, low:high]
+            np.divide(stream, _norm(stream), out=filled[:, low:high])
+    else:
+        filled[:, : identity.video_dim] = features
+    return inputs, fractions
 
 
 def prepare_query(query: QueryFeatures, identity: EncoderIdentity) -> Tensor:
@@ -149,13 +157,29 @@ def prepare_query(query: QueryFeatures, identity: EncoderIdentity) -> Tensor:
             got="NaN or infinity",
             remedy="encode it again",
         )
-    return torch.from_numpy(_unit(features) if identity.normalization == "l2" else features)
+    return torch.from_numpy(
+        features / _norm(features) if identity.normalization == "l2" else features
+    )
 
 
-def _unit(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    norm = np.linalg.norm(x, axis=-1, keepdims=True)
-    unit: NDArray[np.float32] = x / np.maximum(norm, 1e-6)
-    return unit
+def as_float32(features: NDArray[Any]) -> NDArray[np.float32]:
+    """The same numbers in single precision; from float16, as packs give them, always a copy."""
+    if features.dtype != np.float16:
+        return np.asarray(features, np.float32)
+    # Torch converts 20 times as fast as NumPy, but warns of arrays that are read-only, which the
+    # views of a pack are; copying them first costs little.
+    half = torch.from_numpy(features.copy())
+    single = torch.empty(half.shape)
+    for part, into in zip(*(t.view(-1).split(_PIECE) for t in (half, single)), strict=True):
+        into.copy_(part)
+    converted: NDArray[np.float32] = single.numpy()
+    return converted
+
+
+def _norm(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    # As numpy.linalg.norm computes it, to the bit, without its copy of the whole table.
+    length: NDArray[np.float32] = np.sqrt(np.add.reduce(x * x, axis=-1, keepdims=True))
+    return np.maximum(length, 1e-6)
 
 
 class FeaturePackWriter:
@@ -225,7 +249,7 @@ class FeaturePackWriter:
         if self._rows:
             name = self._temporary / f"video-{self._shard:05d}.safetensors"
             with self._disk_errors():
-                save_file({"features": np.concatenate(self._rows)}, name)
+                save_file({TENSOR: np.concatenate(self._rows)}, name)
             self._rows, self._pending, self._shard = [], 0, self._shard + 1
 
     @contextmanager
@@ -299,7 +323,7 @@ class FeaturePack:
         folders = [path] if (path / "index.json").exists() else sorted(path.glob("*/index.json"))
         folders = [folder if folder == path else folder.parent for folder in folders]
         self._videos: dict[str, _Entry] = {}
-        self._shards: dict[Path, Any] = {}
+        self._shards: dict[Path, FeatureShard] = {}
         identities = [self._read_index(folder) for folder in folders or [path]]
         self.identity = identities[0]
         for other in identities[1:]:
@@ -362,7 +386,7 @@ class FeaturePack:
         return len(self._videos)
 
     def __getitem__(self, vid: str) -> VideoFeatures:
-        """Load one video.
+        """One video; its features are a read-only float16 view into the memory-mapped shard.
 
         Raises:
             FeatureError: If the video or its shard is missing or damaged.
@@ -375,19 +399,12 @@ class FeaturePack:
                 got="no features",
                 remedy="extract this video or drop its queries",
             )
-        shard = entry.shard
-        try:
-            if shard not in self._shards:
-                self._shards[shard] = safe_open(shard, framework="numpy")
-            rows = self._shards[shard].get_slice("features")[entry.row : entry.row + entry.rows]
-        except (OSError, SafetensorError) as error:
-            raise FeatureError(
-                str(shard),
-                expected=f"a complete shard with the features of {vid}",
-                got=f"{type(error).__name__}: {error}",
-                remedy="extract the features again",
-            ) from error
-        return VideoFeatures(vid, entry.duration_s, self.identity.clip_s, rows.astype(np.float32))
+        shard = self._shards.get(entry.shard)
+        if shard is None:
+            shard = FeatureShard(entry.shard, self.identity.video_dim)
+            self._shards[entry.shard] = shard
+        rows = shard.rows(entry.row, entry.rows)
+        return VideoFeatures(vid, entry.duration_s, self.identity.clip_s, rows)
 
     def __iter__(self) -> Iterator[VideoFeatures]:
         for vid in self._videos:
@@ -400,7 +417,7 @@ def feature_statistics(
     """Mean and standard deviation of every raw feature over all clips, ``(Dv,)`` each."""
     count, total, square = 0, 0.0, 0.0
     for video in videos:
-        features = video.features.astype(np.float64)
+        features = as_float32(video.features).astype(np.float64)
         count += len(features)
         total = total + features.sum(axis=0)
         square = square + (features**2).sum(axis=0)

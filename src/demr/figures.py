@@ -20,26 +20,33 @@ _MEASURES = ("EU", "AU+EU")
 
 
 def noise_figure(balances: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
-    """How uncertainty answers to noise on each modality; bands span the seeds.
+    """How uncertainty answers to noise on each modality: a column a variant; bands span the seeds.
 
     Args:
         balances: Name of a variant -> ``balance.json`` of its runs.
         path: PNG to write.
     """
-    figure, axes = _axes(2, "noise, in standard deviations of a feature")
-    for axis, measure in zip(axes, _MEASURES, strict=True):
-        for number, (name, runs) in enumerate(balances.items()):
+    if len(balances) == 1:
+        figure, (row,) = _grid(1, len(_MEASURES), width=4.0, height=3.2, share=False)
+        rows = [[axis] for axis in row]
+    else:
+        figure, rows = _grid(len(_MEASURES), len(balances), width=2.8)
+    for measure, axes in zip(_MEASURES, rows, strict=True):
+        for axis, (name, runs) in zip(axes, balances.items(), strict=True):
             levels = np.asarray(runs[0]["levels"])
-            for modality, style in (("video", "-"), ("text", "--")):
+            # Places, not levels: a quarter and a half would lie on the undisturbed point.
+            place = np.arange(len(levels))
+            for color, (modality, style) in enumerate((("video", "-"), ("text", "--"))):
                 curves = np.array([run[measure][modality] for run in runs])
-                label = f"{name}, {modality}" if name else modality
-                color = number if len(balances) > 1 else number + (modality == "text")
-                # Places, not levels: a quarter and a half would lie on the undisturbed point.
-                _curve(axis, np.arange(len(levels)), curves, label, color, style)
-            axis.set_xticks(np.arange(len(levels)), [f"{level:g}" for level in levels])
-        axis.axhline(0, color=_GREY, linewidth=0.6)
-        axis.set_ylabel(f"log {measure}, standardised")
-    _finish(figure, axes, path)
+                _curve(axis, place, curves, f"noise on {modality}", color, style, marker=".")
+            axis.set_xticks(place, [f"{level:g}" for level in levels])
+            axis.axhline(0, color=_GREY, linewidth=0.6)
+            if measure == _MEASURES[0]:
+                axis.set_title(name, fontsize="medium")
+            if measure == _MEASURES[-1] or len(balances) == 1:
+                axis.set_xlabel("noise, in deviations", fontsize="small")
+        axes[0].set_ylabel(f"log {measure}, standardised")
+    _finish(figure, rows[0], path)
 
 
 def error_figure(bins: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
@@ -49,18 +56,24 @@ def error_figure(bins: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) ->
         bins: Name of a variant or split -> :func:`~demr.evaluation.error_bins` of its runs.
         path: PNG to write.
     """
-    figure, axes = _axes(3, "error of the top moment: from the best tenth to the worst")
-    for axis, measure in zip(axes, ("evidence", *_MEASURES), strict=True):
+    figure, axes = _axes(3, "error of the top moment, s (a dot: a tenth of the queries)")
+    panels = {"evidence": "evidence", "EU s": "epistemic, s", "AU+EU s": "aleatoric + epistemic, s"}
+    for axis, (measure, label) in zip(axes, panels.items(), strict=True):
         for number, (name, runs) in enumerate(bins.items()):
-            curves = [np.asarray(run[measure]) for run in runs if run[measure]]
-            if not curves:
+            known = [run for run in runs if run["error s"]]
+            if not known:
                 continue
-            shortest = min(len(curve) for curve in curves)
-            table = np.stack([curve[:shortest] for curve in curves])
-            place = (np.arange(shortest) + 0.5) / shortest
-            _curve(axis, place, table, name, number, "-", marker=".")
-        axis.axhline(0, color=_GREY, linewidth=0.6)
-        axis.set_ylabel(f"log {measure}, standardised")
+            shortest = min(len(run["error s"]) for run in known)
+            error = np.mean([run["error s"][:shortest] for run in known], axis=0)
+            table = np.array([run[measure][:shortest] for run in known])
+            _curve(axis, error, table, name, number, "-", marker=".")
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        for side in (axis.xaxis, axis.yaxis):
+            side.set_major_formatter("{x:g}")
+            side.set_minor_formatter("{x:g}" if side is axis.yaxis else "")
+        axis.tick_params(axis="y", which="minor", labelsize="x-small")
+        axis.set_ylabel(label)
     _finish(figure, axes, path)
 
 
@@ -122,14 +135,23 @@ def variant_figure(
 
 
 def _axes(count: int, label: str) -> "tuple[Figure, list[Axes]]":
+    figure, rows = _grid(1, count, width=4.4, height=3.6, share=False)
+    for axis in rows[0]:
+        axis.set_xlabel(label)
+    return figure, rows[0]
+
+
+def _grid(
+    rows: int, columns: int, *, width: float, height: float = 2.4, share: bool = True
+) -> "tuple[Figure, list[list[Axes]]]":
+    """Axes row by row; with ``share`` those of a row have one scale."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.4 * count, 3.6), dpi=130, layout="constrained")
-    axes = list(figure.subplots(1, count, squeeze=False)[0])
-    for axis in axes:
+    figure = Figure(figsize=(width * columns, height * rows), dpi=130, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, sharey="row" if share else False)
+    for axis in axes.flat:
         axis.spines[["top", "right"]].set_visible(False)
-        axis.set_xlabel(label)
-    return figure, axes
+    return figure, [list(row) for row in axes]
 
 
 def _curve(

@@ -36,6 +36,10 @@ class LossWeights:
         lambda_reg: Weight of the vanilla DER regulariser within it.
         regularizer: Which regulariser shapes the evidence.
         error_scale: How the Geom-regulariser scales errors; see ``geom_regularizer``.
+        error_unit: Whether that regulariser compares errors as fractions of their videos, or in
+            seconds.
+        background_evidence: Whether clips that would be proposed by mistake have evidential terms
+            too; see :func:`evidential_terms`.
         noise_doubt: Whether noise in the features of an item counts against its evidence; see
             ``doubt`` there.
         location_gradient: Whether the likelihood's gradient reaches the predicted boundary.
@@ -55,6 +59,8 @@ class LossWeights:
     lambda_reg: float = 1e-2
     regularizer: Literal["none", "der", "geom"] = "geom"
     error_scale: Literal["min-max", "rank"] = "min-max"
+    error_unit: Literal["fraction", "seconds"] = "fraction"
+    background_evidence: bool = False
     noise_doubt: bool = False
     location_gradient: bool = True
 
@@ -93,7 +99,7 @@ def retrieval_loss(output: ModelOutput, batch: Batch, weights: LossWeights) -> L
         output.foreground_logit, mask, batch.video_mask, weights.background_weight
     )
     intra, inter, contrast = saliency_terms(output, batch, weights.absent_negatives)
-    nll, regularizer = evidential_terms(output.nig, targets, weights, batch.noise)
+    nll, regularizer = evidential_terms(output, batch, weights)
     evidential = evidential_sum(nll, regularizer, weights)
     total = (
         weights.smooth_l1 * smooth_l1
@@ -137,29 +143,42 @@ def alignment_loss(output: Embeddings, batch: Batch, weights: LossWeights) -> Te
 
 
 def evidential_terms(
-    nig: NormalInverseGamma, targets: Targets, weights: LossWeights, noise: Tensor
+    output: ModelOutput, batch: Batch, weights: LossWeights
 ) -> tuple[Tensor, Tensor]:
     """Likelihood and regulariser over the foreground, unweighted.
 
-    Args:
-        nig: ``(B, L, 2)``.
-        targets: Of the batch.
-        weights: Say which regulariser.
-        noise: How far each item's features were disturbed, 0..1, ``(B,)``.
+    With ``weights.background_evidence`` also over background clips, each drawn with its own
+    foreground probability: they are what a search would propose by mistake, and without them
+    nobody ever tells the evidential head what its numbers are worth there. Their target is the
+    nearest window; they move no boundary.
+
+    Raises:
+        ValueError: If the batch carries no targets.
     """
-    scored = nig
+    targets = _targets(batch)
+    nig, mask, target = output.nig, targets.foreground, targets.window_norm
+    loc = nig.loc
+    if weights.background_evidence:
+        drawn = torch.bernoulli(output.foreground_logit.detach().sigmoid()).bool()
+        present = mask.any(dim=1, keepdim=True)
+        loc = torch.where(mask[..., None], loc, loc.detach())
+        mask = mask | (drawn & batch.video_mask & present)
     if not weights.location_gradient:
-        scored = NormalInverseGamma.from_excess(
-            nig.loc.detach(), nig.nu, nig.excess, nig.beta, validate_args=False
-        )
-    nll = nig_nll(scored, targets.window_norm, targets.foreground)
+        loc = loc.detach()
+    scored = NormalInverseGamma.from_excess(loc, nig.nu, nig.excess, nig.beta, validate_args=False)
+    nll = nig_nll(scored, target, mask)
     if weights.regularizer == "none":
         return nll, nll.new_zeros(())
-    target, mask = targets.window_norm, targets.foreground
     if weights.regularizer == "der":
         return nll, der_regularizer(scored, target, mask)
-    doubt = noise if weights.noise_doubt else None
-    return nll, geom_regularizer(scored, target, mask, error_scale=weights.error_scale, doubt=doubt)
+    return nll, geom_regularizer(
+        scored,
+        target,
+        mask,
+        error_scale=weights.error_scale,
+        doubt=batch.noise if weights.noise_doubt else None,
+        unit=batch.duration_s if weights.error_unit == "seconds" else None,
+    )
 
 
 def giou(predicted: Tensor, true: Tensor) -> Tensor:

@@ -205,8 +205,11 @@ def discounted_recall(
     p, t = pred[:, :, None, :], true[:, None, :, :]
     iou = np.where(pair_valid, window_overlap(p, t, hull=True), -1.0)
     # Clipped: a prediction far past the video's end must not turn two negatives into a plus.
-    factor = 1.0 - np.abs(p[..., :2] - t) / duration[:, None, None, None]
-    discount = np.clip(factor, 0.0, 1.0).prod(axis=-1)
+    start, end = (
+        np.clip(1.0 - np.abs(p[..., side] - t[..., side]) / duration[:, None, None], 0.0, 1.0)
+        for side in (0, 1)
+    )
+    discount = start * end
     metrics = {}
     for n in top:
         for m in thresholds:
@@ -301,14 +304,15 @@ def highlight_metrics(
     score[:, :shared] = packed[:, :shared, 0]
     score[~valid] = -np.inf
     order = np.argsort(-score, axis=1, kind="stable")
-    ranked = np.take_along_axis(score, order, axis=1)
-    group_end = np.ones_like(valid)
-    group_end[:, :-1] = ranked[:, :-1] != ranked[:, 1:]
-    labels = np.take_along_axis(true, order[:, :, None], axis=1).swapaxes(1, 2)
+    # Ranks first: what runs along them is then done for all queries at once.
+    ranked = np.ascontiguousarray(np.take_along_axis(score, order, axis=1).T)
+    group_end = np.ones_like(ranked, dtype=np.bool_)
+    group_end[:-1] = ranked[:-1] != ranked[1:]
+    grades = true[rows, order.T]
 
     metrics = {}
     for name, least in HIGHLIGHT_LEVELS.items():
-        precision = _clip_average_precision(labels >= least, group_end[:, None, :])
+        precision = _clip_average_precision(grades >= least, group_end[:, :, None])
         metrics[f"{name}/mAP"] = _percent(precision)
         metrics[f"{name}/HIT@1"] = _percent(answered & (at_top >= least))
     return metrics
@@ -318,19 +322,21 @@ def _clip_average_precision(label: BoolArray, group_end: BoolArray) -> FloatArra
     """Mean interpolated precision over the ranks where recall rises; 0 without a positive.
 
     Args:
-        label: Best score first, ``(Q, A, L)``; padding last and False.
-        group_end: True at the last clip of each run of equal scores, ``(Q, 1, L)``.
+        label: Best score first, ``(L, Q, A)``; padding last and False.
+        group_end: True at the last clip of each run of equal scores, ``(L, Q, 1)``.
+
+    Returns:
+        ``(Q, A)``.
     """
-    found = label.cumsum(axis=2, dtype=np.int32)
-    at_end = np.where(group_end, found, 0)
-    precision = at_end / np.arange(1, label.shape[2] + 1)
-    envelope = np.maximum.accumulate(precision[:, :, ::-1], axis=2)[:, :, ::-1]
-    before = np.zeros_like(at_end)
-    before[:, :, 1:] = np.maximum.accumulate(at_end, axis=2)[:, :, :-1]
-    rises = group_end & (at_end > before)
-    count = rises.sum(axis=2)
-    total = np.where(rises, envelope, 0.0).sum(axis=2)
-    result: FloatArray = total / np.maximum(count, 1)
+    at_end = label.cumsum(axis=0, dtype=np.int32)
+    at_end *= group_end
+    envelope = at_end / np.arange(1, len(label) + 1)[:, None, None]
+    for rank in range(len(envelope) - 2, -1, -1):
+        np.maximum(envelope[rank], envelope[rank + 1], out=envelope[rank])
+    rises = at_end > 0
+    rises[1:] &= at_end[1:] > np.maximum.accumulate(at_end, axis=0)[:-1]
+    envelope *= rises
+    result: FloatArray = envelope.sum(axis=0) / np.maximum(rises.sum(axis=0), 1)
     return result
 
 
@@ -379,22 +385,22 @@ def _average_precision(iou: FloatArray, counted: BoolArray) -> FloatArray:
     thresholds = np.asarray(AP_THRESHOLDS)
     hit = np.zeros((queries, len(thresholds), ranks), dtype=np.bool_)
     width = counted.shape[1] - counted[:, ::-1].argmax(axis=1)  # last counted window + 1
-    for used in np.unique(width):
-        rows = np.flatnonzero(width == used)
-        # Reversed, so that argmax takes the last of equal overlaps, as a reversed sort does.
-        overlap = iou[rows, :, :used][:, :, ::-1]
-        if used == 1:  # one window: the first prediction that reaches the threshold has it
-            reached = overlap[:, None, :, 0] >= thresholds[:, None]
-            hit[rows] = reached & (reached.cumsum(axis=2) == 1)
-            continue
-        free = np.ones((len(rows), len(thresholds), used), dtype=np.bool_)
-        for rank in range(ranks):
-            left = np.where(free, overlap[:, rank, None, :], -1.0)
-            choice = left.argmax(axis=2)[:, :, None]
-            taken = np.take_along_axis(left, choice, axis=2) >= thresholds[:, None]
-            hit[rows, :, rank] = taken[:, :, 0]
-            still_free = np.take_along_axis(free, choice, axis=2) & ~taken
-            np.put_along_axis(free, choice, still_free, axis=2)
+    # One window: the first prediction that reaches the threshold has it.
+    rows = np.flatnonzero(width == 1)
+    reached = iou[rows, None, :, 0] >= thresholds[:, None]
+    hit[rows] = reached & (reached.cumsum(axis=2) == 1)
+    rows = np.flatnonzero(width > 1)
+    # Reversed, so that argmax takes the last of equal overlaps, as a reversed sort does.
+    overlap = iou[rows, :, ::-1]
+    within_reach = overlap.max(axis=2) >= thresholds[0]
+    free = np.ones((len(rows), len(thresholds), overlap.shape[2]), dtype=np.bool_)
+    for rank in range(ranks):
+        some = np.flatnonzero(within_reach[:, rank])
+        left = np.where(free[some], overlap[some, rank, None, :], -1.0)
+        taken = left.max(axis=2) >= thresholds
+        hit[rows[some], :, rank] = taken
+        query, threshold = np.nonzero(taken)
+        free[some[query], threshold, left.argmax(axis=2)[query, threshold]] = False
     # Padded ranks come last and are never hits, so they cannot raise the envelope.
     precision = hit.cumsum(axis=2, dtype=np.int32) / np.arange(1, ranks + 1)
     envelope = np.maximum.accumulate(precision[:, :, ::-1], axis=2)[:, :, ::-1]

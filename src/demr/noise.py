@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from demr.dataset import Disturbed, MomentDataset
 from demr.encoders.base import QueryFeatures, VideoFeatures
-from demr.features import FeaturePack, feature_statistics
+from demr.features import FeaturePack, as_float32, feature_statistics
 
 Floats = NDArray[np.float64]
 Features = NDArray[np.float32]
@@ -71,7 +71,9 @@ class FeatureNoise:
 
         video, text = self.video, self.text
         return dataset.changed(
-            None if video is None else lambda v: replace(v, features=noisy(v.features, video)),
+            None
+            if video is None
+            else lambda v: replace(v, features=noisy(as_float32(v.features), video)),
             None if text is None else lambda q: replace(q, features=noisy(q.features, text)),
         )
 
@@ -85,14 +87,16 @@ class TrainingNoise:
 
     Attributes:
         deviation: The unit of noise.
-        share: Of the items whose video is disturbed, and of those whose text is.
+        video_share: Of the items whose video is disturbed.
+        text_share: Of those whose text is.
         level: Largest factor on the deviation; an item's is drawn log-uniformly between a
             sixteenth of it and all of it.
         seed: With the epoch and the item, decides everything.
     """
 
     deviation: FeatureDeviation
-    share: float
+    video_share: float
+    text_share: float
     level: float
     seed: int
 
@@ -106,7 +110,7 @@ class TrainingNoise:
         """
         generator = np.random.default_rng((self.seed, epoch, index))
         levels = self.level * np.exp(generator.uniform(math.log(_WEAKEST), 0.0, 2))
-        levels *= generator.random(2) < self.share
+        levels *= generator.random(2) < (self.video_share, self.text_share)
 
         def noisy(features: Features, deviation: Floats, level: float) -> Features:
             noise = generator.standard_normal(features.shape, dtype=np.float32)
@@ -114,7 +118,10 @@ class TrainingNoise:
 
         on_video, on_text = levels
         return Disturbed(
-            replace(video, features=noisy(video.features, self.deviation.video, on_video))
+            replace(
+                video,
+                features=noisy(as_float32(video.features), self.deviation.video, on_video),
+            )
             if on_video
             else None,
             replace(query, features=noisy(query.features, self.deviation.text, on_text))

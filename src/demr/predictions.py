@@ -31,7 +31,7 @@ from demr.metrics import (
     saliency_truth,
     spearman,
 )
-from demr.windows import true_window
+from demr.windows import true_windows
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -196,9 +196,10 @@ def compare(
             [p.qid for p, a in joined if a.windows_s and not len(p.windows)],
             "predictions without windows: counted as misses",
         )
-        flat = [p.qid for p, _ in joined if (p.windows[:, 1] <= p.windows[:, 0]).any()]
         _note(
-            notes, flat, "predictions with windows of no length or reversed: they overlap nothing"
+            notes,
+            _flat([p for p, _ in joined]),
+            "predictions with windows of no length or reversed: they overlap nothing",
         )
         windows = [answers[a.qid].windows if a.qid in answers else _NO_WINDOWS for a in known]
         truths = [np.reshape(np.asarray(a.windows_s, np.float64), (-1, 2)) for a in known]
@@ -247,14 +248,19 @@ def _check(
             )
 
 
+def _flat(predictions: Sequence[Prediction]) -> list[str]:
+    """Names of queries whose answers hold a window that does not end after its start."""
+    table = np.concatenate([p.windows for p in predictions])
+    owner = np.repeat(np.arange(len(predictions)), [len(p.windows) for p in predictions])
+    return [predictions[index].qid for index in np.unique(owner[table[:, 1] <= table[:, 0]])]
+
+
 def _boundaries(pairs: Sequence[tuple[Prediction, Annotation]]) -> dict[str, float]:
     """Intervals and uncertainties of every first window against the true one nearest to it."""
     if not pairs:
         return {}
     window = np.array([p.windows[0, :2] for p, _ in pairs])
-    truth = np.array(
-        [true_window(w, a.windows_s or ()) for w, (_, a) in zip(window, pairs, strict=True)]
-    )
+    truth = true_windows(window, [a.windows_s or () for _, a in pairs])
     error = np.abs(truth - window).mean(axis=1)
     metrics = {"mean boundary error s": float(error.mean())}
     intervals = [p.intervals[0] for p, _ in pairs if p.intervals is not None]
@@ -416,7 +422,7 @@ def _array(
     )
     if not fits or table.dtype.kind not in "iuf":  # no text, null, true or false among them
         raise broken(place, f"{form} under {key}", repr(value))
-    numbers: FloatArray = table.astype(np.float64)
+    numbers: FloatArray = table.astype(np.float64, copy=False)
     finite = np.isfinite(numbers)
     if not finite.all():
         bad = int(np.flatnonzero(~finite.reshape(len(numbers), -1).all(axis=1))[0])

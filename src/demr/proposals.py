@@ -175,6 +175,7 @@ def select(
     *,
     ranking: Ranking = "score",
     tau: float = 0.0,
+    disagreement: float = 1.0,
     iou: float = NMS_IOU,
     before: int = 1000,
     after: int = 10,
@@ -188,6 +189,7 @@ def select(
             ``voting`` drops it like ``score``, but every overlapping proposal first has a vote
             on the boundaries, see :func:`_vote`.
         tau: See :func:`rank`; unused with ``score`` and ``voting``.
+        disagreement: See :func:`_vote`; unused without ``voting``.
         iou: Windows that overlap a kept one by more are absorbed by it.
         before: Proposals considered.
         after: Proposals returned.
@@ -197,10 +199,10 @@ def select(
     keep = np.flatnonzero(owner == np.arange(len(ranked)))
     if ranking == "fusion":
         return _fuse(ranked, owner, keep)
-    return _vote(ranked, keep) if ranking == "voting" else ranked[keep]
+    return _vote(ranked, keep, disagreement) if ranking == "voting" else ranked[keep]
 
 
-def _vote(ranked: Proposals, keep: NDArray[np.int64]) -> Proposals:
+def _vote(ranked: Proposals, keep: NDArray[np.int64], disagreement: float) -> Proposals:
     """Move the boundaries of kept proposals to the precision-weighted mean of their neighbours'.
 
     A clip near the start of a moment knows the start and not the end, and its predictive scale
@@ -210,7 +212,11 @@ def _vote(ranked: Proposals, keep: NDArray[np.int64]) -> Proposals:
     times: aleatoric uncertainty and alpha stay the kept proposal's. But where the voters differ,
     the location is uncertain, whatever each of them says by itself. By the law of total variance
     the weighted variance of their votes is added to the epistemic uncertainty, that is, nu falls:
-    ``nu = beta / ((alpha - 1) (EU + spread))``.
+    ``nu = beta / ((alpha - 1) (EU + disagreement * spread))``.
+
+    That law asks for ``disagreement`` 1. But voters are clips of one video under one network: they
+    share most of their mistakes, and differ by less than each of them is wrong. How much less is
+    a matter of validation.
     """
     kept = ranked[keep]
     votes = window_iou(kept.window_s, ranked.window_s) >= _VOTING_IOU
@@ -223,7 +229,7 @@ def _vote(ranked: Proposals, keep: NDArray[np.int64]) -> Proposals:
     offset = ranked.window_norm[None] - window_norm[:, None]
     spread = np.einsum("kn,nb,knb->kb", votes, weight, offset**2) / total
     aleatoric = kept.beta / (kept.alpha - 1)
-    nu = kept.nu / (1 + kept.nu * spread / aleatoric)
+    nu = kept.nu / (1 + kept.nu * disagreement * spread / aleatoric)
     return kept.replace(window_norm=window_norm, nu=nu)
 
 

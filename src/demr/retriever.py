@@ -20,10 +20,10 @@ from demr.devices import resolve_device
 from demr.domain import measure_strangeness
 from demr.encoders import Encoder, EncoderIdentity, VideoFeatures, get_encoder
 from demr.errors import FeatureError, InputError, ModelError
-from demr.evaluation import Prediction, RawPrediction, answer, load_calibration
+from demr.evaluation import Prediction, RawPrediction, apply_calibration, load_calibration
 from demr.features import prepare_query, prepare_video
 from demr.pretrained import Pretrained, load_pretrained
-from demr.proposals import Ranking, decode
+from demr.proposals import decode
 from demr.video import DamagedVideoWarning
 
 __all__ = [
@@ -289,22 +289,23 @@ class MomentRetriever:
             output = self._model(batch.to(self.device))
         records = decode(output, batch.video_mask, batch.duration_s)
         saliency = output.saliency.double().cpu().numpy()
-        ranking: Ranking = self.calibration.ranking  # type: ignore[assignment]
+        raw = [
+            RawPrediction(record, saliency[row, : len(record)])
+            for row, record in enumerate(records)
+        ]
         known = self.pretrained.known_words
         return [
             self._describe(
                 query,
-                answer(
-                    RawPrediction(record, saliency[row, : len(record)]),
-                    ranking=ranking,
-                    tau=self.calibration.tau,
-                    top=top,
-                ),
+                prediction,
                 video,
                 () if known is None else tuple(dict.fromkeys(w for w in words if w not in known)),
             )
-            for row, (query, record, words) in enumerate(
-                zip(queries, records, [q.words for q in encoded], strict=True)
+            for query, prediction, words in zip(
+                queries,
+                apply_calibration(raw, self.calibration, top),
+                [q.words for q in encoded],
+                strict=True,
             )
         ]
 

@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from demr.annotations import Annotation, read_annotations_with_report
-from demr.calibration import Calibration
+from demr.calibration import Calibration, check_counts
 from demr.config import DataConfig, TrainConfig, load_config
-from demr.dataset import MomentDataset, check_videos
+from demr.dataset import MomentDataset, check_splits, check_videos
 from demr.domain import describe_domain
 from demr.encoders import Encoder, get_encoder
 from demr.encoders.stored import StoredText, open_text
@@ -63,13 +63,6 @@ class RunData:
         source = self.config.root / path
         annotations, report = read_annotations_with_report(source)
         console.print(f"{source}: {report.summary()}", highlight=False)
-        if not annotations:
-            raise AnnotationError(
-                str(source),
-                expected="at least one query",
-                got="an empty split",
-                remedy="check the file",
-            )
         check_videos(annotations, self.pack, source)
         return annotations
 
@@ -96,7 +89,7 @@ class RunData:
         """As :meth:`read`, without queries of which it is not known where their moment is."""
         annotations = self.read(path)
         known = [annotation for annotation in annotations if annotation.windows_s is not None]
-        if not known:
+        if not any(annotation.windows_s for annotation in known):
             raise AnnotationError(
                 str(self.config.root / path),
                 expected="queries with relevant_windows, to learn from and to choose by",
@@ -181,7 +174,10 @@ def train_run(config: TrainConfig, run: Path, *, resume: bool = False) -> Path:
         The run folder.
 
     Raises:
+        AnnotationError: If a split is empty or damaged, or two have other content under a qid.
         ConfigError: If the folder exists (without ``resume``) or is another run's (with it).
+        FeatureError: If a video has no features, or they are damaged.
+        InputError: If the validation split is too small to calibrate on.
     """
     _check_folder(config, run, resume)
     data = open_data(config.data, render=True)
@@ -189,6 +185,10 @@ def train_run(config: TrainConfig, run: Path, *, resume: bool = False) -> Path:
     shown, val = data.train_and_val()
     splits = {"val": val}
     splits |= {name: data.read(path) for name, path in config.data.tests.items()}
+    for note in check_splits({"train": shown, **splits}, data.pack):
+        console.print(note, highlight=False)
+    labels = [annotation.windows_s for annotation in val if is_scored(annotation)]
+    check_counts(sum(map(bool, labels)), labels.count(()), "validation split")
     share = config.retrieval.refit_share if config.retrieval.refit_epochs else 0.0
     shown, kept = hold_out(shown, share, "retrieval.refit_share")
     # Only foreground has residuals to learn from.
@@ -198,11 +198,13 @@ def train_run(config: TrainConfig, run: Path, *, resume: bool = False) -> Path:
     validation = data.dataset(_first(splits["val"], config.retrieval.validate_queries))
     masking = make_masking(config, train, data.encoder)
     noise = None
-    if config.retrieval.noise_share:
+    stage = config.retrieval
+    if stage.video_noise or stage.text_noise:
         noise = TrainingNoise(
             FeatureDeviation.of(train, data.pack),
-            config.retrieval.noise_share,
-            config.retrieval.noise_level,
+            stage.video_noise,
+            stage.text_noise,
+            stage.noise_level,
             config.seed,
         )
     # Only now: a typo in the config must leave nothing behind.
@@ -404,7 +406,12 @@ def calibrate_run(
         note = f"no absent queries, so presence cannot be calibrated: {kept}"
     raw = run_model(pretrained.model, data.dataset(annotations))
     calibration = fit_calibration(
-        raw, annotations, ranking=config.calibration.ranking, seed=config.seed, former=former
+        raw,
+        annotations,
+        ranking=config.calibration.ranking,
+        disagreement=config.calibration.disagreement,
+        seed=config.seed,
+        former=former,
     )
     calibration.save(path)
     if note:

@@ -314,12 +314,8 @@ class RefitStage(_Stage):
         del batch_idx
         self.model.eval()
         output = self.model(batch)
-        if batch.targets is None:
-            raise ValueError("the evidential head needs a dataset with windows")
         with torch.autocast(self.device.type, enabled=False):
-            nll, regularizer = evidential_terms(
-                output.nig, batch.targets, self.weights, batch.noise
-            )
+            nll, regularizer = evidential_terms(output, batch, self.weights)
         self.log_dict(
             {"refit/nll": nll, "refit/regularizer": regularizer},
             on_step=False,

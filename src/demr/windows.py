@@ -33,10 +33,27 @@ def window_iou(a: FloatArray, b: FloatArray) -> FloatArray:
     return iou(a[:, None], b[None])
 
 
-def true_window(window: FloatArray, truths: Sequence[tuple[float, float]]) -> FloatArray:
-    """The true window of highest IoU; of several (or none overlapping) the nearest, ``(2,)``."""
-    table = np.asarray(truths, dtype=np.float64)
-    overlap = window_iou(window[None], table)[0]
-    distance = np.abs(table - window).sum(axis=1)
-    best: FloatArray = table[np.lexsort((distance, -overlap))[0]]
-    return best
+def true_windows(
+    windows: FloatArray, truths: Sequence[Sequence[tuple[float, float]]]
+) -> FloatArray:
+    """The true window of highest IoU; of several (or none overlapping) the nearest.
+
+    Args:
+        windows: One a query, ``(N, 2)``.
+        truths: The true windows of each query, at least one.
+
+    Returns:
+        ``(N, 2)``.
+
+    Raises:
+        ValueError: If a query has no true window.
+    """
+    count = np.array([len(of_query) for of_query in truths], dtype=np.int64)
+    if not count.all():
+        raise ValueError(f"query {int(count.argmin())} has no true window")
+    table = np.array([w for of_query in truths for w in of_query], np.float64).reshape(-1, 2)
+    query = np.repeat(np.arange(len(count)), count)
+    distance = np.abs(table - windows[query]).sum(axis=1)
+    best_first = np.lexsort((distance, -iou(windows[query], table), query))
+    result: FloatArray = table[best_first[count.cumsum() - count]]
+    return result

@@ -121,13 +121,15 @@ class VideoFeatures:
         vid: Name of the video.
         duration_s: Its duration in seconds.
         clip_s: Length of a clip in seconds; clip i begins at ``i * clip_s``.
-        features: float32, ``(L, video_dim)``, before any normalisation.
+        features: ``(L, video_dim)``, before any normalisation: float32 from an encoder, a
+            read-only float16 view from a feature pack.
+            :func:`demr.features.as_float32` makes them equal.
     """
 
     vid: str
     duration_s: float
     clip_s: float
-    features: NDArray[np.float32]
+    features: NDArray[np.float32] | NDArray[np.float16]
 
 
 @dataclass(frozen=True)

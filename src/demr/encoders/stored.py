@@ -87,7 +87,7 @@ class StoredText(_Stored):
         tokens tells. Otherwise no token belongs to any: such a query is never masked.
 
         Raises:
-            FeatureError: If a query has no file, or the file is damaged.
+            FeatureError: If a query has no file or two, or the file is damaged.
             InputError: If words are to be hidden, for which the encoder itself is needed.
         """
         if hidden is not None:
@@ -111,8 +111,18 @@ class StoredText(_Stored):
 
     def _find(self, query: str) -> Path | None:
         qid = self._qids.get(query)
+        if qid is None:
+            return None
         places = (self._folder / f"qid{qid}.npz", self._folder / f"{qid}.npz")
-        return next((place for place in places if qid is not None and place.exists()), None)
+        found = [place for place in places if place.exists()]
+        if len(found) > 1:
+            raise FeatureError(
+                str(self._folder),
+                expected=f"one file for qid {qid}",
+                got=" and ".join(place.name for place in found),
+                remedy="remove the one that is not this query's",
+            )
+        return found[0] if found else None
 
 
 def _read(query: str, file: Path) -> QueryFeatures:
