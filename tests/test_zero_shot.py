@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -146,6 +146,7 @@ def test_what_is_no_curve_is_refused() -> None:
             localise(wrong, 2.0, 4.0)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=60),
     st.floats(0.1, 10),
