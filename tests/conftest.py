@@ -185,3 +185,36 @@ def run(shared: Path, recipe: Path) -> Path:
 def own_run(run: Path, tmp_path: Path) -> Path:
     """A copy of the finished run, to be changed at will."""
     return Path(shutil.copytree(run, tmp_path / "own"))
+
+
+@pytest.fixture(scope="session")
+def clip_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of tiny models of the CLIP family by kind; tests must not change them."""
+    from tests.clip_models import KINDS, build_model
+
+    root = tmp_path_factory.mktemp("models")
+    return {kind: build_model(root / kind, kind) for kind in KINDS}
+
+
+@pytest.fixture
+def own_clip(clip_models: dict[str, Path], tmp_path: Path) -> Path:
+    """A copy of the tiny CLIP, to be damaged at will."""
+    return Path(shutil.copytree(clip_models["clip"], tmp_path / "own"))
+
+
+@pytest.fixture(scope="session")
+def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Nine seconds in which every half second looks different."""
+    import numpy as np
+
+    from demr.video import VideoWriter
+
+    rng = np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("film") / "film.mp4"
+    with VideoWriter(path, 96, 64, 8) as writer:
+        for _ in range(18):
+            coarse = rng.integers(0, 256, (8, 12, 3), dtype=np.uint8)
+            picture = coarse.repeat(8, axis=0).repeat(8, axis=1)
+            for _ in range(4):
+                writer.write(picture)
+    return path

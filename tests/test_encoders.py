@@ -266,7 +266,9 @@ def test_identity_survives_a_round_trip_and_names_what_is_wrong() -> None:
             EncoderIdentity.from_dict(wrong)
 
 
-@pytest.mark.parametrize("name", ["clip", "builtin@2", "", "Builtin"])
+@pytest.mark.parametrize(
+    "name", ["clap", "builtin@2", "", "Builtin", "builtin:a/b", "clip@2", "clip:", "clip;x"]
+)
 def test_unknown_encoder_names_the_known_ones(name: str) -> None:
     with pytest.raises(InputError, match="builtin@1"):
         get_encoder(name)

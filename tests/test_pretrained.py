@@ -7,11 +7,12 @@ import torch
 
 from demr import pretrained
 from demr.batch import Item, collate
+from demr.devices import resolve_device
 from demr.encoders.base import EncoderIdentity
 from demr.errors import ModelError
 from demr.features import span_fractions
 from demr.model import DemrModel
-from demr.pretrained import Pretrained, load_pretrained, resolve_device, save_pretrained
+from demr.pretrained import Pretrained, load_pretrained, save_pretrained
 
 IDENTITY = EncoderIdentity("fake", "1", 2.0, (("colour", 3),), 4, "l2")
 DOMAIN = {"low": [0.0, -1.0, 0.0], "high": [1.0, 1.0, 0.5], "edge": 0.01}

@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from demr import page
+from demr.answers import Answer, Moment, SearchResult, Verdict
 from demr.errors import InputError
 from demr.report import (
     answer_figure,
@@ -24,7 +26,6 @@ from demr.report import (
     to_srt,
     write_html_report,
 )
-from demr.retriever import Answer, Moment, SearchResult, Verdict
 from demr.timeline import timeline
 from demr.wording import clock, overlap, percent, shown, span
 
@@ -388,3 +389,45 @@ def test_figure_is_a_picture(result: SearchResult, tmp_path: Path) -> None:
     path = answer_figure(result_of(*result.answers, money), tmp_path / "new" / "answer.png", truth)
     assert path.read_bytes().startswith(b"\x89PNG\r\n")
     assert [found.name for found in path.parent.iterdir()] == ["answer.png"]
+
+
+@pytest.fixture
+def uncalibrated() -> SearchResult:
+    """What a search without a trained model knows: windows and their scores."""
+    unknown = (math.nan, math.nan)
+    moments = [
+        Moment(10.0, 20.0, 0.6, unknown, unknown, unknown, unknown),
+        Moment(50.0, 54.0, 0.4, unknown, unknown, unknown, unknown),
+    ]
+    found = result_of(answer("a zebra", "uncertain", moments, present=math.nan))
+    return replace(found, model="zero-shot", interval_level=math.nan)
+
+
+def test_what_is_not_known_is_null_empty_or_a_dash(uncalibrated: SearchResult) -> None:
+    values = json.loads(to_json(uncalibrated))
+    assert values["interval_level"] is None
+    assert values["answers"][0]["present"] is None
+    assert values["answers"][0]["moments"][0]["aleatoric"] is None
+    (_, first, second) = csv.reader(io.StringIO(to_csv(uncalibrated)))
+    assert first == ["a zebra", "uncertain", "", "1", "10.0000", "20.0000", "0.6000", *[""] * 8]
+    assert second[3:7] == ["2", "50.0000", "54.0000", "0.4000"]
+    text = printed(uncalibrated)
+    assert "uncalibrated" in text
+    assert "0:50.0" in text
+    assert "%" not in text
+    assert "uncertain, uncalibrated" in to_srt(uncalibrated)
+    assert "Zero-shot" in in_words(uncalibrated.answers[0], uncalibrated)
+
+
+def test_page_and_picture_show_windows_without_intervals(
+    uncalibrated: SearchResult, video: Path, tmp_path: Path
+) -> None:
+    path = write_html_report(tmp_path / "r.html", uncalibrated, video_path=video)
+    text = path.read_text(encoding="utf-8")
+    assert Page(text).open == []
+    assert not re.search(r"\bnan\b", text)
+    for absent in ('class="whisker"', "confidence", 'class="gauge"', "% intervals", "footage"):
+        assert absent not in text
+    assert "uncalibrated" in text
+    picture = answer_figure(uncalibrated, tmp_path / "a.png")
+    assert picture.read_bytes().startswith(b"\x89PNG")

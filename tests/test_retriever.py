@@ -273,7 +273,9 @@ def test_features_of_another_encoder_are_refused(
     retriever: MomentRetriever, video: EncodedVideo
 ) -> None:
     with pytest.raises(FeatureError, match="clip@1"):
-        retriever.search(replace(video, encoder="clip@1"), "a red circle")
+        retriever.search(
+            replace(video, identity=replace(video.identity, name="clip")), "a red circle"
+        )
     wrong = VideoFeatures("v", 10.0, 1.0, np.zeros((10, 3), np.float32))
     with pytest.raises(FeatureError, match="features of v"):
         retriever.prepare(wrong, "v.mp4")

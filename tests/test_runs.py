@@ -208,7 +208,7 @@ def test_resuming_a_finished_run_changes_no_weight(own_run: Path, recipe: Path) 
     [
         "data.train=missing.jsonl",
         "data.tests={iid: missing.jsonl}",
-        "data.encoder=clip",
+        "data.encoder=clap",
         "data.features=nowhere",
     ],
 )

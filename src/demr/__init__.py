@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from demr import evidential
+    from demr.answers import Answer, Moment, SearchResult
     from demr.errors import DemrError
-    from demr.retriever import Answer, Moment, MomentRetriever, SearchResult
+    from demr.retriever import MomentRetriever
+    from demr.zero_shot_retriever import ZeroShotRetriever
 
 __version__ = "0.1.0"
 
@@ -24,16 +26,18 @@ __all__ = [
     "Moment",
     "MomentRetriever",
     "SearchResult",
+    "ZeroShotRetriever",
     "__version__",
     "evidential",
 ]
 
 _HOME = {
-    "Answer": "demr.retriever",
+    "Answer": "demr.answers",
     "DemrError": "demr.errors",
-    "Moment": "demr.retriever",
+    "Moment": "demr.answers",
     "MomentRetriever": "demr.retriever",
-    "SearchResult": "demr.retriever",
+    "SearchResult": "demr.answers",
+    "ZeroShotRetriever": "demr.zero_shot_retriever",
 }
 
 

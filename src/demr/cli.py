@@ -14,7 +14,9 @@ import typer
 from demr.errors import ConfigError, DemrError, InputError
 
 if TYPE_CHECKING:
-    from demr.retriever import SearchResult
+    from demr.answers import SearchResult
+    from demr.retriever import MomentRetriever
+    from demr.zero_shot_retriever import ZeroShotRetriever
 
 app = typer.Typer(
     help="Find the moment in a video that a sentence describes, and know how far to trust it.",
@@ -51,10 +53,15 @@ def search(
         Path | None, typer.Option(help="Text file with one sentence a line; - reads from stdin.")
     ] = None,
     model: Annotated[
-        str, typer.Option(help="Run folder, Hugging Face id, or the bundled model.")
-    ] = "shapes",
+        str | None,
+        typer.Option(help="Run folder, Hugging Face id, or the bundled model.  [shapes]"),
+    ] = None,
     encoder: Annotated[
-        str | None, typer.Option(help="Encoder the model must have been trained on.")
+        str | None,
+        typer.Option(
+            help="builtin, clip, clip:ORG/NAME or clip:/folder. With --model, the one it was "
+            "trained on; clip without --model answers zero-shot."
+        ),
     ] = None,
     top: Annotated[int, typer.Option(help="Moments to list for a query.")] = 3,
     level: Annotated[float, typer.Option(help="Coverage the intervals promise.")] = 0.9,
@@ -71,7 +78,7 @@ def search(
     """Find the moments that sentences describe."""
     output = _one_output(as_json, as_csv, as_srt)
     asked = _collect_queries(query or [], queries)
-    from demr.retriever import MomentRetriever, check_query
+    from demr.retriever import check_query
 
     for sentence in asked:
         check_query(sentence)
@@ -81,21 +88,9 @@ def search(
         )
     if top < 1:
         raise InputError("--top", expected="at least 1", got=str(top), remedy="raise it")
-    if encoder is not None:
-        from demr.encoders import get_encoder
-
-        wanted = get_encoder(encoder).identity
-    retriever = MomentRetriever.from_pretrained(model, device=device, level=level)
-    if encoder is not None and wanted != retriever.pretrained.identity:
-        raise InputError(
-            f"--encoder {encoder}",
-            expected=f"{retriever.pretrained.identity.spec}, which {model} was trained on",
-            got=wanted.spec,
-            remedy="leave --encoder out or choose another --model",
-        )
+    retriever = _retriever(model, encoder, device, level)
     with _status(f"reading {video.name}"):
-        encoded = retriever.encode_video(video)
-        result = retriever.result(encoded, retriever.search(encoded, asked, top=top))
+        result = retriever.search_file(video, asked, top=top)
     _print_result(result, output)
     if save_clips is not None:
         _save_clips(result, video, save_clips)
@@ -486,6 +481,25 @@ def _named_path(text: str) -> tuple[str, Path]:
             remedy="see demr import features --help",
         )
     return name, Path(path)
+
+
+def _retriever(
+    model: str | None, encoder: str | None, device: str, level: float
+) -> "MomentRetriever | ZeroShotRetriever":
+    """The model that was asked for; with an encoder that needs none alone, zero-shot."""
+    from demr.encoders import AlignedEncoder, get_encoder
+    from demr.retriever import DEFAULT_MODEL, MomentRetriever
+
+    if encoder is None:
+        return MomentRetriever.from_pretrained(model or DEFAULT_MODEL, device=device, level=level)
+    chosen = get_encoder(encoder, device=device)
+    if model is None and isinstance(chosen, AlignedEncoder):
+        from demr.zero_shot_retriever import ZeroShotRetriever
+
+        return ZeroShotRetriever(chosen)
+    return MomentRetriever.from_pretrained(
+        model or DEFAULT_MODEL, device=device, level=level, encoder=chosen
+    )
 
 
 def _status(text: str) -> Any:

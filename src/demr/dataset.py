@@ -89,8 +89,8 @@ class MomentDataset(Dataset[Item]):
         if pack.identity != encoder.identity:
             raise FeatureError(
                 str(pack.path),
-                expected=f"features of {encoder.identity.spec}",
-                got=f"features of {pack.identity.spec}",
+                expected=f"features of {encoder.identity}",
+                got=f"features of {pack.identity}",
                 remedy="set data.encoder to the encoder that made the features",
             )
         self.annotations = tuple(annotations)

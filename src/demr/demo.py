@@ -5,11 +5,12 @@ from pathlib import Path
 
 from rich.console import Console
 
+from demr.answers import SearchResult
 from demr.errors import VideoError
 from demr.files import atomic_path
 from demr.page import write_html_report
 from demr.report import search_table, to_json
-from demr.retriever import MomentRetriever, SearchResult
+from demr.retriever import MomentRetriever
 from demr.shapes import demo_annotations, demo_scene, render_scene
 from demr.wording import Windows
 

@@ -330,8 +330,8 @@ class FeaturePack:
             if other != self.identity:
                 raise FeatureError(
                     str(path),
-                    expected=f"packs of one encoder ({self.identity.spec})",
-                    got=f"also {other.spec}",
+                    expected=f"packs of one encoder, {self.identity}",
+                    got=f"also {other}",
                     remedy="keep the features of different encoders in different folders",
                 )
 

@@ -16,12 +16,12 @@ from urllib.parse import quote
 from demr.errors import InputError
 from demr.files import atomic_path
 from demr.timeline import seek, timeline
-from demr.wording import TONE, Windows, clock, in_words, overlap, percent, shown
+from demr.wording import TONE, Windows, chance, clock, in_words, level, overlap, percent, shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from demr.retriever import Answer, Moment, SearchResult
+    from demr.answers import Answer, Moment, SearchResult
 
 _SIGN: Final = {"found": "✓", "uncertain": "?", "absent": "∅"}
 _MIME: Final = {
@@ -92,7 +92,7 @@ def write_html_report(
         'fill="var(--truth)"/></svg>truth</span>'
         if truth is not None
         else "",
-        level=_level(result),
+        level=f", {level(result).replace(' ', '&nbsp;')} intervals" if level(result) else "",
         cards="\n".join(
             _card(index, answer, result, truth) for index, answer in enumerate(result.answers)
         ),
@@ -143,24 +143,26 @@ def _link(index: int, answer: Answer) -> str:
     tone = TONE[answer.verdict]
     return (
         f'<a class="{tone}" href="#answer-{index}"><i></i><span>{escape(answer.query)}</span>'
-        f"<small>{escape(percent(answer.present))}</small></a>"
+        f"<small>{escape(chance(answer))}</small></a>"
     )
 
 
 def _how(result: SearchResult, with_truth: bool) -> str:
+    if not level(result):
+        return (
+            '<section class="panel how"><h2>How to read this page</h2>'
+            "<p>Click on a moment to play it, or anywhere on a timeline to jump there. "
+            "Moments are where the pictures look most like the sentence.</p></section>"
+        )
     truth = " The green line is the truth, as it was given with the video." if with_truth else ""
     return (
         '<section class="panel how"><h2>How to read this page</h2>'
         "<p>Click on a moment to play it, or anywhere on a timeline to jump there. "
-        f"A whisker spans where a boundary lies with {_level(result)} % confidence.{truth}</p>"
+        f"A whisker spans where a boundary lies with {level(result)} confidence.{truth}</p>"
         "<p>The ring is the calibrated chance that the moment is in this video at all.</p>"
         "<p>Spreads are standard deviations of start / end: “footage” is what the video itself "
         "leaves open, “model” is the model's own doubt.</p></section>"
     )
-
-
-def _level(result: SearchResult) -> str:
-    return f"{result.interval_level * 100:g}"
 
 
 def _card(
@@ -193,6 +195,8 @@ def _against_truth(answer: Answer, windows: Windows) -> str:
 
 
 def _gauge(present: float) -> str:
+    if math.isnan(present):
+        return ""
     around = 2 * math.pi * 25
     filled = around * min(max(present, 0.0), 1.0)
     cap = "round" if present > 0.02 else "butt"
@@ -208,11 +212,14 @@ def _gauge(present: float) -> str:
 
 
 def _moment_button(moment: Moment) -> str:
-    aleatoric = f"± {moment.aleatoric[0]:.2f} / {moment.aleatoric[1]:.2f} s"
-    epistemic = f"± {moment.epistemic[0]:.2f} / {moment.epistemic[1]:.2f} s"
+    spread = ""
+    if not math.isnan(sum((*moment.aleatoric, *moment.epistemic))):
+        aleatoric = f"± {moment.aleatoric[0]:.2f} / {moment.aleatoric[1]:.2f} s"
+        epistemic = f"± {moment.epistemic[0]:.2f} / {moment.epistemic[1]:.2f} s"
+        spread = f" · footage {aleatoric} · model {epistemic}"
     return (
         f'<li><button type="button" {seek(moment.start, moment.end)}>'
         f'<span class="play" aria-hidden="true"></span><span>{clock(moment.start)} – '
-        f"{clock(moment.end)}<small>score {moment.score:.2f} · footage {aleatoric} · "
-        f"model {epistemic}</small></span></button></li>"
+        f"{clock(moment.end)}<small>score {moment.score:.2f}{spread}"
+        "</small></span></button></li>"
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Final
@@ -18,14 +19,14 @@ from rich.text import Text
 
 from demr.page import write_atomically, write_html_report
 from demr.timeline import saliency_range
-from demr.wording import TONE, Windows, clock, in_words, overlap, percent, shown, span
+from demr.wording import TONE, Windows, chance, clock, in_words, level, overlap, shown, span
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from matplotlib.axes import Axes
 
-    from demr.retriever import Answer, Moment, SearchResult
+    from demr.answers import Answer, Moment, SearchResult
 
 __all__ = [
     "answer_figure",
@@ -73,12 +74,12 @@ def search_table(
             the moment is not in the video.
         every: Whether moments far below the best, or repeating a better one, have rows too.
     """
-    level = f"{result.interval_level * 100:g} %"
+    share = f"\n{level(result)}".rstrip()
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("query", min_width=8, overflow="fold")
     table.add_column("verdict\npresent", min_width=10)
-    table.add_column(f"start\n{level}", justify="right", no_wrap=True)
-    table.add_column(f"end\n{level}", justify="right", no_wrap=True)
+    table.add_column(f"start{share}", justify="right", no_wrap=True)
+    table.add_column(f"end{share}", justify="right", no_wrap=True)
     table.add_column("± s model\n/ footage", justify="right", no_wrap=True)
     table.add_column("score", justify="right", no_wrap=True)
     if truth is not None:
@@ -88,7 +89,7 @@ def search_table(
         # Text, not str: a sentence with square brackets is no markup.
         query = Text(answer.query)
         verdict = Text(answer.verdict, style=_STYLE[tone])
-        verdict.append(f"\n{percent(answer.present)}", style="default not bold")
+        verdict.append(f"\n{chance(answer)}", style="default not bold")
         moments = answer.moments if every else shown(answer)
         if tone == "absent":
             moments = ()
@@ -106,12 +107,13 @@ def _moment_cells(moment: Moment) -> list[Text]:
     return [
         _two_lines(clock(moment.start), span(*moment.start_interval)),
         _two_lines(clock(moment.end), span(*moment.end_interval)),
-        Text(
-            f"{moment.epistemic[0]:.2f}/{moment.aleatoric[0]:.2f}\n"
-            f"{moment.epistemic[1]:.2f}/{moment.aleatoric[1]:.2f}"
-        ),
+        Text("\n".join(map(_deviations, moment.epistemic, moment.aleatoric))),
         Text(f"{moment.score:.2f}"),
     ]
+
+
+def _deviations(epistemic: float, aleatoric: float) -> str:
+    return "–" if math.isnan(epistemic + aleatoric) else f"{epistemic:.2f}/{aleatoric:.2f}"
 
 
 def _two_lines(first: str, second: str) -> Text:
@@ -152,7 +154,7 @@ def to_csv(result: SearchResult) -> str:
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(_CSV_COLUMNS)
     for answer in result.answers:
-        head = (answer.query, answer.verdict, f"{answer.present:.4f}")
+        head = (answer.query, answer.verdict, _number(answer.present))
         moments = () if TONE[answer.verdict] == "absent" else answer.moments
         for rank, moment in enumerate(moments, start=1):
             times = (
@@ -164,10 +166,14 @@ def to_csv(result: SearchResult) -> str:
                 *moment.aleatoric,
                 *moment.epistemic,
             )
-            writer.writerow((*head, rank, *(f"{value:.4f}" for value in times)))
+            writer.writerow((*head, rank, *map(_number, times)))
         if not moments:
             writer.writerow((*head, *[""] * (len(_CSV_COLUMNS) - len(head))))
     return stream.getvalue()
+
+
+def _number(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.4f}"
 
 
 def to_srt(result: SearchResult) -> str:
@@ -180,7 +186,7 @@ def to_srt(result: SearchResult) -> str:
         end = max(moment.end, moment.start + 0.001)
         blocks.append(
             f"{number}\n{_srt_time(moment.start)} --> {_srt_time(end)}\n"
-            f"{text}\n{answer.verdict}, {percent(answer.present)}\n"
+            f"{text}\n{answer.verdict}, {chance(answer)}\n"
         )
     return "\n".join(blocks)
 
@@ -235,7 +241,10 @@ def answer_figure(
     last.tick_params(colors=_GREY, labelsize=9)
     handles = [
         Patch(color=_CURVE, alpha=0.35, label="how well each clip fits"),
-        Patch(color=_MOMENT, label=f"moment, {result.interval_level * 100:g} % intervals"),
+        Patch(
+            color=_MOMENT,
+            label=f"moment, {level(result)} intervals" if level(result) else "moment",
+        ),
     ]
     if truth is not None:
         handles.insert(1, Patch(color=_TRUTH, label="truth"))
@@ -258,7 +267,7 @@ def _draw_answer(axis: Axes, answer: Answer, result: SearchResult, windows: Wind
     axis.text(
         result.duration,
         1.4,
-        f"{answer.verdict}, {percent(answer.present)}",
+        f"{answer.verdict}, {chance(answer)}",
         fontsize=10,
         color=_VERDICT_INK[tone],
         ha="right",
@@ -284,6 +293,8 @@ def _draw_answer(axis: Axes, answer: Answer, result: SearchResult, windows: Wind
         for boundary, (early, late) in zip(
             window, (moment.start_interval, moment.end_interval), strict=True
         ):
+            if math.isnan(early + late):
+                continue
             reach = [[max(boundary - early, 0.0)], [max(late - boundary, 0.0)]]
             axis.errorbar(boundary, 0.6, xerr=reach, color=_INK, linewidth=1.4, capsize=4)
 

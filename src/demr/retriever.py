@@ -6,133 +6,42 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, Self, overload
+from typing import Self, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from demr.answers import Answer, Moment, SearchResult, Verdict
 from demr.batch import Item, collate
 from demr.calibration import Calibration
+from demr.devices import resolve_device
 from demr.domain import measure_strangeness
-from demr.encoders import Encoder, VideoFeatures, get_encoder
+from demr.encoders import Encoder, EncoderIdentity, VideoFeatures, get_encoder
 from demr.errors import FeatureError, InputError, ModelError
 from demr.evaluation import Prediction, RawPrediction, apply_calibration, load_calibration
 from demr.features import prepare_query, prepare_video
-from demr.pretrained import Pretrained, load_pretrained, resolve_device
+from demr.pretrained import Pretrained, load_pretrained
 from demr.proposals import decode
 from demr.video import DamagedVideoWarning
 
-Verdict = Literal["found", "uncertain", "not in this video"]
+__all__ = [
+    "Answer",
+    "EncodedVideo",
+    "Moment",
+    "MomentRetriever",
+    "SearchResult",
+    "Verdict",
+    "check_query",
+    "encode_noting_damage",
+    "find_model",
+]
+
 DEFAULT_MODEL = "shapes"
 LONGEST_QUERY_WORDS = 77
 UNCALIBRATED_NOTE = "presence is not calibrated: no absent queries were available"
 _BATCH = 64
-
-
-@dataclass(frozen=True)
-class Moment:
-    """One candidate moment; times in seconds.
-
-    Attributes:
-        start: Predicted start.
-        end: Predicted end.
-        score: What moments are ranked by.
-        start_interval: Calibrated interval of the start.
-        end_interval: Calibrated interval of the end.
-        aleatoric: Standard deviations of start and end that more training would not lower.
-        epistemic: Standard deviations of start and end from what the model has not learnt.
-    """
-
-    start: float
-    end: float
-    score: float
-    start_interval: tuple[float, float]
-    end_interval: tuple[float, float]
-    aleatoric: tuple[float, float]
-    epistemic: tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a search says about one query.
-
-    Attributes:
-        query: As it was asked.
-        present: Calibrated probability that the moment is in the video; where presence could not
-            be calibrated, the best moment's foreground probability, and a note says so.
-        verdict: ``found``, ``uncertain`` or ``not in this video``; always ``uncertain`` where
-            presence is not calibrated.
-        moments: Best first.
-        saliency: Relevance of every clip, cosine in -1..1.
-        unknown_words: Words of the query that the model was never trained on.
-        notes: What else limits the trust in this answer, in plain words.
-    """
-
-    query: str
-    present: float
-    verdict: Verdict
-    moments: tuple[Moment, ...]
-    saliency: tuple[float, ...]
-    unknown_words: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """Answers to all queries about one video.
-
-    Attributes:
-        video: The file, as it was named.
-        duration: In seconds.
-        clip_s: Length of a clip in seconds.
-        model: Name of the model.
-        encoder: Name and version of the encoder.
-        interval_level: Coverage that the intervals promise.
-        answers: One a query, in order.
-    """
-
-    video: str
-    duration: float
-    clip_s: float
-    model: str
-    encoder: str
-    interval_level: float
-    answers: tuple[Answer, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON object that ``demr search --json`` prints."""
-        return {
-            "video": self.video,
-            "duration": round(self.duration, 3),
-            "model": self.model,
-            "encoder": self.encoder,
-            "interval_level": self.interval_level,
-            "answers": [
-                {
-                    "query": a.query,
-                    "present": round(a.present, 4),
-                    "verdict": a.verdict,
-                    "moments": [
-                        {
-                            "start": round(m.start, 3),
-                            "end": round(m.end, 3),
-                            "score": round(m.score, 4),
-                            "start_interval": [round(x, 3) for x in m.start_interval],
-                            "end_interval": [round(x, 3) for x in m.end_interval],
-                            "aleatoric": [round(x, 4) for x in m.aleatoric],
-                            "epistemic": [round(x, 4) for x in m.epistemic],
-                        }
-                        for m in a.moments
-                    ],
-                    "saliency": [round(x, 4) for x in a.saliency],
-                    "unknown_words": list(a.unknown_words),
-                    "notes": list(a.notes),
-                }
-                for a in self.answers
-            ],
-        }
 
 
 @dataclass(frozen=True)
@@ -145,7 +54,7 @@ class EncodedVideo:
         clip_s: Length of a clip.
         inputs: Prepared features, ``(L, Dv + 2)``.
         span_norm: Clips as fractions of the duration, ``(L, 2)``.
-        encoder: Name and version of the encoder.
+        identity: The encoder that described it.
         notes: What went wrong while decoding.
         strangeness: How far the video lies outside what the model was trained on; 1 is the
             edge of the training data.
@@ -156,9 +65,14 @@ class EncodedVideo:
     clip_s: float
     inputs: Tensor
     span_norm: Tensor
-    encoder: str
+    identity: EncoderIdentity
     notes: tuple[str, ...] = ()
     strangeness: float = 0.0
+
+    @property
+    def encoder(self) -> str:
+        """Name and version of the encoder."""
+        return self.identity.spec
 
 
 class MomentRetriever:
@@ -169,11 +83,13 @@ class MomentRetriever:
         calibration: Its calibration.
         device: Where to run.
         level: Coverage of the intervals.
+        encoder: The encoder it was trained on; made from what the model says about it if not given.
 
     Raises:
-        ModelError: If the calibration has no intervals. One without presence (no absent queries
-            were there to fit it) still searches: ``present`` is then the foreground probability
-            of the best moment, the verdict ``uncertain``, and a note says so.
+        ModelError: If the calibration has no intervals, or the encoder is another one. One
+            without presence (no absent queries were there to fit it) still searches: ``present``
+            is then the foreground probability of the best moment, the verdict ``uncertain``, and
+            a note says so.
     """
 
     def __init__(
@@ -183,6 +99,7 @@ class MomentRetriever:
         *,
         device: str = "auto",
         level: float = 0.9,
+        encoder: Encoder | None = None,
     ) -> None:
         if calibration.interval is None:
             raise ModelError(
@@ -198,11 +115,16 @@ class MomentRetriever:
         self._model = pretrained.model.to(self.device).eval()
         self._interval = calibration.interval
         self._presence = calibration.presence
-        self._encoder: Encoder | None = None
+        self._encoder = None if encoder is None else self._check_encoder(encoder)
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path = DEFAULT_MODEL, *, device: str = "auto", level: float = 0.9
+        cls,
+        source: str | Path = DEFAULT_MODEL,
+        *,
+        device: str = "auto",
+        level: float = 0.9,
+        encoder: Encoder | None = None,
     ) -> Self:
         """Load a model with its calibration.
 
@@ -211,9 +133,12 @@ class MomentRetriever:
                 the model that comes with the package.
             device: ``auto``, ``cpu``, or an accelerator.
             level: Coverage of the intervals.
+            encoder: The encoder it was trained on, where its weights lie elsewhere than they did
+                then.
 
         Raises:
-            ModelError: If there is no such model, or it is damaged or of a newer format.
+            ModelError: If there is no such model, it is damaged or of a newer format, or the
+                encoder is not the one it was trained on.
         """
         folder = find_model(source)
         return cls(
@@ -221,6 +146,7 @@ class MomentRetriever:
             load_calibration(folder / "calibration.json"),
             device=device,
             level=level,
+            encoder=encoder,
         )
 
     @property
@@ -228,19 +154,23 @@ class MomentRetriever:
         """The encoder this model was trained on.
 
         Raises:
-            ModelError: If this installation has another version of it.
+            ModelError: If this installation has another version of it, or other weights.
         """
         if self._encoder is None:
-            encoder = get_encoder(self.pretrained.identity.name)
-            if encoder.identity != self.pretrained.identity:
-                raise ModelError(
-                    self.pretrained.name,
-                    expected=f"an encoder that is {self.pretrained.identity}",
-                    got=f"{encoder.identity}",
-                    remedy="use the demr version it was trained with, or train it again",
-                )
-            self._encoder = encoder
+            made = get_encoder(self.pretrained.identity.request, device=str(self.device))
+            self._encoder = self._check_encoder(made)
         return self._encoder
+
+    def _check_encoder(self, encoder: Encoder) -> Encoder:
+        if encoder.identity != self.pretrained.identity:
+            raise ModelError(
+                self.pretrained.name,
+                expected=f"an encoder that is {self.pretrained.identity}",
+                got=f"{encoder.identity}",
+                remedy="name that encoder with --encoder, use the demr version it was trained "
+                "with, or train it again",
+            )
+        return encoder
 
     def encode_video(self, path: str | Path) -> EncodedVideo:
         """Decode a video and describe its clips; do this once and search many times.
@@ -248,16 +178,8 @@ class MomentRetriever:
         Raises:
             VideoError: If the file cannot be decoded.
         """
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", DamagedVideoWarning)
-            features = self.encoder.encode_video(path)
-        damage = [str(w.message) for w in caught if issubclass(w.category, DamagedVideoWarning)]
-        for warning in caught:
-            if not issubclass(warning.category, DamagedVideoWarning):
-                warnings.warn_explicit(
-                    warning.message, warning.category, warning.filename, warning.lineno
-                )
-        return self.prepare(features, str(path), tuple(damage))
+        features, notes = encode_noting_damage(self.encoder, path)
+        return self.prepare(features, str(path), notes)
 
     def prepare(
         self, features: VideoFeatures, path: str, notes: tuple[str, ...] = ()
@@ -276,7 +198,7 @@ class MomentRetriever:
             features.clip_s,
             inputs,
             span_norm,
-            identity.spec,
+            identity,
             notes,
             strangeness,
         )
@@ -321,11 +243,11 @@ class MomentRetriever:
             )
         if not isinstance(video, EncodedVideo):
             video = self.encode_video(video)
-        if video.encoder != self.pretrained.identity.spec:
+        if video.identity != self.pretrained.identity:
             raise FeatureError(
                 video.path,
-                expected=f"features of {self.pretrained.identity.spec}",
-                got=f"features of {video.encoder}",
+                expected=f"features of {self.pretrained.identity}",
+                got=f"features of {video.identity}",
                 remedy="encode the video with this model's retriever",
             )
         answers = []
@@ -344,6 +266,18 @@ class MomentRetriever:
             self.level,
             tuple(answers),
         )
+
+    def search_file(
+        self, path: str | Path, queries: Sequence[str], *, top: int = 5
+    ) -> SearchResult:
+        """Encode a video, ask it all queries, and bundle the answers.
+
+        Raises:
+            InputError: As :meth:`search` does.
+            VideoError: If the file cannot be decoded.
+        """
+        video = self.encode_video(path)
+        return self.result(video, self.search(video, list(queries), top=top))
 
     def _answer(self, video: EncodedVideo, queries: Sequence[str], top: int) -> list[Answer]:
         encoded = self.encoder.encode_queries(queries)
@@ -435,6 +369,26 @@ class MomentRetriever:
             if present > self.calibration.thresholds["absent"]
             else ("not in this video")
         )
+
+
+def encode_noting_damage(
+    encoder: Encoder, path: str | Path
+) -> tuple[VideoFeatures, tuple[str, ...]]:
+    """Encode a video; warnings about damage in the file come back as notes.
+
+    Raises:
+        VideoError: If the file cannot be decoded.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", DamagedVideoWarning)
+        features = encoder.encode_video(path)
+    damage = [str(w.message) for w in caught if issubclass(w.category, DamagedVideoWarning)]
+    for warning in caught:
+        if not issubclass(warning.category, DamagedVideoWarning):
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
+    return features, tuple(damage)
 
 
 def check_query(query: str) -> None:

@@ -14,7 +14,7 @@ from demr.wording import TONE, Windows, clock, shown
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from demr.retriever import Answer, Moment, SearchResult
+    from demr.answers import Answer, Moment, SearchResult
 
 _STEPS_S: Final = (
     0.5,
@@ -101,6 +101,7 @@ def _lanes(moments: Sequence[Moment], duration: float) -> list[int]:
     taken: list[list[tuple[float, float]]] = []
     lanes = []
     for moment in moments:
+        # The boundaries come first: min and max keep them where an interval is not known.
         low = min(moment.start, moment.start_interval[0]) - gap
         high = max(moment.end, moment.end_interval[1]) + gap
         free = (
@@ -132,6 +133,8 @@ def _bar(moment: Moment, middle: float, duration: float, guess: str) -> str:
 
 
 def _whisker(interval: tuple[float, float], middle: float, y: float, duration: float) -> str:
+    if math.isnan(sum(interval)):
+        return ""
     left, width = _span(*interval, duration)
     right = _span(interval[1], interval[1], duration)[0]
     top, bottom = f"{y - 4:g}", f"{y + 4:g}"

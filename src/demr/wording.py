@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from demr.retriever import Answer, Moment, SearchResult
+    from demr.answers import Answer, Moment, SearchResult
 
 Windows = Sequence[tuple[float, float]]
 """Windows of one sentence in seconds, ``(start, end)``; empty if it is not in the video."""
@@ -34,9 +34,11 @@ def clock(seconds: float) -> str:
 def span(start: float, end: float) -> str:
     """Return a window in one string, with the minutes of its end only where they differ.
 
-    >>> span(11.7, 12.5), span(57.6, 62.4)
-    ('0:11.7–12.5', '0:57.6–1:02.4')
+    >>> span(11.7, 12.5), span(57.6, 62.4), span(math.nan, math.nan)
+    ('0:11.7–12.5', '0:57.6–1:02.4', '–')
     """
+    if math.isnan(start + end):
+        return "–"
     first, second = clock(start), clock(end)
     hours, _, _ = first.rpartition(":")
     if second.rpartition(":")[0] == hours:
@@ -55,6 +57,17 @@ def percent(share: float) -> str:
     if 0.995 <= share < 1.0:
         return ">99 %"
     return f"{round(share * 100)} %"
+
+
+def chance(answer: Answer) -> str:
+    """Return how likely the moment is in the video, or that nobody knows: without a model."""
+    return "uncalibrated" if math.isnan(answer.present) else percent(answer.present)
+
+
+def level(result: SearchResult) -> str:
+    """Return the level of the intervals as percent; empty where there are none."""
+    known = not math.isnan(result.interval_level)
+    return f"{result.interval_level * 100:g} %" if known else ""
 
 
 def overlap(first: tuple[float, float], second: tuple[float, float]) -> float:
@@ -93,6 +106,12 @@ def in_words(answer: Answer, result: SearchResult) -> str:
     never with the aleatoric part: the likelihood does not identify how the two share the variance
     (Meinert et al. 2023, arXiv:2205.10060).
     """
+    if math.isnan(answer.present):
+        return (
+            "Zero-shot, uncalibrated: these stretches look most like the sentence. Whether it is "
+            "in this video at all, and where exactly it begins and ends, is not known; look "
+            "yourself."
+        )
     said = []
     tone = TONE[answer.verdict]
     share = percent(answer.present).replace("<", "under ").replace(">", "over ")
@@ -119,16 +138,16 @@ def in_words(answer: Answer, result: SearchResult) -> str:
 def _boundaries_in_words(moment: Moment, result: SearchResult) -> str:
     start = (moment.start_interval[1] - moment.start_interval[0]) / 2
     end = (moment.end_interval[1] - moment.end_interval[0]) / 2
-    level = f"{result.interval_level * 100:g} % sure"
+    sure = f"{level(result)} sure"
     names = ("start", "end") if start <= end else ("end", "start")
     low, high = sorted((start, end))
     length = moment.end - moment.start
     known = "known only" if high > length / 2 else "known"
     if high - low < 0.15 or high < 1.4 * low:
-        text = f"Start and end are {known} to about ± {high:.1f} s ({level})"
+        text = f"Start and end are {known} to about ± {high:.1f} s ({sure})"
     else:
         text = (
-            f"The {names[0]} is {known} to about ± {low:.1f} s ({level}), "
+            f"The {names[0]} is {known} to about ± {low:.1f} s ({sure}), "
             f"the {names[1]} is less sure: ± {high:.1f} s"
         )
     if high > length / 2:

@@ -1,9 +1,19 @@
 """Frozen encoders: from frames and words to features."""
 
-from demr.encoders.base import Encoder, EncoderIdentity, QueryFeatures, VideoFeatures, clip_count
+import re
+
+from demr.encoders.base import (
+    AlignedEncoder,
+    Encoder,
+    EncoderIdentity,
+    QueryFeatures,
+    VideoFeatures,
+    clip_count,
+)
 from demr.errors import InputError
 
 __all__ = [
+    "AlignedEncoder",
     "Encoder",
     "EncoderIdentity",
     "QueryFeatures",
@@ -12,26 +22,53 @@ __all__ = [
     "get_encoder",
 ]
 
-_KNOWN = ("builtin@1",)
+_KNOWN = "builtin@1, clip@1, clip:ORG/NAME or clip:/folder (with ,clip_s=SECONDS if wished)"
+_SPEC = re.compile(
+    r"(?P<name>[a-z]+)(?:@(?P<version>1))?(?::(?P<model>.+?))?(?:,clip_s=(?P<clip_s>[^,:]+))?"
+)
 
 
-def get_encoder(name: str) -> Encoder:
+def get_encoder(name: str, *, device: str = "auto") -> Encoder:
     """Encoder by its name, with or without the version.
 
     Args:
-        name: Such as ``builtin`` or ``builtin@1``.
+        name: ``builtin``; ``clip`` (OpenAI's ViT-B/32), ``clip:ORG/NAME`` or ``clip:/folder`` for
+            another CLIP, SigLIP or SigLIP 2. ``@1`` after the name asks for that version, and
+            ``,clip_s=1`` at the end makes clips of one second: ``clip@1:ORG/NAME,clip_s=1``.
+        device: Where an encoder with weights runs.
 
     Raises:
-        InputError: If there is no such encoder; the message names those there are.
+        InputError: If there is no such encoder; the message names those there are. If it needs
+            packages that are not installed.
+        ModelError: If its weights cannot be found, fetched or used.
     """
-    if name in ("builtin", "builtin@1"):
-        # Imported here, so that reading an identity does not load the video decoder.
+    found = _SPEC.fullmatch(name)
+    kind, model, clip_s = (found["name"], found["model"], found["clip_s"]) if found else [None] * 3
+    # Imported here, so that reading an identity does not load the video decoder.
+    if kind == "builtin" and model is None and clip_s is None:
         from demr.encoders.builtin import BuiltinEncoder
 
         return BuiltinEncoder()
+    if kind == "clip":
+        from demr.encoders.clip import CLIP_S, DEFAULT_MODEL, ClipEncoder
+
+        length = CLIP_S if clip_s is None else _seconds(name, clip_s)
+        return ClipEncoder(model or DEFAULT_MODEL, clip_s=length, device=device)
     raise InputError(
         f"encoder {name!r}",
-        expected=f"one of {', '.join(_KNOWN)}",
+        expected=f"one of {_KNOWN}",
         got=repr(name),
         remedy="choose an encoder of this list",
     )
+
+
+def _seconds(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(
+            f"encoder {name!r}",
+            expected="clip_s=SECONDS, such as clip_s=1",
+            got=f"clip_s={text}",
+            remedy="leave it out for 2 seconds",
+        ) from None

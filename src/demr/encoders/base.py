@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,12 @@ class EncoderIdentity:
         streams: Name and dimension of each video stream, in the order of concatenation.
         text_dim: Dimension of a token's features.
         normalization: What a model has to do with the raw features, per stream and token.
+        model: Where pretrained weights came from, an id of a hub or a path; empty without
+            weights. Not compared: the same weights lie elsewhere on another machine.
+        digest: Of the weight files and of the way pictures are prepared for them.
+        dtype: What the features were computed in. Not compared: half precision moves them less
+            than a stored pack, which is float16, rounds them, and features of an accelerator must
+            serve a search without one.
     """
 
     name: str
@@ -34,11 +40,28 @@ class EncoderIdentity:
     streams: tuple[tuple[str, int], ...]
     text_dim: int
     normalization: Literal["l2", "none"]
+    model: str = field(default="", compare=False)
+    digest: str = ""
+    dtype: str = field(default="float32", compare=False)
 
     @property
     def spec(self) -> str:
-        """Name and version as users write them, such as ``builtin@1``."""
-        return f"{self.name}@{self.version}"
+        """Name, version and model as users write them, such as ``builtin@1``."""
+        return f"{self.name}@{self.version}" + (f":{self.model}" if self.model else "")
+
+    @property
+    def request(self) -> str:
+        """What :func:`demr.encoders.get_encoder` makes this encoder from, in its own version."""
+        return f"{self.name}:{self.model},clip_s={self.clip_s!r}" if self.model else self.name
+
+    def __str__(self) -> str:
+        """All that is compared, for errors that name two identities."""
+        streams = " + ".join(f"{name} {dims}" for name, dims in self.streams)
+        weights = f", weights {self.digest}" if self.digest else ""
+        return (
+            f"{self.spec} (clips of {self.clip_s:g} s, {streams}, text {self.text_dim}, "
+            f"normalisation {self.normalization}{weights})"
+        )
 
     @property
     def video_dim(self) -> int:
@@ -47,7 +70,7 @@ class EncoderIdentity:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {
+        values: dict[str, Any] = {
             "name": self.name,
             "version": self.version,
             "clip_s": self.clip_s,
@@ -55,6 +78,9 @@ class EncoderIdentity:
             "text_dim": self.text_dim,
             "normalization": self.normalization,
         }
+        if self.model:
+            values |= {"model": self.model, "digest": self.digest, "dtype": self.dtype}
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "EncoderIdentity":
@@ -74,6 +100,9 @@ class EncoderIdentity:
                 streams=tuple((str(name), int(dims)) for name, dims in values["streams"]),
                 text_dim=int(values["text_dim"]),
                 normalization=normalization,
+                model=str(values.get("model", "")),
+                digest=str(values.get("digest", "")),
+                dtype=str(values.get("dtype", "float32")),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise FeatureError(
@@ -142,6 +171,15 @@ class Encoder(Protocol):
             hidden: For each query the indices of words to hide before the encoder runs, so
                 that a contextual encoder cannot leak them into their neighbours.
         """
+        ...
+
+
+@runtime_checkable
+class AlignedEncoder(Encoder, Protocol):
+    """An encoder whose whole queries and clips lie in one space: they compare untrained."""
+
+    def embed_queries(self, queries: Sequence[str]) -> NDArray[np.float32]:
+        """One embedding a query, comparable by cosine with clip features, ``(N, video_dim)``."""
         ...
 
 

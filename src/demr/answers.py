@@ -1,0 +1,124 @@
+"""What a search says: moments, an answer to each query, and the bundle that reports show."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Verdict = Literal["found", "uncertain", "not in this video"]
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One candidate moment; times in seconds.
+
+    Intervals and deviations are NaN where no model was trained (zero-shot).
+
+    Attributes:
+        start: Predicted start.
+        end: Predicted end.
+        score: What moments are ranked by.
+        start_interval: Calibrated interval of the start.
+        end_interval: Calibrated interval of the end.
+        aleatoric: Standard deviations of start and end that more training would not lower.
+        epistemic: Standard deviations of start and end from what the model has not learnt.
+    """
+
+    start: float
+    end: float
+    score: float
+    start_interval: tuple[float, float]
+    end_interval: tuple[float, float]
+    aleatoric: tuple[float, float]
+    epistemic: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a search says about one query.
+
+    Attributes:
+        query: As it was asked.
+        present: Calibrated probability that the moment is in the video; where presence could not
+            be calibrated, the best moment's foreground probability, and a note says so; NaN
+            without a trained model.
+        verdict: ``found``, ``uncertain`` or ``not in this video``; always ``uncertain`` where
+            presence is not calibrated.
+        moments: Best first.
+        saliency: Relevance of every clip, cosine in -1..1.
+        unknown_words: Words of the query that the model was never trained on.
+        notes: What else limits the trust in this answer, in plain words.
+    """
+
+    query: str
+    present: float
+    verdict: Verdict
+    moments: tuple[Moment, ...]
+    saliency: tuple[float, ...]
+    unknown_words: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """Answers to all queries about one video.
+
+    Attributes:
+        video: The file, as it was named.
+        duration: In seconds.
+        clip_s: Length of a clip in seconds.
+        model: Name of the model.
+        encoder: Name and version of the encoder.
+        interval_level: Coverage that the intervals promise; NaN without a trained model.
+        answers: One a query, in order.
+    """
+
+    video: str
+    duration: float
+    clip_s: float
+    model: str
+    encoder: str
+    interval_level: float
+    answers: tuple[Answer, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object that ``demr search --json`` prints; what is not known is None."""
+        return {
+            "video": self.video,
+            "duration": round(self.duration, 3),
+            "model": self.model,
+            "encoder": self.encoder,
+            "interval_level": _known(self.interval_level),
+            "answers": [
+                {
+                    "query": a.query,
+                    "present": _known(a.present, 4),
+                    "verdict": a.verdict,
+                    "moments": [
+                        {
+                            "start": round(m.start, 3),
+                            "end": round(m.end, 3),
+                            "score": round(m.score, 4),
+                            "start_interval": _known_pair(m.start_interval, 3),
+                            "end_interval": _known_pair(m.end_interval, 3),
+                            "aleatoric": _known_pair(m.aleatoric, 4),
+                            "epistemic": _known_pair(m.epistemic, 4),
+                        }
+                        for m in a.moments
+                    ],
+                    "saliency": [round(x, 4) for x in a.saliency],
+                    "unknown_words": list(a.unknown_words),
+                    "notes": list(a.notes),
+                }
+                for a in self.answers
+            ],
+        }
+
+
+def _known(value: float, digits: int | None = None) -> float | None:
+    if math.isnan(value):
+        return None
+    return value if digits is None else round(value, digits)
+
+
+def _known_pair(values: tuple[float, float], digits: int) -> list[float] | None:
+    return None if any(map(math.isnan, values)) else [round(value, digits) for value in values]

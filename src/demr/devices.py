@@ -1,0 +1,35 @@
+"""Where to compute: a device by its name."""
+
+import textwrap
+
+import torch
+
+from demr.errors import ModelError
+
+
+def resolve_device(name: str = "auto") -> torch.device:
+    """The device called ``name``; ``auto`` takes an accelerator if there is one.
+
+    Raises:
+        ModelError: If there is no such device here.
+    """
+    # Asked without the check, a CUDA build names an accelerator on machines that have none.
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if name == "auto":
+        return accelerator or torch.device("cpu")
+    here = ["cpu"] if accelerator is None else ["cpu", accelerator.type]
+    try:
+        device = torch.device(name)
+        # Others are not even tried: torch answers with pages of text, a missing module, or (meta)
+        # with tensors that hold nothing.
+        if device.type not in here:
+            raise RuntimeError(f"{device.type}, which torch cannot use here")
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(
+            f"--device {name}",
+            expected=f"auto, {' or '.join(here)}",
+            got=textwrap.shorten(str(error), 150, placeholder=" ..."),
+            remedy="use --device cpu",
+        ) from error
+    return device

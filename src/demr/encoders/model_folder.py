@@ -1,0 +1,324 @@
+"""Models of the Hugging Face hub on disk: found or fetched, checked, loaded without unpickling.
+
+What is on disk already is used without asking the network: a frozen encoder does not change, and
+a search must not depend on a server that answers slowly.
+"""
+
+import hashlib
+import json
+import os
+import re
+import textwrap
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from demr.errors import InputError, ModelError
+
+CLASSES: Mapping[str, str] = {
+    "clip": "CLIPModel",
+    "siglip": "SiglipModel",
+    "siglip2": "Siglip2Model",
+}
+"""Model type as ``config.json`` calls it -> class of transformers."""
+
+_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+_SAFE = ("model.safetensors", "model.safetensors.index.json")
+_PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+_SETTINGS = (
+    "config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+)
+_AGAIN = "copy the file again from where the model came from"
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A complete model of the CLIP family on disk.
+
+    Attributes:
+        source: As it was asked for: an id of the hub or a path.
+        path: Where its files lie.
+        model_type: ``clip``, ``siglip`` or ``siglip2``.
+        weights: Files with the weights, in the order of their names.
+    """
+
+    source: str
+    path: Path
+    model_type: str
+    weights: tuple[Path, ...]
+
+    def digest(self) -> str:
+        """First 16 hexadecimal digits of the weight files' SHA-256."""
+        total = hashlib.sha256()
+        for file in self.weights:
+            with file.open("rb") as stream:
+                total.update(hashlib.file_digest(stream, "sha256").digest())
+        return total.hexdigest()[:16]
+
+    def load(self) -> Any:
+        """Load the model, in evaluation mode, float32, on the CPU.
+
+        Raises:
+            ModelError: If a file is damaged, or weights are missing or of another shape.
+        """
+        transformers = import_transformers(self.source)
+        names = ", ".join(file.name for file in self.weights)
+        try:
+            with quiet_transformers():
+                model, found = getattr(transformers, CLASSES[self.model_type]).from_pretrained(
+                    self.path,
+                    local_files_only=True,
+                    use_safetensors=self.weights[0].suffix == ".safetensors",
+                    weights_only=True,
+                    dtype=torch.float32,
+                    output_loading_info=True,
+                )
+        except Exception as error:  # errors of json, safetensors, torch, pickle and transformers
+            raise ModelError(
+                f"{self.source} ({names})",
+                expected=f"the complete weights of a {CLASSES[self.model_type]}",
+                got=brief(error),
+                remedy=_AGAIN,
+            ) from error
+        # Where a weight is missing, transformers draws it at random and only logs that it did.
+        missing = sorted(map(str, found["missing_keys"]))
+        if missing:
+            raise ModelError(
+                f"{self.source} ({names})",
+                expected=f"the complete weights of a {CLASSES[self.model_type]}",
+                got=f"{len(missing)} tensors missing, such as {missing[0]}",
+                remedy=_AGAIN,
+            )
+        return model.eval()
+
+    def load_settings(self) -> Any:
+        """The model's configuration, as an object of transformers.
+
+        Raises:
+            ModelError: If it has values that are no model.
+        """
+        transformers = import_transformers(self.source)
+        try:
+            with quiet_transformers():
+                return transformers.AutoConfig.from_pretrained(self.path, local_files_only=True)
+        except Exception as error:  # whatever a validator of transformers raises
+            raise ModelError(
+                str(self.path / "config.json"),
+                expected=f"the configuration of a {CLASSES[self.model_type]}",
+                got=brief(error),
+                remedy=_AGAIN,
+            ) from error
+
+    def load_tokenizer(self) -> Any:
+        """The model's tokenizer, one that knows where in the text each token stands.
+
+        Raises:
+            ModelError: If there is none, or it is damaged.
+        """
+        transformers = import_transformers(self.source)
+        try:
+            with quiet_transformers():
+                # Read as it was published: the class named in the settings may ask for
+                # sentencepiece, or rebuild what the file says.
+                ready = (self.path / "tokenizer.json").exists()
+                kind = transformers.PreTrainedTokenizerFast if ready else transformers.AutoTokenizer
+                tokenizer = kind.from_pretrained(self.path, local_files_only=True)
+            if not tokenizer.is_fast:
+                raise ValueError("a tokenizer without offsets")
+        except Exception as error:  # errors of json, tokenizers and transformers
+            raise ModelError(
+                str(self.path),
+                expected="tokenizer.json, or the vocab.json and merges.txt of CLIP",
+                got=brief(error),
+                remedy=_AGAIN,
+            ) from error
+        return tokenizer
+
+
+def find_model_folder(source: str) -> ModelFolder:
+    """Find a model by path or by its id on the hub, which is asked only for what is not here.
+
+    Args:
+        source: A folder, or ``owner/name``.
+
+    Raises:
+        InputError: If transformers is not installed.
+        ModelError: If there is no such model, it cannot be fetched, it is no CLIP or SigLIP, or
+            its weights are not there.
+    """
+    import_transformers(source)
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return _check(source, folder)
+    if not _ID.fullmatch(source):
+        raise ModelError(
+            source,
+            expected="a folder with a model, or an id such as openai/clip-vit-base-patch32",
+            got="a file" if folder.exists() else "no such folder",
+            remedy="check the path",
+        )
+    return _check(source, _fetch(source))
+
+
+def import_transformers(source: str) -> Any:
+    """The package transformers.
+
+    Raises:
+        InputError: If it is not installed.
+    """
+    missing = [name for name in ("transformers", "huggingface_hub") if find_spec(name) is None]
+    if missing:
+        raise InputError(
+            f"encoder clip ({source})",
+            expected="the packages of the extra 'encoders'",
+            got=f"an installation without {' and '.join(missing)}",
+            remedy="pip install 'demr[encoders]' (from a clone: make install)",
+        )
+    return import_module("transformers")
+
+
+def brief(error: Exception) -> str:
+    """An error of a library on one line of bearable length."""
+    text = " ".join(str(error).split()) or "no details"
+    return textwrap.shorten(f"{type(error).__name__}: {text}", 200, placeholder=" ...")
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers' bars and reports off the terminal: what matters is raised by us."""
+    logging = import_module("transformers.utils.logging")
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _check(source: str, folder: Path) -> ModelFolder:
+    known = "a CLIP, SigLIP or SigLIP 2 model (model_type clip, siglip or siglip2)"
+    try:
+        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        model_type = values.get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ModelError(
+            source,
+            expected=f"the folder of {known}, with config.json",
+            got=brief(error),
+            remedy="check the path, or name a model of the hub",
+        ) from error
+    if model_type not in CLASSES:
+        raise ModelError(
+            source,
+            expected=known,
+            got="no model_type" if model_type is None else f"model_type {str(model_type)[:40]!r}",
+            remedy="name another model",
+        )
+    weights = _weights(folder, _SAFE) or _weights(folder, _PICKLED)
+    if not weights:
+        raise ModelError(
+            source,
+            expected="weights: model.safetensors, or pytorch_model.bin read as plain tensors",
+            got=f"neither in {folder}",
+            remedy=_AGAIN,
+        )
+    return ModelFolder(source, folder, model_type, weights)
+
+
+def _weights(folder: Path, names: tuple[str, str]) -> tuple[Path, ...]:
+    """Weight files of one form, whole or in shards; none if there are none."""
+    whole, index = folder / names[0], folder / names[1]
+    if whole.exists():
+        return (whole,)
+    if not index.exists():
+        return ()
+    try:
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        files = tuple(folder / str(name) for name in sorted(shards))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(
+            str(index),
+            expected="an index of weight files",
+            got=brief(error),
+            remedy=_AGAIN,
+        ) from error
+    missing = [file.name for file in files if not file.exists()]
+    if missing:
+        raise ModelError(
+            str(folder),
+            expected=f"the {len(files)} weight files that {index.name} names",
+            got=f"{len(missing)} missing, such as {missing[0]}",
+            remedy=_AGAIN,
+        )
+    return files
+
+
+def _fetch(identifier: str) -> Path:
+    """Folder of a hub's model; fetched where it is not here or not complete."""
+    hub = import_module("huggingface_hub")
+    wanted = [*_SETTINGS, *_SAFE, "model-*.safetensors"]
+    try:
+        here = Path(hub.snapshot_download(identifier, allow_patterns=wanted, local_files_only=True))
+        if _is_complete(here):
+            return here
+    except Exception:  # noqa: BLE001, S110  (not here, in one of several libraries' words: fetch it)
+        pass
+    try:
+        folder = Path(hub.snapshot_download(identifier, allow_patterns=wanted))
+        if not _is_complete(folder):
+            # Older models come as a pickle alone, of which torch reads nothing but tensors.
+            pickled = [*wanted, *_PICKLED, "pytorch_model-*.bin"]
+            folder = Path(hub.snapshot_download(identifier, allow_patterns=pickled))
+    except Exception as error:  # the hub's client raises errors of several libraries
+        offline = bool(hub.constants.HF_HUB_OFFLINE)
+        raise ModelError(
+            f"encoder clip ({identifier})",
+            expected="a model on this machine or on the Hugging Face hub",
+            got=_reason(error, offline),
+            remedy=_how_to_fetch(identifier, offline),
+        ) from error
+    return folder
+
+
+def _is_complete(folder: Path) -> bool:
+    if not (folder / "config.json").exists():
+        return False
+    return any((folder / name).exists() for name in (*_SAFE, *_PICKLED))
+
+
+def _reason(error: Exception, offline: bool) -> str:
+    names = {kind.__name__ for kind in type(error).__mro__}
+    if offline:
+        return "no copy here, and HF_HUB_OFFLINE is set"
+    if "GatedRepoError" in names:
+        return "a model whose licence has to be accepted first"
+    if "RepositoryNotFoundError" in names:
+        return "no such model, or one that is not public"
+    if "LocalEntryNotFoundError" in names:
+        return "no copy here, and the hub could not be reached"
+    return brief(error)
+
+
+def _how_to_fetch(identifier: str, offline: bool) -> str:
+    unset = "unset HF_HUB_OFFLINE, " if offline or os.environ.get("HF_HUB_OFFLINE") else ""
+    return (
+        f"check the id; with a network {unset}run `hf download {identifier}`, "
+        "or copy its folder here and give clip:/path/to/folder"
+    )
