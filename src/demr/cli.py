@@ -213,6 +213,19 @@ def balance(
 
 
 @app.command()
+def doctor() -> None:
+    """Show what is installed, cached and usable, and what to run to get the rest."""
+    from rich.console import Console
+
+    from demr.doctor import examine, findings_table, is_healthy
+
+    findings = examine()
+    Console().print(findings_table(findings))
+    if not is_healthy(findings):
+        raise typer.Exit(1)
+
+
+@app.command()
 def ablate(
     config: Annotated[Path, typer.Argument(help="The recipe that variants depart from.")],
     grid: Annotated[

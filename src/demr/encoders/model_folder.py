@@ -42,6 +42,7 @@ _SETTINGS = (
     "vocab.json",
     "merges.txt",
 )
+_WANTED = [*_SETTINGS, *_SAFE, "model-*.safetensors"]
 _AGAIN = "copy the file again from where the model came from"
 
 
@@ -270,16 +271,25 @@ def _weights(folder: Path, names: tuple[str, str]) -> tuple[Path, ...]:
     return files
 
 
+def cached_folder(identifier: str) -> Path | None:
+    """Folder of a hub's model if it is on this machine and complete; nothing is fetched."""
+    hub = import_module("huggingface_hub")
+    try:
+        here = Path(
+            hub.snapshot_download(identifier, allow_patterns=_WANTED, local_files_only=True)
+        )
+    except Exception:  # noqa: BLE001  (not here, in the words of one of several libraries)
+        return None
+    return here if _is_complete(here) else None
+
+
 def _fetch(identifier: str) -> Path:
     """Folder of a hub's model; fetched where it is not here or not complete."""
+    here = cached_folder(identifier)
+    if here is not None:
+        return here
     hub = import_module("huggingface_hub")
-    wanted = [*_SETTINGS, *_SAFE, "model-*.safetensors"]
-    try:
-        here = Path(hub.snapshot_download(identifier, allow_patterns=wanted, local_files_only=True))
-        if _is_complete(here):
-            return here
-    except Exception:  # noqa: BLE001, S110  (not here, in one of several libraries' words: fetch it)
-        pass
+    wanted = _WANTED
     try:
         folder = Path(hub.snapshot_download(identifier, allow_patterns=wanted))
         if not _is_complete(folder):
