@@ -280,7 +280,7 @@ def page() -> str:
                 lines += [f"![](figures/{figure.name})", ""]
         stored = PARTS[name].folder / "queries.json"
         if name in STUDIES and stored.exists():
-            lines += queries_section(json.loads(stored.read_text()))
+            lines += queries_section(name, json.loads(stored.read_text()))
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -359,10 +359,10 @@ def sweep_table(grid: Grid, results: Results) -> list[str]:
     return [*lines, ""]
 
 
-def queries_section(stored: Mapping[str, Any]) -> list[str]:
+def queries_section(name: str, stored: Mapping[str, Any]) -> list[str]:
     """Bootstrap intervals and blind baselines."""
     lines = [
-        "### What the queries support",
+        f"### {name}: what the queries support",
         "",
         f"95 % intervals from {BOOTSTRAPS} draws of the videos, seeds averaged; differences are to",
         f"{BASE}, query by query. A blind answer is the same for every query: the whole video, or",
