@@ -72,6 +72,7 @@ def search(
     output = _one_output(as_json, as_csv, as_srt)
     asked = _collect_queries(query or [], queries)
     from demr.retriever import MomentRetriever, check_query
+    from demr.wording import clock
 
     for sentence in asked:
         check_query(sentence)
@@ -93,9 +94,17 @@ def search(
             got=wanted.spec,
             remedy="leave --encoder out or choose another --model",
         )
-    with _status(f"reading {video.name}"):
-        encoded = retriever.encode_video(video)
-        result = retriever.result(encoded, retriever.search(encoded, asked, top=top))
+    with _status(f"reading {video.name}") as status:
+        encoded = retriever.encode_video(
+            video, progress=lambda s: status.update(f"reading {video.name}: {clock(s)}")
+        )
+        answers = retriever.search(
+            encoded,
+            asked,
+            top=top,
+            progress=lambda share: status.update(f"searching {video.name}: {share:.0%}"),
+        )
+        result = retriever.result(encoded, answers)
     _print_result(result, output)
     if save_clips is not None:
         _save_clips(result, video, save_clips)

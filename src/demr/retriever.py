@@ -1,7 +1,7 @@
 """Search: a video and a sentence in, moments with intervals and a verdict out."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.resources import files
@@ -9,26 +9,33 @@ from pathlib import Path
 from typing import Any, Literal, Self, overload
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from demr.batch import Item, collate
+from demr.batch import Item
 from demr.calibration import Calibration
 from demr.domain import measure_strangeness
 from demr.encoders import Encoder, VideoFeatures, get_encoder
 from demr.errors import FeatureError, InputError, ModelError
-from demr.evaluation import Prediction, RawPrediction, apply_calibration, load_calibration
+from demr.evaluation import (
+    Prediction,
+    apply_calibration,
+    load_calibration,
+    presence_probability,
+)
 from demr.features import prepare_query, prepare_video
+from demr.inference import Progress, predict
 from demr.pretrained import Pretrained, load_pretrained, resolve_device
-from demr.proposals import decode
-from demr.video import DamagedVideoWarning
+from demr.video import DamagedVideoWarning, watch_decoding
 
 Verdict = Literal["found", "uncertain", "not in this video"]
 DEFAULT_MODEL = "shapes"
 LONGEST_QUERY_WORDS = 77
 UNCALIBRATED_NOTE = "presence is not calibrated: no absent queries were available"
 _BATCH = 64
+# What a model says of a clip takes 100 bytes a query, twice as much where it is read twice: of so
+# many clips of all queries together it is held at once.
+_CLIPS_AT_ONCE = 1 << 19
 
 
 @dataclass(frozen=True)
@@ -60,8 +67,10 @@ class Answer:
 
     Attributes:
         query: As it was asked.
-        present: Calibrated probability that the moment is in the video; where presence could not
-            be calibrated, the best moment's foreground probability, and a note says so.
+        present: Calibrated probability that the moment is in the video, if that was an even bet
+            before looking (and in a video of many stretches each of them as likely to hold it);
+            where presence could not be calibrated, the best moment's foreground probability, and
+            a note says so.
         verdict: ``found``, ``uncertain`` or ``not in this video``; always ``uncertain`` where
             presence is not calibrated.
         moments: Best first.
@@ -169,8 +178,11 @@ class MomentRetriever:
         calibration: Its calibration.
         device: Where to run.
         level: Coverage of the intervals.
+        max_clips: Clips of a video to read at once, by default as many as the longest video had
+            that the model was trained on. Longer videos are searched stretch by stretch.
 
     Raises:
+        InputError: If ``max_clips`` is below 1.
         ModelError: If the calibration has no intervals. One without presence (no absent queries
             were there to fit it) still searches: ``present`` is then the foreground probability
             of the best moment, the verdict ``uncertain``, and a note says so.
@@ -183,7 +195,12 @@ class MomentRetriever:
         *,
         device: str = "auto",
         level: float = 0.9,
+        max_clips: int | None = None,
     ) -> None:
+        if max_clips is not None and max_clips < 1:
+            raise InputError(
+                "max_clips", expected="at least 1", got=str(max_clips), remedy="leave it out"
+            )
         if calibration.interval is None:
             raise ModelError(
                 pretrained.name,
@@ -194,6 +211,7 @@ class MomentRetriever:
         self.pretrained = pretrained
         self.calibration = calibration
         self.level = level
+        self.max_clips = pretrained.max_clips if max_clips is None else max_clips
         self.device = resolve_device(device)
         self._model = pretrained.model.to(self.device).eval()
         self._interval = calibration.interval
@@ -202,7 +220,12 @@ class MomentRetriever:
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path = DEFAULT_MODEL, *, device: str = "auto", level: float = 0.9
+        cls,
+        source: str | Path = DEFAULT_MODEL,
+        *,
+        device: str = "auto",
+        level: float = 0.9,
+        max_clips: int | None = None,
     ) -> Self:
         """Load a model with its calibration.
 
@@ -211,8 +234,10 @@ class MomentRetriever:
                 the model that comes with the package.
             device: ``auto``, ``cpu``, or an accelerator.
             level: Coverage of the intervals.
+            max_clips: Clips of a video to read at once; by default the model's.
 
         Raises:
+            InputError: If ``max_clips`` is below 1.
             ModelError: If there is no such model, or it is damaged or of a newer format.
         """
         folder = find_model(source)
@@ -221,6 +246,7 @@ class MomentRetriever:
             load_calibration(folder / "calibration.json"),
             device=device,
             level=level,
+            max_clips=max_clips,
         )
 
     @property
@@ -242,13 +268,22 @@ class MomentRetriever:
             self._encoder = encoder
         return self._encoder
 
-    def encode_video(self, path: str | Path) -> EncodedVideo:
+    def encode_video(
+        self, path: str | Path, *, progress: Callable[[float], None] | None = None
+    ) -> EncodedVideo:
         """Decode a video and describe its clips; do this once and search many times.
+
+        Args:
+            path: Any video file.
+            progress: Called with the second of the video that was reached.
 
         Raises:
             VideoError: If the file cannot be decoded.
         """
-        with warnings.catch_warnings(record=True) as caught:
+        with (
+            warnings.catch_warnings(record=True) as caught,
+            watch_decoding(progress),
+        ):
             warnings.simplefilter("always", DamagedVideoWarning)
             features = self.encoder.encode_video(path)
         damage = [str(w.message) for w in caught if issubclass(w.category, DamagedVideoWarning)]
@@ -282,11 +317,23 @@ class MomentRetriever:
         )
 
     @overload
-    def search(self, video: EncodedVideo | str | Path, query: str, *, top: int = 5) -> Answer: ...
+    def search(
+        self,
+        video: EncodedVideo | str | Path,
+        query: str,
+        *,
+        top: int = 5,
+        progress: Progress | None = None,
+    ) -> Answer: ...
 
     @overload
     def search(
-        self, video: EncodedVideo | str | Path, query: list[str] | tuple[str, ...], *, top: int = 5
+        self,
+        video: EncodedVideo | str | Path,
+        query: list[str] | tuple[str, ...],
+        *,
+        top: int = 5,
+        progress: Progress | None = None,
     ) -> list[Answer]: ...
 
     def search(
@@ -295,6 +342,7 @@ class MomentRetriever:
         query: str | list[str] | tuple[str, ...],
         *,
         top: int = 5,
+        progress: Progress | None = None,
     ) -> Answer | list[Answer]:
         """Find the moments that a sentence, or each of several, describes.
 
@@ -302,6 +350,7 @@ class MomentRetriever:
             video: Encoded, or a path (which is then decoded each time).
             query: One sentence or many; many are answered in batches.
             top: Most moments to return for a query.
+            progress: Called now and then with the share of the search that is done.
 
         Returns:
             One answer for a sentence, a list for a list.
@@ -328,9 +377,16 @@ class MomentRetriever:
                 got=f"features of {video.encoder}",
                 remedy="encode the video with this model's retriever",
             )
-        answers = []
-        for low in range(0, len(queries), _BATCH):
-            answers += self._answer(video, queries[low : low + _BATCH], top)
+        answers: list[Answer] = []
+        size = min(_BATCH, max(_CLIPS_AT_ONCE // len(video.inputs), 1))
+        for low in range(0, len(queries), size):
+            part = queries[low : low + size]
+
+            def report(share: float, done: int = low, more: int = len(part)) -> None:
+                if progress is not None:
+                    progress((done + share * more) / len(queries))
+
+            answers += self._answer(video, part, top, report)
         return answers[0] if isinstance(query, str) else answers
 
     def result(self, video: EncodedVideo, answers: Sequence[Answer]) -> SearchResult:
@@ -345,20 +401,19 @@ class MomentRetriever:
             tuple(answers),
         )
 
-    def _answer(self, video: EncodedVideo, queries: Sequence[str], top: int) -> list[Answer]:
+    def _answer(
+        self, video: EncodedVideo, queries: Sequence[str], top: int, progress: Progress | None
+    ) -> list[Answer]:
         encoded = self.encoder.encode_queries(queries)
         texts = [prepare_query(query, self.pretrained.identity) for query in encoded]
-        batch = collate(
-            [Item(video.inputs, text, video.span_norm, video.duration_s) for text in texts]
+        raw = predict(
+            self._model,
+            [Item(video.inputs, text, video.span_norm, video.duration_s) for text in texts],
+            video.clip_s,
+            max_clips=self.max_clips,
+            device=self.device,
+            progress=progress,
         )
-        with torch.inference_mode():
-            output = self._model(batch.to(self.device))
-        records = decode(output, batch.video_mask, batch.duration_s)
-        saliency = output.saliency.double().cpu().numpy()
-        raw = [
-            RawPrediction(record, saliency[row, : len(record)])
-            for row, record in enumerate(records)
-        ]
         known = self.pretrained.known_words
         return [
             self._describe(
@@ -379,11 +434,12 @@ class MomentRetriever:
         self, query: str, prediction: Prediction, video: EncodedVideo, unknown: tuple[str, ...]
     ) -> Answer:
         notes = list(video.notes)
-        if self._presence is None:
+        probability = presence_probability(self.calibration, [prediction])
+        if probability is None:
             present = float(prediction.moments.foreground[0])
             notes.append(UNCALIBRATED_NOTE)
         else:
-            present = float(self._presence.probability(prediction.presence[None])[0])
+            present = float(probability[0])
         if video.strangeness > 1:
             # Calibrated on videos like the training ones; the further from them, the less the
             # model's confidence says about this video.
