@@ -11,7 +11,6 @@ from demr.calibration import Calibration, IntervalCalibrator
 from demr.errors import InputError, ModelError
 from demr.evaluation import (
     COVARIATES,
-    RawPrediction,
     answer,
     apply_calibration,
     boundary_residual,
@@ -23,6 +22,7 @@ from demr.evaluation import (
     quick_metrics,
     write_json,
 )
+from demr.inference import RawPrediction
 from demr.proposals import Proposals
 from demr.windows import window_iou
 

@@ -1,6 +1,7 @@
 """Modality balance: how the uncertainty answers to noise on the video and on the text."""
 
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from demr.figures import noise_figure
 from demr.model import DemrModel
 from demr.noise import FeatureDeviation, FeatureNoise
 from demr.runs import load_run, open_data
+from demr.stretches import MAX_CLIPS
 
 LEVELS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
 FloatArray = NDArray[np.float64]
@@ -40,6 +42,7 @@ def noise_curves(
     deviation: FeatureDeviation,
     *,
     seed: int = 0,
+    max_clips: int = MAX_CLIPS,
 ) -> dict[str, Curve]:
     """Disturb one modality at a time and watch the top moment's uncertainty.
 
@@ -52,11 +55,13 @@ def noise_curves(
         calibration: Gives the ranking.
         deviation: Of the raw features over the training data.
         seed: Of the noise.
+        max_clips: Clips to read at once.
 
     Returns:
         ``video`` and ``text``.
     """
-    clean = _log_uncertainty(model, dataset, calibration, None)
+    measure = partial(_log_uncertainty, model, calibration=calibration, max_clips=max_clips)
+    clean = measure(dataset)
     mean, spread = clean.mean(axis=1), clean.std(axis=1) + 1e-9
     curves = {}
     for name in ("video", "text"):
@@ -68,7 +73,7 @@ def noise_curves(
                 level,
                 seed,
             )
-            values = clean if level == 0 else _log_uncertainty(model, dataset, calibration, noise)
+            values = clean if level == 0 else measure(noise.apply(dataset))
             points.append((values.mean(axis=1) - mean) / spread)
         epistemic, predictive = np.array(points).T.tolist()
         curves[name] = Curve(tuple(epistemic), tuple(predictive))
@@ -79,10 +84,10 @@ def _log_uncertainty(
     model: DemrModel,
     dataset: MomentDataset,
     calibration: Calibration,
-    noise: FeatureNoise | None,
+    max_clips: int,
 ) -> FloatArray:
-    disturbed = dataset if noise is None else noise.apply(dataset)
-    predictions = apply_calibration(run_model(model, disturbed), calibration, top=1)
+    raw = run_model(model, dataset, max_clips=max_clips)
+    predictions = apply_calibration(raw, calibration, top=1)
     epistemic = np.array([p.moments.epistemic[0].mean() for p in predictions])
     aleatoric = np.array([p.moments.aleatoric[0].mean() for p in predictions])
     values: FloatArray = np.log(np.maximum(np.stack([epistemic, epistemic + aleatoric]), 1e-12))
@@ -139,6 +144,7 @@ def measure_balance(run: Path, split: str, limit: int) -> dict[str, object]:
         load_calibration(run / "calibration.json"),
         FeatureDeviation.of(train, data.pack),
         seed=config.seed,
+        max_clips=pretrained.max_clips,
     )
     video, text = curves["video"], curves["text"]
     return {

@@ -89,8 +89,8 @@ def search(
     if top < 1:
         raise InputError("--top", expected="at least 1", got=str(top), remedy="raise it")
     retriever = _retriever(model, encoder, device, level)
-    with _status(f"reading {video.name}"):
-        result = retriever.search_file(video, asked, top=top)
+    with _status(f"reading {video.name}") as status:
+        result = retriever.search_file(video, asked, top=top, tell=status.update)
     _print_result(result, output)
     if save_clips is not None:
         _save_clips(result, video, save_clips)

@@ -62,6 +62,9 @@ class DataConfig(_Strict):
     ``val`` is then not read."""
     standardize: bool = False
     """Standardise clip features by their training mean and deviation; stored in the model."""
+    max_clips: PositiveInt = 1000
+    """Clips of a video to read at once: training sees one such stretch of a longer video at a
+    time, and the model is stored with the longest it saw."""
     shapes: ShapesConfig | None = None
     """Render the embedded world into ``root`` if that folder does not exist."""
 

@@ -6,6 +6,7 @@ from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -18,6 +19,15 @@ from demr.encoders.base import Encoder, QueryFeatures, VideoFeatures
 from demr.errors import AnnotationError, FeatureError
 from demr.features import ALIGN_ROWS, FeaturePack, prepare_query, prepare_video
 from demr.reconstruction import Vocabulary, plan_mask
+from demr.stretches import (
+    Stretch,
+    cut_features,
+    cut_item,
+    cut_video,
+    holding,
+    plan_stretches,
+    windows_within,
+)
 from demr.words import maskable_words
 
 
@@ -69,6 +79,9 @@ class MomentDataset(Dataset[Item]):
         pack: Must hold every video.
         encoder: Encodes the queries; must be the encoder that made the pack.
         masking: Hide words for query reconstruction; None outside stage 1.
+        max_clips: For training: of a longer video an item holds one stretch, drawn anew in every
+            epoch among those that hold one of its moments, or among all if it has none. None, for
+            evaluation, leaves videos whole.
 
     Attributes:
         disturb: Changes raw features whenever an item is asked for; None outside training with
@@ -85,6 +98,7 @@ class MomentDataset(Dataset[Item]):
         pack: FeaturePack,
         encoder: Encoder,
         masking: Masking | None = None,
+        max_clips: int | None = None,
     ) -> None:
         if pack.identity != encoder.identity:
             raise FeatureError(
@@ -95,12 +109,15 @@ class MomentDataset(Dataset[Item]):
             )
         self.annotations = tuple(annotations)
         self.masking = masking
+        self.max_clips = max_clips
         self.disturb: Disturbance | None = None
         self.epoch = 0
         self._videos: dict[str, tuple[Tensor, Tensor]] = {}
         self._duration_s: dict[str, float] = {}
         # Made when first asked for: a quarter of an alignment step went into making them anew.
         self._targets: dict[int, Targets | None] = {}
+        # Items of one stretch share its tensor for as long as a batch holds it.
+        self._cut: WeakValueDictionary[tuple[str, int], Tensor] = WeakValueDictionary()
         for vid in sorted({annotation.vid for annotation in annotations}):
             video = pack[vid]
             self._videos[vid] = prepare_video(video, pack.identity)
@@ -128,26 +145,49 @@ class MomentDataset(Dataset[Item]):
         return len(self.annotations)
 
     def length(self, index: int) -> int:
-        """Number of clips of an item's video."""
-        return len(self._videos[self.annotations[index].vid][0])
+        """Number of clips of an item."""
+        clips = len(self._videos[self.annotations[index].vid][0])
+        return clips if self.max_clips is None else min(clips, self.max_clips)
+
+    @property
+    def longest(self) -> int:
+        """Clips of the longest item."""
+        return max(map(self.length, range(len(self))))
+
+    @property
+    def clip_s(self) -> float:
+        """Length of a clip in seconds."""
+        return self._identity.clip_s
 
     def __getitem__(self, index: int) -> Item:
         """One item; in stage 1 with a freshly drawn mask."""
         annotation = self.annotations[index]
-        video, span_norm = self._videos[annotation.vid]
-        if index not in self._targets:
-            self._targets[index] = self._make_targets(annotation, span_norm)
+        vid = annotation.vid
+        video, span_norm = self._videos[vid]
         item = Item(
             video=video,
             text=self._texts[index],
             span_norm=span_norm,
-            duration_s=self._duration_s[annotation.vid],
-            targets=self._targets[index],
+            duration_s=self._duration_s[vid],
             event=-1 if annotation.event is None else self._event_ids[annotation.event],
         )
+        stretch = self._draw_stretch(index)
+        if stretch is None:
+            if index not in self._targets:
+                self._targets[index] = self._make_targets(annotation, item)
+            item = replace(item, targets=self._targets[index])
+        else:
+            part = self._cut.get((vid, stretch.start))
+            if part is None:
+                part = cut_video(item, stretch, self.clip_s)
+                self._cut[vid, stretch.start] = part
+            item = cut_item(item, stretch, self.clip_s, part)
+            item = replace(item, targets=self._make_targets(annotation, item, stretch))
         if self.disturb is not None:
-            vid = annotation.vid
-            noisy = self.disturb(self._pack[vid], self._queries[index], self.epoch, index)
+            raw = self._pack[vid]
+            if stretch is not None:
+                raw = cut_features(raw, stretch, len(video))
+            noisy = self.disturb(raw, self._queries[index], self.epoch, index)
             item = replace(item, noise=noisy.noise)
             if noisy.video is not None:
                 item = replace(item, video=prepare_video(noisy.video, self._identity)[0])
@@ -155,9 +195,30 @@ class MomentDataset(Dataset[Item]):
                 item = replace(item, text=prepare_query(noisy.query, self._identity))
         return item if self.masking is None else self._mask(item, index, self.masking)
 
-    def _make_targets(self, annotation: Annotation, span_norm: Tensor) -> Targets | None:
+    def _draw_stretch(self, index: int) -> Stretch | None:
+        annotation = self.annotations[index]
+        clips = len(self._videos[annotation.vid][0])
+        if self.max_clips is None or clips <= self.max_clips:
+            return None
+        options = list(plan_stretches(clips, self.max_clips))
+        generator = np.random.default_rng((self.epoch, index))
+        if annotation.windows_s:
+            window = annotation.windows_s[int(generator.integers(len(annotation.windows_s)))]
+            options = holding(options, window, self.clip_s)
+        return options[int(generator.integers(len(options)))]
+
+    def _make_targets(
+        self, annotation: Annotation, item: Item, stretch: Stretch | None = None
+    ) -> Targets | None:
         if annotation.windows_s is None:
             return None
+        if stretch is not None:
+            start_s = stretch.start_s(self.clip_s)
+            return make_targets(
+                windows_within(annotation.windows_s, start_s, item.duration_s, self.clip_s),
+                item.span_norm,
+                _saliency(annotation, len(item.span_norm), stretch.start),
+            )
         # Sources differ by seconds about how long a video is. Clips are fractions of what the
         # features say, and so must windows be, or the two would drift apart.
         duration = self._duration_s[annotation.vid]
@@ -165,7 +226,7 @@ class MomentDataset(Dataset[Item]):
             (_inside(start, duration), _inside(end, duration))
             for start, end in annotation.windows_s
         ]
-        return make_targets(windows, span_norm, _saliency(annotation, len(span_norm)))
+        return make_targets(windows, item.span_norm, _saliency(annotation, len(item.span_norm)))
 
     def _mask(self, item: Item, index: int, masking: Masking) -> Item:
         query = self._queries[index]
@@ -199,7 +260,7 @@ class MomentDataset(Dataset[Item]):
             FeatureError: If what it returns is not fit for the encoder.
         """
         other = copy(self)
-        other._targets = {}
+        other._targets, other._cut = {}, WeakValueDictionary()
         if video is not None:
             other._videos = {
                 vid: prepare_video(video(self._pack[vid]), self._identity) for vid in self._videos
@@ -365,11 +426,11 @@ def _inside(time_s: float, duration_s: float) -> float:
     return min(time_s / duration_s, 1.0)
 
 
-def _saliency(annotation: Annotation, length: int) -> Tensor | None:
+def _saliency(annotation: Annotation, length: int, first: int = 0) -> Tensor | None:
     if annotation.saliency is None:
         return None
     saliency = torch.zeros(length)
     for clip, value in annotation.saliency.items():
-        if 0 <= clip < length:
-            saliency[clip] = value
+        if 0 <= clip - first < length:
+            saliency[clip - first] = value
     return saliency

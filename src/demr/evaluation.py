@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 
 from demr.annotations import Annotation
-from demr.batch import collate
 from demr.calibration import (
     Calibration,
     IntervalCalibrator,
@@ -23,9 +22,12 @@ from demr.calibration import (
 from demr.dataset import MomentDataset, sequential_batches
 from demr.errors import ModelError
 from demr.files import atomic_path
+from demr.inference import RawPrediction, predict
 from demr.metrics import retrieval_metrics
 from demr.model import DemrModel
-from demr.proposals import NMS_IOU, Proposals, Ranking, decode, select, suppress
+from demr.presence import somewhere
+from demr.proposals import NMS_IOU, Proposals, Ranking, select, suppress
+from demr.stretches import MAX_CLIPS
 from demr.uncertainty_metrics import (
     auroc,
     brier,
@@ -65,35 +67,26 @@ THRESHOLDS = {"found": 0.6, "absent": 0.4}
 
 
 @dataclass(frozen=True)
-class RawPrediction:
-    """Everything a model says about one query, before ranking and calibration.
-
-    Attributes:
-        proposals: One for every clip.
-        saliency: Cosine of clip and query, ``(L,)``.
-    """
-
-    proposals: Proposals
-    saliency: FloatArray
-
-
-@dataclass(frozen=True)
 class Prediction:
     """A query's answer: ranked moments and what their uncertainty is based on.
 
     Attributes:
         moments: Selected proposals, best first.
-        covariates: :data:`COVARIATES` of every moment, ``(N, 8)``.
+        covariates: :data:`COVARIATES` of every moment, ``(N, 8)``; in a long video those that
+            depend on the video are of the stretch that the moment is from.
         saliency: ``(L,)``.
+        stretches: Covariates of the top moment of every stretch of a long video, each as of a
+            video of its own, ``(S, 8)``; None if the video was read at once.
     """
 
     moments: Proposals
     covariates: FloatArray
     saliency: FloatArray
+    stretches: FloatArray | None = None
 
     @property
     def presence(self) -> FloatArray:
-        """Covariates that presence is read from, those of the top moment, ``(8,)``."""
+        """Covariates of the top moment, ``(8,)``."""
         result: FloatArray = self.covariates[0]
         return result
 
@@ -109,6 +102,7 @@ def run_model(
     *,
     device: torch.device | None = None,
     batch_size: int = 128,
+    max_clips: int = MAX_CLIPS,
 ) -> list[RawPrediction]:
     """Predict every item of a dataset, in its order, in float32.
 
@@ -117,19 +111,15 @@ def run_model(
         dataset: Queries and features.
         device: Where to run; the model is moved there.
         batch_size: Items at once.
+        max_clips: Clips to read at once; of longer videos stretches are read, as in a search.
     """
     device = torch.device("cpu") if device is None else device
     model = model.to(device).eval()
     results: dict[int, RawPrediction] = {}
     for indices in sequential_batches(dataset, batch_size):
-        # Answers need no targets, and a split may hold queries without.
-        batch = collate([replace(dataset[index], targets=None) for index in indices])
-        with torch.inference_mode():
-            output = model(batch.to(device))
-        records = decode(output, batch.video_mask, batch.duration_s)
-        saliency = output.saliency.double().cpu().numpy()
-        for row, (index, record) in enumerate(zip(indices, records, strict=True)):
-            results[index] = RawPrediction(record, saliency[row, : len(record)])
+        items = [dataset[index] for index in indices]
+        said = predict(model, items, dataset.clip_s, max_clips=max_clips, device=device)
+        results |= zip(indices, said, strict=True)
     return [results[index] for index in range(len(dataset))]
 
 
@@ -152,20 +142,43 @@ def answer(
     """
     # Boundaries that move by votes or fusion may end up on each other: more are selected than are
     # returned, and of those that came to overlap the better one stays.
-    wanted = _SPARE * max(top, _RIVALS)
-    moments = select(
-        raw.proposals, ranking=ranking, tau=tau, disagreement=disagreement, after=wanted
-    )
+    pick = partial(select, ranking=ranking, tau=tau, disagreement=disagreement)
+    moments = pick(raw.proposals, after=_SPARE * max(top, _RIVALS))
+    surroundings, stretches = np.tile(_surroundings(raw, moments), (len(moments), 1)), None
+    if raw.part_of_clip is not None:
+        # A stretch is judged as the videos that the calibration was fitted on: by itself.
+        tops = [pick(part.proposals, after=_SPARE * _RIVALS) for part in raw.parts]
+        around = np.array([_surroundings(*pair) for pair in zip(raw.parts, tops, strict=True)])
+        stretches = np.concatenate(
+            [
+                _covariates(part, best[:1], own[None])
+                for part, best, own in zip(raw.parts, tops, around, strict=True)
+            ]
+        )
+        surroundings = around[raw.part_of_clip[moments.clip_idx]]
+    covariates = _covariates(raw, moments, surroundings)
+    owner = suppress(moments.window_s, NMS_IOU, top)
+    keep = np.flatnonzero(owner == np.arange(len(moments)))
+    return Prediction(moments[keep], covariates[keep], raw.saliency, stretches)
+
+
+def _surroundings(raw: RawPrediction, moments: Proposals) -> FloatArray:
+    """What the covariates of moments owe to the video: best rival, contrast, log duration."""
+    rivals = moments[:_RIVALS]
+    disjoint = window_iou(rivals.window_s[:1], rivals.window_s)[0] == 0
+    disjoint[0] = False  # an empty window does not even overlap itself
+    following = float(rivals.foreground[disjoint].max(initial=0.0))
+    contrast = float(raw.saliency.max() - raw.saliency.mean())
+    return np.array([following, contrast, np.log(moments.duration_s)])
+
+
+def _covariates(raw: RawPrediction, moments: Proposals, surroundings: FloatArray) -> FloatArray:
+    """:data:`COVARIATES` of moments, ``(N, 8)``, given their :func:`_surroundings`, ``(N, 3)``."""
     variance = (moments.aleatoric + moments.epistemic).mean(axis=1)
     log_variance = np.log(np.maximum(variance, 1e-12))
     log_eu = np.log(np.maximum(moments.epistemic.mean(axis=1), 1e-12))
     logit = _logit(moments.foreground)
-    contrast = float(raw.saliency.max() - raw.saliency.mean())
     windows = moments.window_s
-    rivals = moments[:_RIVALS]
-    disjoint = window_iou(windows[:1], rivals.window_s)[0] == 0
-    disjoint[0] = False  # an empty window does not even overlap itself
-    following = float(rivals.foreground[disjoint].max(initial=0.0))
     every = _logit(raw.proposals.foreground)
     same = window_iou(windows, raw.proposals.window_s) >= _SAME_IOU
     median = [
@@ -174,17 +187,33 @@ def answer(
     ]
     columns = (
         logit,
-        moments.foreground - following,
+        moments.foreground - surroundings[:, 0],
         log_variance,
         log_eu,
-        np.full(len(moments), contrast),
+        surroundings[:, 1],
         np.array(median),
-        np.full(len(moments), np.log(moments.duration_s)),
+        surroundings[:, 2],
         np.log(np.maximum(windows[:, 1] - windows[:, 0], 0.1)),
     )
-    owner = suppress(windows, NMS_IOU, top)
-    keep = np.flatnonzero(owner == np.arange(len(moments)))
-    return Prediction(moments[keep], np.stack(columns, axis=1)[keep], raw.saliency)
+    return np.stack(columns, axis=1)
+
+
+def presence_probability(
+    calibration: Calibration, predictions: Sequence[Prediction]
+) -> FloatArray | None:
+    """Probability that each query's moment is in its video, ``(N,)``; None if not calibrated.
+
+    In a long video every stretch has a chance of a false alarm, so its best moment alone would
+    say "found" to everything sooner or later; see :func:`~demr.presence.somewhere`.
+    """
+    if calibration.presence is None:
+        return None
+    tables = [p.presence[None] if p.stretches is None else p.stretches for p in predictions]
+    if not tables:
+        return np.empty(0)
+    every = calibration.presence.probability(np.concatenate(tables))
+    parts = np.split(every, np.cumsum([len(table) for table in tables])[:-1])
+    return np.array([somewhere(part) for part in parts])
 
 
 def _logit(probability: FloatArray) -> FloatArray:
@@ -314,10 +343,14 @@ def fit_calibration(
         count = min(len(absent), len(predictions))
         generator = np.random.default_rng(seed)
         chosen = [predictions[i] for i in generator.permutation(len(predictions))[:count]]
-        chosen += [absent[i] for i in generator.permutation(len(absent))[:count]]
-        presence = PresenceCalibrator.fit(
-            np.array([p.presence for p in chosen]), np.arange(2 * count) < count, COVARIATES
-        )
+        rows = [p.presence for p in chosen]
+        # A stretch is judged by itself, and of a long video without the moment any is an example.
+        for prediction in (absent[i] for i in generator.permutation(len(absent))[:count]):
+            stretches = prediction.stretches
+            rows.append(
+                prediction.presence if stretches is None else generator.choice(stretches, axis=0)
+            )
+        presence = PresenceCalibrator.fit(np.array(rows), np.arange(2 * count) < count, COVARIATES)
     return Calibration(
         interval=interval,
         presence=presence,
@@ -397,10 +430,8 @@ def measure(
         )
         metrics |= _measure_uncertainty(present, truth, calibration, level)
     if pairs and absent and calibration.presence is not None:
-        positive, negative = (
-            calibration.presence.probability(np.array([p.presence for p in group]))
-            for group in (present, absent)
-        )
+        every = presence_probability(calibration, [*present, *absent])
+        positive, negative = np.split(np.asarray(every), [len(present)])
         metrics["presence/AUROC"] = float(auroc(positive, negative))
         probability = np.concatenate([positive, negative])
         label = np.arange(len(probability)) < len(positive)
@@ -504,10 +535,9 @@ def prediction_lines(
     """JSON lines in the field's submission format, with demr's own keys beside them."""
     lines = []
     presence: list[float | None] = [None] * len(predictions)
-    if calibration.presence is not None and predictions:
-        presence = calibration.presence.probability(
-            np.array([p.presence for p in predictions])
-        ).tolist()
+    probability = presence_probability(calibration, predictions)
+    if probability is not None:
+        presence = probability.tolist()
     for prediction, annotation, present in zip(predictions, annotations, presence, strict=True):
         moments = prediction.moments
         windows = np.column_stack([moments.window_s, moments.score])

@@ -109,6 +109,30 @@ class PresenceCalibrator:
         return cls(scaler, weights, quadratic, int(data["points"]))
 
 
+def somewhere(probability: FloatArray) -> float:
+    """Probability that a moment is in a video, from that of each of its stretches.
+
+    What each stretch says is the odds of presence at even odds before: how much likelier its
+    looks are with the moment in it than without. Let the moment be as likely in the video as not,
+    and then in any stretch as likely as in another. Then the odds that it is in the video are the
+    mean of the stretches' odds (of those with the moment in stretch i all but the i-th cancel).
+
+    So one stretch in a thousand has to be a thousand times surer than a video of its own, and
+    what a thousand stretches say by chance averages out.
+
+    Args:
+        probability: Of each stretch, ``(S,)``.
+
+    >>> round(somewhere(np.array([0.9, 0.1])), 4)  # odds 9 and 1/9
+    0.82
+    """
+    if len(probability) == 1:
+        return float(probability[0])
+    # An exact 0 or 1 is rounding, and infinite odds would outvote everything.
+    logit = special.logit(np.clip(probability, 1e-12, 1 - 1e-12))
+    return float(special.expit(special.logsumexp(logit) - np.log(len(logit))))
+
+
 def _logistic(design: FloatArray, label: FloatArray, l2: float) -> FloatArray:
     from scipy.optimize import minimize
 

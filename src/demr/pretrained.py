@@ -15,6 +15,7 @@ from demr.encoders.base import EncoderIdentity
 from demr.errors import DemrError, ModelError
 from demr.files import atomic_path
 from demr.model import DemrModel
+from demr.stretches import MAX_CLIPS
 
 FORMAT_VERSION = 1
 # The start and end fraction that features.prepare_video appends to a clip.
@@ -35,6 +36,9 @@ class Pretrained:
         domain: ``low`` and ``high``, the range of every raw feature in the training videos, and
             ``edge``, the share of values outside it that is still theirs; see
             :func:`demr.domain.describe_domain`.
+        max_clips: Clips of the longest video it was trained on, or of the longest stretch; longer
+            videos are read by stretches of so many. Models that do not say so get
+            :data:`demr.stretches.MAX_CLIPS`.
     """
 
     model: DemrModel
@@ -43,6 +47,7 @@ class Pretrained:
     architecture: Mapping[str, Any]
     known_words: frozenset[str] | None = None
     domain: Mapping[str, Any] | None = None
+    max_clips: int = MAX_CLIPS
 
 
 def save_pretrained(folder: Path, pretrained: Pretrained, half: bool = False) -> None:
@@ -63,6 +68,7 @@ def save_pretrained(folder: Path, pretrained: Pretrained, half: bool = False) ->
         "encoder": pretrained.identity.to_dict(),
         "known_words": None if pretrained.known_words is None else sorted(pretrained.known_words),
         "domain": None if pretrained.domain is None else dict(pretrained.domain),
+        "max_clips": pretrained.max_clips,
     }
     state = {
         name: (value.half() if half and value.is_floating_point() else value).contiguous().cpu()
@@ -119,6 +125,9 @@ def load_pretrained(folder: Path) -> Pretrained:
         known = config.get("known_words")
         known_words = None if known is None else frozenset(map(str, known))
         domain = check_domain(config.get("domain"), identity.video_dim)
+        max_clips = config.get("max_clips", MAX_CLIPS)
+        if isinstance(max_clips, bool) or not isinstance(max_clips, int) or max_clips < 1:
+            raise ValueError(f"max_clips must be a number above 0, is {max_clips!r}")
     except (DemrError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise ModelError(
             str(folder / "config.json"),
@@ -140,6 +149,7 @@ def load_pretrained(folder: Path) -> Pretrained:
         config["architecture"],
         known_words,
         domain,
+        max_clips,
     )
 
 

@@ -149,23 +149,35 @@ def rank(proposals: Proposals, tau: float = 0.0) -> Proposals:
     return proposals.replace(score=score)[order]
 
 
-def suppress(windows: FloatArray, threshold: float, limit: int) -> NDArray[np.int64]:
+def suppress(
+    windows: FloatArray, threshold: float, limit: int, candidates: int | None = None
+) -> NDArray[np.int64]:
     """Greedy non-maximum suppression of windows given best first.
+
+    Time is that of ``limit`` passes over the windows, memory that of one: a table of all pairs
+    would take 15 GB for twelve hours in clips of a second.
+
+    Args:
+        windows: Start and end, ``(N, 2)``.
+        threshold: A window of greater IoU with a kept one is absorbed by it.
+        limit: Windows to keep.
+        candidates: Only so many of the best may be kept; None leaves it open.
 
     Returns:
         For every window the index of the kept window that absorbed it (its own if kept), or -1
         if it was left over when ``limit`` windows were kept.
     """
     owner = np.full(len(windows), -1)
-    overlap = window_iou(windows, windows) > threshold
     kept = 0
-    for index in range(len(windows)):
+    for index in range(len(windows) if candidates is None else min(candidates, len(windows))):
         if owner[index] >= 0:
             continue
         if kept == limit:
             break
         kept += 1
-        owner[(owner < 0) & overlap[index]] = index
+        owner[(owner < 0) & (window_iou(windows[index : index + 1], windows)[0] > threshold)] = (
+            index
+        )
         owner[index] = index
     return owner
 
@@ -191,11 +203,13 @@ def select(
         tau: See :func:`rank`; unused with ``score`` and ``voting``.
         disagreement: See :func:`_vote`; unused without ``voting``.
         iou: Windows that overlap a kept one by more are absorbed by it.
-        before: Proposals considered.
+        before: Proposals that may be kept, the best ones. All that overlap a kept one are merged
+            or vote: in a long video the best thousand may be spread over hundreds of moments, and
+            each needs the voices of its weaker clips too.
         after: Proposals returned.
     """
-    ranked = rank(proposals, 0.0 if ranking in ("score", "voting") else tau)[:before]
-    owner = suppress(ranked.window_s, iou, after)
+    ranked = rank(proposals, 0.0 if ranking in ("score", "voting") else tau)
+    owner = suppress(ranked.window_s, iou, after, before)
     keep = np.flatnonzero(owner == np.arange(len(ranked)))
     if ranking == "fusion":
         return _fuse(ranked, owner, keep)
@@ -221,12 +235,15 @@ def _vote(ranked: Proposals, keep: NDArray[np.int64], disagreement: float) -> Pr
     kept = ranked[keep]
     votes = window_iou(kept.window_s, ranked.window_s) >= _VOTING_IOU
     votes[np.arange(len(keep)), keep] = True
-    weight = ranked.foreground[:, None] / np.maximum(ranked.scale_s, 1e-9) ** 2
+    # Of a long video few have a vote on anything.
+    voters = np.flatnonzero(votes.any(axis=0))
+    votes, said = votes[:, voters], ranked[voters]
+    weight = said.foreground[:, None] / np.maximum(said.scale_s, 1e-9) ** 2
     weight = np.maximum(weight, 1e-300)
     total = votes.astype(np.float64) @ weight
-    window_norm = (votes @ (weight * ranked.window_norm)) / total
+    window_norm = (votes @ (weight * said.window_norm)) / total
     # Around the mean, so that no difference of two large squares is left.
-    offset = ranked.window_norm[None] - window_norm[:, None]
+    offset = said.window_norm[None] - window_norm[:, None]
     spread = np.einsum("kn,nb,knb->kb", votes, weight, offset**2) / total
     aleatoric = kept.beta / (kept.alpha - 1)
     nu = kept.nu / (1 + kept.nu * disagreement * spread / aleatoric)

@@ -1,7 +1,7 @@
 """Search: a video and a sentence in, moments with intervals and a verdict out."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.resources import files
@@ -9,22 +9,27 @@ from pathlib import Path
 from typing import Self, overload
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from demr.answers import Answer, Moment, SearchResult, Verdict
-from demr.batch import Item, collate
+from demr.batch import Item
 from demr.calibration import Calibration
 from demr.devices import resolve_device
 from demr.domain import measure_strangeness
 from demr.encoders import Encoder, EncoderIdentity, VideoFeatures, get_encoder
 from demr.errors import FeatureError, InputError, ModelError
-from demr.evaluation import Prediction, RawPrediction, apply_calibration, load_calibration
+from demr.evaluation import (
+    Prediction,
+    apply_calibration,
+    load_calibration,
+    presence_probability,
+)
 from demr.features import prepare_query, prepare_video
+from demr.inference import Progress, predict
 from demr.pretrained import Pretrained, load_pretrained
-from demr.proposals import decode
-from demr.video import DamagedVideoWarning
+from demr.video import DamagedVideoWarning, watch_decoding
+from demr.wording import clock
 
 __all__ = [
     "Answer",
@@ -42,6 +47,9 @@ DEFAULT_MODEL = "shapes"
 LONGEST_QUERY_WORDS = 77
 UNCALIBRATED_NOTE = "presence is not calibrated: no absent queries were available"
 _BATCH = 64
+# What a model says of a clip takes 100 bytes a query, twice as much where it is read twice: of so
+# many clips of all queries together it is held at once.
+_CLIPS_AT_ONCE = 1 << 19
 
 
 @dataclass(frozen=True)
@@ -83,9 +91,12 @@ class MomentRetriever:
         calibration: Its calibration.
         device: Where to run.
         level: Coverage of the intervals.
+        max_clips: Clips of a video to read at once, by default as many as the longest video had
+            that the model was trained on. Longer videos are searched stretch by stretch.
         encoder: The encoder it was trained on; made from what the model says about it if not given.
 
     Raises:
+        InputError: If ``max_clips`` is below 1.
         ModelError: If the calibration has no intervals, or the encoder is another one. One
             without presence (no absent queries were there to fit it) still searches: ``present``
             is then the foreground probability of the best moment, the verdict ``uncertain``, and
@@ -99,8 +110,13 @@ class MomentRetriever:
         *,
         device: str = "auto",
         level: float = 0.9,
+        max_clips: int | None = None,
         encoder: Encoder | None = None,
     ) -> None:
+        if max_clips is not None and max_clips < 1:
+            raise InputError(
+                "max_clips", expected="at least 1", got=str(max_clips), remedy="leave it out"
+            )
         if calibration.interval is None:
             raise ModelError(
                 pretrained.name,
@@ -111,6 +127,7 @@ class MomentRetriever:
         self.pretrained = pretrained
         self.calibration = calibration
         self.level = level
+        self.max_clips = pretrained.max_clips if max_clips is None else max_clips
         self.device = resolve_device(device)
         self._model = pretrained.model.to(self.device).eval()
         self._interval = calibration.interval
@@ -124,6 +141,7 @@ class MomentRetriever:
         *,
         device: str = "auto",
         level: float = 0.9,
+        max_clips: int | None = None,
         encoder: Encoder | None = None,
     ) -> Self:
         """Load a model with its calibration.
@@ -133,10 +151,12 @@ class MomentRetriever:
                 the model that comes with the package.
             device: ``auto``, ``cpu``, or an accelerator.
             level: Coverage of the intervals.
+            max_clips: Clips of a video to read at once; by default the model's.
             encoder: The encoder it was trained on, where its weights lie elsewhere than they did
                 then.
 
         Raises:
+            InputError: If ``max_clips`` is below 1.
             ModelError: If there is no such model, it is damaged or of a newer format, or the
                 encoder is not the one it was trained on.
         """
@@ -146,6 +166,7 @@ class MomentRetriever:
             load_calibration(folder / "calibration.json"),
             device=device,
             level=level,
+            max_clips=max_clips,
             encoder=encoder,
         )
 
@@ -172,13 +193,20 @@ class MomentRetriever:
             )
         return encoder
 
-    def encode_video(self, path: str | Path) -> EncodedVideo:
+    def encode_video(
+        self, path: str | Path, *, progress: Callable[[float], None] | None = None
+    ) -> EncodedVideo:
         """Decode a video and describe its clips; do this once and search many times.
+
+        Args:
+            path: Any video file.
+            progress: Called with the second of the video that was reached.
 
         Raises:
             VideoError: If the file cannot be decoded.
         """
-        features, notes = encode_noting_damage(self.encoder, path)
+        with watch_decoding(progress):
+            features, notes = encode_noting_damage(self.encoder, path)
         return self.prepare(features, str(path), notes)
 
     def prepare(
@@ -204,11 +232,23 @@ class MomentRetriever:
         )
 
     @overload
-    def search(self, video: EncodedVideo | str | Path, query: str, *, top: int = 5) -> Answer: ...
+    def search(
+        self,
+        video: EncodedVideo | str | Path,
+        query: str,
+        *,
+        top: int = 5,
+        progress: Progress | None = None,
+    ) -> Answer: ...
 
     @overload
     def search(
-        self, video: EncodedVideo | str | Path, query: list[str] | tuple[str, ...], *, top: int = 5
+        self,
+        video: EncodedVideo | str | Path,
+        query: list[str] | tuple[str, ...],
+        *,
+        top: int = 5,
+        progress: Progress | None = None,
     ) -> list[Answer]: ...
 
     def search(
@@ -217,6 +257,7 @@ class MomentRetriever:
         query: str | list[str] | tuple[str, ...],
         *,
         top: int = 5,
+        progress: Progress | None = None,
     ) -> Answer | list[Answer]:
         """Find the moments that a sentence, or each of several, describes.
 
@@ -224,6 +265,7 @@ class MomentRetriever:
             video: Encoded, or a path (which is then decoded each time).
             query: One sentence or many; many are answered in batches.
             top: Most moments to return for a query.
+            progress: Called now and then with the share of the search that is done.
 
         Returns:
             One answer for a sentence, a list for a list.
@@ -250,9 +292,16 @@ class MomentRetriever:
                 got=f"features of {video.identity}",
                 remedy="encode the video with this model's retriever",
             )
-        answers = []
-        for low in range(0, len(queries), _BATCH):
-            answers += self._answer(video, queries[low : low + _BATCH], top)
+        answers: list[Answer] = []
+        size = min(_BATCH, max(_CLIPS_AT_ONCE // len(video.inputs), 1))
+        for low in range(0, len(queries), size):
+            part = queries[low : low + size]
+
+            def report(share: float, done: int = low, more: int = len(part)) -> None:
+                if progress is not None:
+                    progress((done + share * more) / len(queries))
+
+            answers += self._answer(video, part, top, report)
         return answers[0] if isinstance(query, str) else answers
 
     def result(self, video: EncodedVideo, answers: Sequence[Answer]) -> SearchResult:
@@ -268,31 +317,52 @@ class MomentRetriever:
         )
 
     def search_file(
-        self, path: str | Path, queries: Sequence[str], *, top: int = 5
+        self,
+        path: str | Path,
+        queries: Sequence[str],
+        *,
+        top: int = 5,
+        tell: Callable[[str], None] | None = None,
     ) -> SearchResult:
         """Encode a video, ask it all queries, and bundle the answers.
+
+        Args:
+            path: Any video file.
+            queries: Sentences.
+            top: Most moments to return for a query.
+            tell: Called with what is being done, in words.
 
         Raises:
             InputError: As :meth:`search` does.
             VideoError: If the file cannot be decoded.
         """
-        video = self.encode_video(path)
-        return self.result(video, self.search(video, list(queries), top=top))
+        name = Path(path).name
 
-    def _answer(self, video: EncodedVideo, queries: Sequence[str], top: int) -> list[Answer]:
+        def reached(second: float) -> None:
+            if tell is not None:
+                tell(f"reading {name}: {clock(second)}")
+
+        def searched(share: float) -> None:
+            if tell is not None:
+                tell(f"searching {name}: {share:.0%}")
+
+        video = self.encode_video(path, progress=reached)
+        answers = self.search(video, list(queries), top=top, progress=searched)
+        return self.result(video, answers)
+
+    def _answer(
+        self, video: EncodedVideo, queries: Sequence[str], top: int, progress: Progress | None
+    ) -> list[Answer]:
         encoded = self.encoder.encode_queries(queries)
         texts = [prepare_query(query, self.pretrained.identity) for query in encoded]
-        batch = collate(
-            [Item(video.inputs, text, video.span_norm, video.duration_s) for text in texts]
+        raw = predict(
+            self._model,
+            [Item(video.inputs, text, video.span_norm, video.duration_s) for text in texts],
+            video.clip_s,
+            max_clips=self.max_clips,
+            device=self.device,
+            progress=progress,
         )
-        with torch.inference_mode():
-            output = self._model(batch.to(self.device))
-        records = decode(output, batch.video_mask, batch.duration_s)
-        saliency = output.saliency.double().cpu().numpy()
-        raw = [
-            RawPrediction(record, saliency[row, : len(record)])
-            for row, record in enumerate(records)
-        ]
         known = self.pretrained.known_words
         return [
             self._describe(
@@ -313,11 +383,12 @@ class MomentRetriever:
         self, query: str, prediction: Prediction, video: EncodedVideo, unknown: tuple[str, ...]
     ) -> Answer:
         notes = list(video.notes)
-        if self._presence is None:
+        probability = presence_probability(self.calibration, [prediction])
+        if probability is None:
             present = float(prediction.moments.foreground[0])
             notes.append(UNCALIBRATED_NOTE)
         else:
-            present = float(self._presence.probability(prediction.presence[None])[0])
+            present = float(probability[0])
         if video.strangeness > 1:
             # Calibrated on videos like the training ones; the further from them, the less the
             # model's confidence says about this video.

@@ -21,7 +21,6 @@ from demr.encoders import Encoder, get_encoder
 from demr.encoders.stored import StoredText, open_text
 from demr.errors import AnnotationError, ConfigError, ModelError
 from demr.evaluation import (
-    RawPrediction,
     apply_calibration,
     error_bins,
     fit_calibration,
@@ -100,14 +99,15 @@ class RunData:
             console.print(f"{len(annotations) - len(known)} queries without windows left out")
         return known
 
-    def dataset(self, annotations: list[Annotation]) -> MomentDataset:
-        """Annotations with their features."""
+    def dataset(self, annotations: list[Annotation], *, training: bool = False) -> MomentDataset:
+        """Annotations with their features; of long videos one stretch at a time for training."""
         encoder = self.encoder
         if isinstance(encoder, StoredText):
             encoder = encoder.about(
                 {annotation.query: annotation.qid for annotation in annotations}
             )
-        return MomentDataset(annotations, self.pack, encoder)
+        max_clips = self.config.max_clips if training else None
+        return MomentDataset(annotations, self.pack, encoder, max_clips=max_clips)
 
 
 def open_data(config: DataConfig, *, render: bool = False) -> RunData:
@@ -193,8 +193,8 @@ def train_run(config: TrainConfig, run: Path, *, resume: bool = False) -> Path:
     shown, kept = hold_out(shown, share, "retrieval.refit_share")
     # Only foreground has residuals to learn from.
     kept = [annotation for annotation in kept if annotation.windows_s]
-    train = data.dataset(shown)
-    refit = data.dataset(kept) if kept else None
+    train = data.dataset(shown, training=True)
+    refit = data.dataset(kept, training=True) if kept else None
     validation = data.dataset(_first(splits["val"], config.retrieval.validate_queries))
     masking = make_masking(config, train, data.encoder)
     noise = None
@@ -233,7 +233,15 @@ def train_run(config: TrainConfig, run: Path, *, resume: bool = False) -> Path:
         domain = describe_domain(seen, held_out)
         save_pretrained(
             run,
-            Pretrained(model, config.name, identity, architecture, frozenset(words), domain),
+            Pretrained(
+                model,
+                config.name,
+                identity,
+                architecture,
+                frozenset(words),
+                domain,
+                train.longest,
+            ),
         )
         calibrate_run(run, data, splits["val"])
         evaluate_run(run, data, splits)
@@ -404,7 +412,7 @@ def calibrate_run(
         former = _former_calibration(path)
         kept = "the one there is kept" if former and former.presence else "search will say so"
         note = f"no absent queries, so presence cannot be calibrated: {kept}"
-    raw = run_model(pretrained.model, data.dataset(annotations))
+    raw = run_model(pretrained.model, data.dataset(annotations), max_clips=pretrained.max_clips)
     calibration = fit_calibration(
         raw,
         annotations,
@@ -455,7 +463,7 @@ def evaluate_run(
     bins: dict[str, dict[str, list[float]]] = {}
     lines: list[str] = []
     for name, annotations in splits.items():
-        raw: list[RawPrediction] = run_model(pretrained.model, data.dataset(annotations))
+        raw = run_model(pretrained.model, data.dataset(annotations), max_clips=pretrained.max_clips)
         # Vague queries have no single moment; what a model makes of them is shown, not scored.
         scored = [(r, a) for r, a in zip(raw, annotations, strict=True) if is_scored(a)]
         predictions = apply_calibration([r for r, _ in scored], calibration)

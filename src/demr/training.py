@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning
 import torch
@@ -28,6 +28,7 @@ from demr.errors import ConfigError, ModelError
 from demr.evaluation import quick_metrics
 from demr.evidential import EvidentialHead
 from demr.files import atomic_path
+from demr.inference import predict
 from demr.losses import (
     LossBreakdown,
     LossWeights,
@@ -39,13 +40,15 @@ from demr.losses import (
 )
 from demr.model import DemrModel
 from demr.noise import TrainingNoise
-from demr.proposals import Proposals, decode
 from demr.reconstruction import (
     ReconstructionHead,
     Vocabulary,
     reconstruction_accuracy,
     reconstruction_loss,
 )
+
+if TYPE_CHECKING:
+    from demr.proposals import Proposals
 
 _DROP = 0.1
 
@@ -92,11 +95,11 @@ class _Stage(lightning.LightningModule):
         return self._stage.queries_per_epoch
 
     def transfer_batch_to_device(
-        self, batch: Batch, device: torch.device, dataloader_idx: int
-    ) -> Batch:
-        """Move a batch."""
+        self, batch: Batch | list[Item], device: torch.device, dataloader_idx: int
+    ) -> Batch | list[Item]:
+        """Move a batch; items of the validation move when they are predicted."""
         del dataloader_idx
-        return batch.to(device)
+        return batch.to(device) if isinstance(batch, Batch) else batch
 
     def configure_optimizers(self) -> Optimizer:
         """AdamW over what this stage trains."""
@@ -233,9 +236,7 @@ class RetrievalStage(_Stage):
 
     def val_dataloader(self) -> DataLoader[Item]:
         """Validation queries, each once."""
-        return DataLoader(
-            self._validation, batch_sampler=self._validation_batches, collate_fn=collate
-        )
+        return DataLoader(self._validation, batch_sampler=self._validation_batches, collate_fn=list)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step."""
@@ -249,9 +250,16 @@ class RetrievalStage(_Stage):
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(batch))
         return losses.total
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Keep every proposal of the batch."""
-        records = decode(self.model(batch), batch.video_mask, batch.duration_s)
+    def validation_step(self, batch: list[Item], batch_idx: int) -> None:
+        """Keep every proposal of the batch, of long videos as a search would make them."""
+        said = predict(
+            self.model,
+            batch,
+            self._validation.clip_s,
+            max_clips=self._dataset.longest,
+            device=self.device,
+        )
+        records = [prediction.proposals for prediction in said]
         self._collected.append((records, self._validation_batches[batch_idx]))
 
     def on_validation_epoch_end(self) -> None:

@@ -9,7 +9,9 @@ encoders here were trained, as the released ones were, on the stored samples.
 
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +31,11 @@ __all__ = [
     "cut_clip",
     "iter_frames",
     "probe_video",
+    "watch_decoding",
 ]
+
+# Hours are decoded inside encoders, which have no reason to know of progress bars.
+_watcher: ContextVar[Callable[[float], None] | None] = ContextVar("watcher", default=None)
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,21 @@ def probe_video(path: str | os.PathLike[str]) -> VideoInfo:
     raise source.no_frame()
 
 
+@contextmanager
+def watch_decoding(watcher: Callable[[float], None] | None) -> Iterator[None]:
+    """Be told how far decoding has come, whoever decodes.
+
+    Args:
+        watcher: Called with the time of every frame that :func:`iter_frames` yields within the
+            block, in seconds; None watches nothing.
+    """
+    token = _watcher.set(watcher)
+    try:
+        yield
+    finally:
+        _watcher.reset(token)
+
+
 def iter_frames(
     path: str | os.PathLike[str],
     times_s: Iterable[float],
@@ -133,8 +154,9 @@ def iter_frames(
 def _iter_source(
     source: "Source", times_s: Iterable[float], height: int | None, width: int | None
 ) -> Iterator[Frame]:
+    watcher = _watcher.get()
     with source.container:
-        times = _checked(times_s)
+        times = _checked(times_s) if watcher is None else _watched(_checked(times_s), watcher)
         time_s = next(times, None)
         if time_s is None:
             return
@@ -162,6 +184,12 @@ def _iter_source(
                 rgb = convert(shown)
             yield Frame(time_s, shown_pts, rgb)
             time_s = next(times, None)
+
+
+def _watched(times_s: Iterable[float], watcher: Callable[[float], None]) -> Iterator[float]:
+    for time_s in times_s:
+        watcher(time_s)
+        yield time_s
 
 
 def _checked(times_s: Iterable[float]) -> Iterator[float]:

@@ -1,7 +1,7 @@
 """Search without a trained model: how similar each clip is to the query, and nothing more."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import overload
 
@@ -13,6 +13,8 @@ from demr.encoders import AlignedEncoder, Encoder, VideoFeatures
 from demr.errors import FeatureError, InputError
 from demr.features import prepare_video
 from demr.retriever import check_query, encode_noting_damage
+from demr.video import watch_decoding
+from demr.wording import clock
 from demr.zero_shot import localise
 
 MODEL_NAME = "zero-shot"
@@ -72,13 +74,20 @@ class ZeroShotRetriever:
             )
         self.encoder = encoder
 
-    def encode_video(self, path: str | Path) -> ZeroShotVideo:
+    def encode_video(
+        self, path: str | Path, *, progress: Callable[[float], None] | None = None
+    ) -> ZeroShotVideo:
         """Decode a video and embed its clips; do this once and search many times.
+
+        Args:
+            path: Any video file.
+            progress: Called with the second of the video that was reached.
 
         Raises:
             VideoError: If the file cannot be decoded.
         """
-        features, notes = encode_noting_damage(self.encoder, path)
+        with watch_decoding(progress):
+            features, notes = encode_noting_damage(self.encoder, path)
         return self.prepare(features, str(path), notes)
 
     def prepare(
@@ -165,15 +174,31 @@ class ZeroShotRetriever:
         )
 
     def search_file(
-        self, path: str | Path, queries: Sequence[str], *, top: int = 5
+        self,
+        path: str | Path,
+        queries: Sequence[str],
+        *,
+        top: int = 5,
+        tell: Callable[[str], None] | None = None,
     ) -> SearchResult:
         """Encode a video, ask it all queries, and bundle the answers.
+
+        Args:
+            path: Any video file.
+            queries: Sentences.
+            top: Most moments to return for a query.
+            tell: Called with what is being done, in words.
 
         Raises:
             InputError: As :meth:`search` does.
             VideoError: If the file cannot be decoded.
         """
-        video = self.encode_video(path)
+
+        def reached(second: float) -> None:
+            if tell is not None:
+                tell(f"reading {Path(path).name}: {clock(second)}")
+
+        video = self.encode_video(path, progress=reached)
         return self.result(video, self.search(video, list(queries), top=top))
 
     def _answer(
