@@ -71,7 +71,7 @@ def test_a_boundary_is_put_back_in_place_by_hand() -> None:
             score=np.full(4, 0.5) + low,
             duration_s=8.0,
         )
-        return RawPrediction(rows, np.arange(4) + 10 * low)
+        return RawPrediction(rows, np.arange(4, dtype=np.float64) + 10 * low)
 
     parts = [said(0.0), said(0.25), said(0.125)]
     found = join(parts, plan_stretches(7, 4), 14.0, 2.0)
