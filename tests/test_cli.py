@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -461,3 +462,17 @@ def test_import_takes_durations_from_elsewhere(tmp_path: Path, cli: Cli) -> None
     assert cli("import", "annotations", source, "--out", out, "--durations", known).code == 0
     row = json.loads(out.read_text())
     assert (row["duration"], row["relevant_windows"]) == (30.0, [[2.0, 30.0]])
+
+
+def test_a_video_of_several_stretches_is_searched_end_to_end(
+    cli: Cli, own_run: Path, world: Path
+) -> None:
+    path = own_run / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"max_clips": 10}))
+    clip = next((world / "videos").glob("iid*.mp4"))
+    done = cli("search", clip, "a red circle spins", "--model", own_run, "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    (answer,) = found["answers"]
+    assert len(answer["saliency"]) == math.ceil(found["duration"])
+    assert all(0 <= m["start"] <= m["end"] <= found["duration"] for m in answer["moments"])

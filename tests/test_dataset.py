@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from demr.annotations import Annotation
 from demr.batch import collate
 from demr.dataset import (
+    Disturbed,
     LengthBatches,
     Masking,
     MomentDataset,
@@ -328,3 +329,70 @@ def test_an_epoch_may_draw_some_of_the_queries() -> None:
 def test_sequential_batches_take_the_longest_first() -> None:
     found = sequential_batches(Lengths([3, 9, 5, 9]), 3)  # type: ignore[arg-type]
     assert found == [[1, 3, 2], [0]]
+
+
+# --- long videos ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def long_pack(tmp_path: Path) -> FeaturePack:
+    return pack_of(tmp_path / "long", {"long": 41.0, "short": 8.0})
+
+
+def test_training_sees_a_stretch_that_holds_the_moment(long_pack: FeaturePack) -> None:
+    at = ((17.0, 21.0),)
+    present = replace(asked("1", "long", 41.0), windows_s=at, saliency={0: 0.25, 9: 0.5, 10: 1.0})
+    absent = replace(asked("2", "long", 41.0), windows_s=())
+    dataset = MomentDataset(
+        [present, absent, asked("3", "short")], long_pack, FakeEncoder(), max_clips=8
+    )
+    assert [dataset.length(i) for i in range(3)] == [8, 8, 4]
+    assert dataset.longest == 8
+    whole, _ = prepare_video(long_pack["long"], IDENTITY)
+    seen: dict[int, set[int]] = {0: set(), 1: set()}
+    for epoch in range(30):
+        dataset.epoch = epoch
+        for index in (0, 1):
+            item = dataset[index]
+            again = dataset[index]
+            # Items of a batch share what they can, and a resumed run draws the same.
+            assert item.video is again.video
+            rows = [r for r in range(14) if torch.equal(whole[r : r + 8, :3], item.video[:, :3])]
+            assert len(rows) == 1
+            seen[index].add(rows[0])
+            low = 2.0 * rows[0]
+            assert item.duration_s == min(16.0, 41.0 - low)
+            assert item.span_norm[0].tolist() == [0.0, pytest.approx(2 / item.duration_s)]
+            assert item.targets is not None
+            assert bool(item.targets.foreground.any()) == (index == 0)
+            if index == 0:
+                clips = (item.targets.foreground.nonzero()[:, 0] + rows[0]).tolist()
+                # Centres at 17, 19 and 21 s.
+                assert clips == [8, 9, 10]
+                found = item.targets.window_norm[9 - rows[0]] * item.duration_s + low
+                assert found.tolist() == pytest.approx([17.0, 21.0], abs=1e-4)
+                assert item.targets.saliency[9 - rows[0]] == 0.5
+    assert len(seen[0]) > 1
+    assert len(seen[1]) > len(seen[0])
+    # Short videos are as ever, and for evaluation all are whole.
+    plain = MomentDataset([present, absent, asked("3", "short")], long_pack, FakeEncoder())
+    assert plain.length(0) == len(plain[0].video) == 21
+    assert torch.equal(dataset[2].video, plain[2].video)
+    assert dataset[2].targets is not None
+    assert collate([dataset[i] for i in range(3)]).video.shape == (3, 8, 5)
+
+
+def test_noise_falls_on_the_stretch_alone(long_pack: FeaturePack) -> None:
+    dataset = MomentDataset([asked("1", "long", 41.0)], long_pack, FakeEncoder(), max_clips=8)
+    plain = dataset[0]
+
+    def disturb(video: VideoFeatures, query: QueryFeatures, epoch: int, index: int) -> Disturbed:
+        del query, epoch, index
+        assert len(video.features) == 8
+        return Disturbed(replace(video, features=video.features + np.float16(1)), None, 0.5)
+
+    dataset.disturb = disturb
+    noisy = dataset[0]
+    assert noisy.noise == 0.5
+    torch.testing.assert_close(noisy.video[:, :3], plain.video[:, :3] + 1, atol=2e-3, rtol=2e-3)
+    assert torch.equal(noisy.video[:, 3:], plain.video[:, 3:])

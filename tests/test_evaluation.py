@@ -19,10 +19,12 @@ from demr.evaluation import (
     load_calibration,
     measure,
     prediction_lines,
+    presence_probability,
     quick_metrics,
     write_json,
 )
 from demr.inference import RawPrediction
+from demr.presence import somewhere
 from demr.proposals import Proposals
 from demr.windows import window_iou
 
@@ -374,3 +376,73 @@ def test_json_holds_no_nan(tmp_path: Path) -> None:
         "e": True,
         "f": 3,
     }
+
+
+# --- long videos ------------------------------------------------------------------------------
+
+
+def long_raw() -> RawPrediction:
+    """Two stretches of 100 s that share nothing; the second has the top moment and a rival."""
+    first = RawPrediction(proposals([(10, 20), (15, 25)], [0.3, 0.2]), np.array([0.2, 0.0]))
+    parts = (first, RAW)
+    windows = [*first.proposals.window_s, *(RAW.proposals.window_s + 100)]
+    both = proposals(
+        [(float(s), float(e)) for s, e in windows], [0.3, 0.2, 0.9, 0.8, 0.6], duration_s=200.0
+    )
+    both = both.replace(beta=both.beta / 4)
+    saliency = np.concatenate([first.saliency, RAW.saliency])
+    return RawPrediction(both, saliency, parts, np.array([0, 0, 1, 1, 1]))
+
+
+def test_covariates_of_a_long_video_are_those_of_the_moments_stretch() -> None:
+    found = answer(long_raw())
+    # As of the second stretch alone: 100 s, not 200, its own contrast and its own rival.
+    assert found.presence == pytest.approx(PRESENCE)
+    np.testing.assert_allclose(found.moments.window_s[0], [110, 120])
+    assert found.stretches is not None
+    assert found.stretches[1] == pytest.approx(PRESENCE)
+    assert found.stretches[0] == pytest.approx(answer(long_raw().parts[0]).presence)
+    # The moment of the first stretch: contrast 0.2 - 0.1, and no rival there.
+    row = found.moments.foreground.tolist().index(0.3)
+    assert found.covariates[row, [1, 4, 6]] == pytest.approx([0.3, 0.1, math.log(100)])
+    np.testing.assert_allclose(found.moments.aleatoric, 2.0)
+
+
+def test_presence_in_a_long_video_is_the_surest_stretchs_less_chance() -> None:
+    fitted = fit_calibration(*population(0, 60, 60))
+    assert fitted.presence is not None
+    short, long = answer(RAW), answer(long_raw())
+    alone = fitted.presence.probability(np.array([short.presence]))
+    assert long.stretches is not None
+    each = fitted.presence.probability(long.stretches)
+    found = presence_probability(fitted, [long, short])
+    assert found is not None
+    odds = (each / (1 - each)).max() / 2**0.3
+    np.testing.assert_allclose(found, [odds / (1 + odds), alone[0]])
+    # A video that was read at once is believed to the bit as before.
+    assert found[1] == alone[0]
+    assert presence_probability(Calibration(), [short]) is None
+    none = presence_probability(fitted, [])
+    assert none is not None
+    assert len(none) == 0
+
+
+def test_chance_in_many_stretches_does_not_add_up_to_found() -> None:
+    # By hand: odds 3 by 1000 ** 0.3 = 7.943.
+    assert somewhere(np.array([0.75] + [0.05] * 999)) == pytest.approx(
+        3 / 7.943 / (1 + 3 / 7.943), rel=1e-3
+    )
+    assert somewhere(np.array([0.99] + [0.05] * 999)) > 0.9
+    assert somewhere(np.full(1000, 0.5)) < 0.2
+    assert somewhere(np.array([0.7])) == 0.7
+    assert 0 <= somewhere(np.array([1.0, 0.0])) <= 1
+
+
+def test_presence_is_fitted_on_stretches_of_long_absent_videos() -> None:
+    raw, annotations = population(0, 40, 40)
+    long = [
+        RawPrediction(r.proposals, r.saliency, (r, r), np.array([0, 1])) if a.windows_s == () else r
+        for r, a in zip(raw, annotations, strict=True)
+    ]
+    # Both halves of a doubled video look like the video, so the fit is the same.
+    assert fit_calibration(long, annotations) == fit_calibration(raw, annotations)

@@ -1,5 +1,7 @@
 """Proposals stay one record; ranking, suppression and fusion against slow loops."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from numpy.typing import NDArray
 from demr.evidential import NormalInverseGamma
 from demr.model import ModelOutput
 from demr.proposals import Proposals, decode, rank, select, suppress
+from demr.windows import window_iou
 
 FIELDS = ("window_norm", "foreground", "nu", "alpha", "beta", "clip_idx", "score")
 
@@ -367,3 +370,73 @@ def test_a_vote_that_nobody_disputes_changes_no_uncertainty() -> None:
 
 def test_a_clip_that_cannot_be_foreground_has_no_vote() -> None:
     np.testing.assert_allclose(select(two((0.8, 0.0)), ranking="voting").window_norm, [[0.2, 0.6]])
+
+
+# --- long videos ------------------------------------------------------------------------------
+
+
+def table_suppress(windows: NDArray[np.float64], threshold: float, limit: int) -> list[int]:
+    """Suppression with the table of all pairs."""
+    overlap = window_iou(windows, windows) > threshold
+    owner = [-1] * len(windows)
+    kept = 0
+    for index in range(len(windows)):
+        if owner[index] >= 0:
+            continue
+        if kept == limit:
+            break
+        kept += 1
+        for other in range(len(windows)):
+            if owner[other] < 0 and (overlap[index, other] or other == index):
+                owner[other] = index
+    return owner
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_suppression_equals_that_with_a_table_of_all_pairs(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    start = rng.uniform(0, 60, 300)
+    windows = np.stack([start, start + rng.uniform(0, 12, 300)], axis=1)
+    windows[::7, 1] = windows[::7, 0]  # empty ones overlap nothing, not even themselves
+    for limit in (1, 10, 400):
+        found = suppress(windows, 0.5, limit)
+        assert found.tolist() == table_suppress(windows, 0.5, limit)
+    assert (suppress(windows, 0.5, 400, 5) < 5).all()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_votes_of_a_long_video_equal_those_counted_one_by_one(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    source = proposals(1500, seed, duration_s=1500.0)
+    start = rng.uniform(0, 0.99, 1500)
+    source = source.replace(
+        window_norm=np.stack([start, start + rng.uniform(0.001, 0.01, 1500)], axis=1)
+    )
+    found = select(source, ranking="voting", disagreement=2.0, before=1000)
+    kept = select(source, ranking="score", before=1000)
+    np.testing.assert_array_equal(found.clip_idx, kept.clip_idx)
+    for row, own in enumerate(kept.window_s):
+        # All have a vote, the third that may not be kept itself included.
+        voters = window_iou(own[None], source.window_s)[0] >= 0.3
+        weight = source.foreground[voters, None] / source.scale_s[voters] ** 2
+        mean = (weight * source.window_norm[voters]).sum(axis=0) / weight.sum(axis=0)
+        spread = weight * (source.window_norm[voters] - mean) ** 2
+        variance = spread.sum(axis=0) / weight.sum(axis=0)
+        aleatoric = kept.beta[row] / (kept.alpha[row] - 1)
+        np.testing.assert_allclose(found.window_norm[row], mean, rtol=1e-9)
+        expected = aleatoric / kept.nu[row] + 2.0 * variance
+        np.testing.assert_allclose(aleatoric / found.nu[row], expected, rtol=1e-6)
+
+
+def test_twelve_hours_need_no_table_of_all_pairs() -> None:
+    # 43,200 proposals: the table alone would be 15 GB.
+    record = proposals(43_200, 0, duration_s=43_200.0)
+    start = np.sort(record.window_norm[:, 0])
+    record = record.replace(window_norm=np.stack([start, start + 1e-4], axis=1))
+    tracemalloc.start()
+    try:
+        assert len(select(record, ranking="voting", after=40)) == 40
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 200 * 2**20

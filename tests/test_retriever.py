@@ -16,6 +16,7 @@ from demr.config import load_config
 from demr.domain import describe_domain, measure_strangeness
 from demr.encoders import VideoFeatures
 from demr.errors import FeatureError, InputError, ModelError
+from demr.evaluation import apply_calibration, presence_probability, run_model
 from demr.features import FeaturePack
 from demr.pretrained import load_pretrained
 from demr.retriever import (
@@ -27,6 +28,7 @@ from demr.retriever import (
 )
 from demr.runs import open_data
 from demr.shapes import demo_annotations, demo_scene
+from demr.stretches import MAX_CLIPS
 from demr.video import VideoWriter
 
 Cli = Callable[..., Any]
@@ -361,3 +363,80 @@ def test_the_bundled_model_answers_the_demo(tmp_path: Path, cli: Cli) -> None:
                 for start, end in truth.windows_s or ()
             )
     assert hits >= len(present) - 1
+
+
+# --- long videos ------------------------------------------------------------------------------
+
+
+def test_a_limit_that_the_video_fits_changes_no_bit(
+    run: Path, video: EncodedVideo, queries: list[str]
+) -> None:
+    clips = len(video.inputs)
+    tight = MomentRetriever.from_pretrained(run, device="cpu", max_clips=clips)
+    loose = MomentRetriever.from_pretrained(run, device="cpu", max_clips=10 * clips)
+    assert tight.search(video, queries) == loose.search(video, queries)
+    with pytest.raises(InputError, match="max_clips"):
+        MomentRetriever.from_pretrained(run, max_clips=0)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 11])
+def test_a_long_video_is_answered_stretch_by_stretch(
+    run: Path, video: EncodedVideo, queries: list[str], limit: int
+) -> None:
+    small = MomentRetriever.from_pretrained(run, device="cpu", max_clips=limit)
+    shares: list[float] = []
+    answers = small.search(video, queries, top=4, progress=shares.append)
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
+    for answer in answers:
+        assert len(answer.saliency) == len(video.inputs)
+        assert all(map(math.isfinite, numbers(answer)))
+        assert 0 <= answer.present <= 1
+        for moment in answer.moments:
+            assert 0 <= moment.start <= moment.end <= video.duration_s
+
+
+@pytest.mark.parametrize("limit", [7, 1000])
+def test_evaluation_and_search_agree(run: Path, recipe: Path, limit: int) -> None:
+    data = open_data(load_config(recipe).data)
+    annotations = data.read(Path("iid.jsonl"))
+    retriever = MomentRetriever.from_pretrained(run, device="cpu", max_clips=limit)
+    raw = run_model(retriever.pretrained.model, data.dataset(annotations), max_clips=limit)
+    predictions = apply_calibration(raw, retriever.calibration, 5)
+    present = presence_probability(retriever.calibration, predictions)
+    assert present is not None
+    vid = annotations[0].vid
+    video = replace(retriever.prepare(data.pack[vid], vid), strangeness=0.0)
+    answers = retriever.search(video, [annotation.query for annotation in annotations])
+    for answer, prediction, chance in zip(answers, predictions, present, strict=True):
+        # Many rows are multiplied in another order than one.
+        assert answer.present == pytest.approx(chance, rel=1e-12)
+        assert answer.saliency == tuple(prediction.saliency.tolist())
+        windows = [(moment.start, moment.end) for moment in answer.moments]
+        assert windows == [tuple(window) for window in prediction.moments.window_s.tolist()]
+        assert [m.score for m in answer.moments] == prediction.moments.score.tolist()
+
+
+def test_reading_tells_how_far_it_has_come(retriever: MomentRetriever, clip: Path) -> None:
+    seconds: list[float] = []
+    video = retriever.encode_video(clip, progress=seconds.append)
+    assert seconds == sorted(seconds)
+    assert seconds[-1] == pytest.approx(video.duration_s, abs=0.5)
+    count = len(seconds)
+    retriever.encode_video(clip)
+    assert len(seconds) == count
+
+
+def test_the_limit_is_what_the_model_was_trained_on(run: Path, recipe: Path, own_run: Path) -> None:
+    data = open_data(load_config(recipe).data)
+    longest = max(len(data.pack[a.vid].features) for a in data.read(Path("train.jsonl")))
+    assert MomentRetriever.from_pretrained(run).max_clips <= longest
+    assert MomentRetriever.from_pretrained().max_clips == 120
+    path = own_run / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in config.items() if k != "max_clips"}))
+    assert MomentRetriever.from_pretrained(own_run).max_clips == MAX_CLIPS
+    for wrong in (0, -3, "many", True):
+        path.write_text(json.dumps(config | {"max_clips": wrong}))
+        with pytest.raises(ModelError, match=r"config\.json"):
+            MomentRetriever.from_pretrained(own_run)

@@ -38,10 +38,10 @@ class Answer:
 
     Attributes:
         query: As it was asked.
-        present: Calibrated probability that the moment is in the video, if that was an even bet
-            before looking (and in a video of many stretches each of them as likely to hold it);
-            where presence could not be calibrated, the best moment's foreground probability, and
-            a note says so; NaN without a trained model.
+        present: Calibrated probability that the moment is in the video, of a long one that of its
+            surest stretch, lowered for the number of chances; where presence could not be
+            calibrated, the best moment's foreground probability, and a note says so; NaN without
+            a trained model.
         verdict: ``found``, ``uncertain`` or ``not in this video``; always ``uncertain`` where
             presence is not calibrated.
         moments: Best first.
