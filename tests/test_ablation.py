@@ -112,6 +112,15 @@ def test_list_trains_nothing(cli: Cli) -> None:
     assert "15 different runs" in done.out
 
 
+def test_another_grid_finds_the_row_of_a_run_that_it_calls_otherwise(tmp_path: Path) -> None:
+    step = plan(RECIPE, {"steps": GRIDS["steps"]}, [0])["steps"]["+ QR"][0]
+    other = plan(RECIPE, {"regularizer": GRIDS["regularizer"]}, [0])["regularizer"]
+    assert other["DER"][0].name != step.name
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / f"{step.name}.json").write_text(json.dumps(row(0, 60, 0.1, True)))
+    assert list(collect(other, read_rows(tmp_path))) == ["DER"]
+
+
 def test_a_row_of_other_settings_is_not_the_jobs() -> None:
     job = plan(RECIPE, {"fusion": GRIDS["fusion"]}, [0])["fusion"]["RFF"][0]
     known = job.config.model_dump(mode="json")
@@ -198,13 +207,14 @@ def test_an_ablation_end_to_end(cli: Cli, recipe: Path, grid_file: Path, tmp_pat
     assert done.out.strip() == str(out / "report.md")
 
     # What is finished is kept, what failed is tried again; the runs' folders are not needed.
-    before = {name: (out / "rows" / f"{name}.json").stat().st_mtime_ns for name in rows}
-    for name in rows:
-        shutil.rmtree(out / "runs" / name)
+    before = {path: path.stat().st_mtime_ns for path in (out / "rows").iterdir()}
+    assert len(before) == 2
+    for path in before:
+        shutil.rmtree(out / "runs" / path.stem)
     again = cli(*call)
     assert again.code == 1
     assert "3 runs, 2 of them finished" in again.err
-    assert before == {name: (out / "rows" / f"{name}.json").stat().st_mtime_ns for name in rows}
+    assert before == {path: path.stat().st_mtime_ns for path in (out / "rows").iterdir()}
     reported = cli(*call, "--report-only")
     assert reported.code == 0
     assert "training" not in reported.err
@@ -244,6 +254,6 @@ def test_interrupted_it_stops_its_run_and_goes_on_later(
 
 def test_collect_leaves_out_what_is_not_finished() -> None:
     planned = plan(RECIPE, {"fusion": GRIDS["fusion"]}, [0, 1])["fusion"]
-    rows = {planned["RFF"][1].name: row(1, 60, 0.1, True)}
+    rows = {planned["RFF"][1].id: row(1, 60, 0.1, True)}
     assert list(collect(planned, rows)) == ["RFF"]
     assert list(collect(planned, rows)["RFF"]) == [1]

@@ -186,6 +186,11 @@ class Job:
         """Name of its folder; also of its row."""
         return f"{self.key}-{self.seed}"
 
+    @property
+    def id(self) -> str:
+        """What tells it from others: the name without the words, which are the first grid's."""
+        return _id(self.name)
+
 
 def plan(
     recipe: Path, grids: Mapping[str, Grid], seeds: Sequence[int], overrides: Sequence[str] = ()
@@ -236,6 +241,10 @@ def _key(config: TrainConfig, variant: str) -> str:
     return f"{words}-{digest[:8]}"
 
 
+def _id(name: str) -> str:
+    return "-".join(name.rsplit("-", 2)[1:])
+
+
 def _shown(value: Override) -> str:
     return f"{value:g}" if isinstance(value, int | float) else str(value)
 
@@ -255,7 +264,7 @@ def _agree(had: Any, wanted: Any) -> bool:
 
 
 def read_rows(out: Path) -> dict[str, dict[str, Any]]:
-    """Rows of the finished runs, by :attr:`Job.name`.
+    """Rows of the finished runs, by :attr:`Job.id`.
 
     Raises:
         InputError: If a row is damaged.
@@ -264,7 +273,7 @@ def read_rows(out: Path) -> dict[str, dict[str, Any]]:
     for path in sorted((out / "rows").glob("*.json")):
         try:
             row = json.loads(path.read_text(encoding="utf-8"))
-            rows[path.stem] = row | {"metrics": dict(row["metrics"])}
+            rows[_id(path.stem)] = row | {"metrics": dict(row["metrics"])}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
                 str(path),

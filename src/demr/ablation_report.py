@@ -82,7 +82,7 @@ def ablate_recipe(
         for grid in planned
         for variant in planned[grid]
     ]
-    wanted = {job.name: job for job in every}
+    wanted = {job.id: job for job in every}
     config = every[0].config
     splits = ("val", *config.data.tests)
     if balance is not None and balance not in splits:
@@ -95,7 +95,7 @@ def ablate_recipe(
     out = Path("runs") / f"{config.name}-ablation" if out is None else out
     rows = read_rows(out)
     missing = [
-        job for name, job in wanted.items() if name not in rows or not is_row_of(rows[name], job)
+        job for id_, job in wanted.items() if id_ not in rows or not is_row_of(rows[id_], job)
     ]
     failed: list[Job] = []
     if train:
@@ -169,9 +169,9 @@ def collect(jobs: Mapping[str, Mapping[int, Job]], rows: Mapping[str, Row]) -> R
     """Rows of one grid's variants; those without a finished run are left out."""
     results = {
         variant: {
-            seed: rows[job.name]
+            seed: rows[job.id]
             for seed, job in of_seed.items()
-            if job.name in rows and is_row_of(rows[job.name], job)
+            if job.id in rows and is_row_of(rows[job.id], job)
         }
         for variant, of_seed in jobs.items()
     }
