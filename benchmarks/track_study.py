@@ -95,8 +95,13 @@ def train(name: str, jobs: int) -> None:
     for override in part.overrides:
         command += ["--set", override]
     subprocess.run(command, cwd=ROOT, check=False)  # noqa: S603 - our own command
-    if name in STUDIES:
-        (part.folder / "queries.json").write_text(json.dumps(resample(name)) + "\n")
+    if name not in STUDIES:
+        return
+    resampled = resample(name)
+    if resampled is None:
+        print(f"{name}: not every run's predictions are here; queries.json stays as it is")
+    else:
+        (part.folder / "queries.json").write_text(json.dumps(resampled) + "\n")
 
 
 def results_of(name: str) -> dict[str, tuple[Grid, Results]]:
@@ -111,10 +116,11 @@ def results_of(name: str) -> dict[str, tuple[Grid, Results]]:
 # --- what the numbers of queries support ------------------------------------------------------
 
 
-def resample(name: str) -> dict[str, Any]:
+def resample(name: str) -> dict[str, Any] | None:
     """Bootstrap over videos, and baselines that never see a video.
 
-    Predictions of a run lie in its folder, which is not kept: so this is done when it ends.
+    Predictions of a run lie in its folder, which is not kept: so this is done when all runs have
+    ended, and there is nothing to tell where one of them is gone.
     """
     part = PARTS[name]
     ((grid, _),) = results_of(name).items()
@@ -131,17 +137,16 @@ def resample(name: str) -> dict[str, Any]:
         tops: list[dict[Any, Any]] = []
         for job in of_seed.values():
             path = part.folder / "runs" / job.name / "predictions.jsonl"
-            if path.exists():
-                tops.append(top_windows(path))
+            if not path.exists():
+                return None
+            tops.append(top_windows(path))
         for split, found in overlap.items():
-            if tops:
-                found[variant] = np.mean([overlaps(top, splits[split]) for top in tops], axis=0)
+            found[variant] = np.mean([overlaps(top, splits[split]) for top in tops], axis=0)
     blind = {"the whole video": (0.0, 1.0), "training prior": training_prior(splits["train"])}
     return {
         "intervals": {
             split: bootstrap(found, [a.vid for a in splits[split]])
             for split, found in overlap.items()
-            if found
         },
         "blind": {
             label: {"window": window}
