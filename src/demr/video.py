@@ -131,7 +131,8 @@ def iter_frames(
     Only frames that are shown at an asked-for time are converted to RGB, and each only once. A
     time before the first frame shows the first, one past the end the last. Where the file is
     damaged or cut off, the good part is yielded, the iteration stops early, and a
-    `DamagedVideoWarning` says where.
+    `DamagedVideoWarning` says where. What lies between times far apart is jumped over where
+    keyframes allow it, and damage there goes unseen.
 
     Args:
         path: A video file.

@@ -192,9 +192,11 @@ class Source:
             far = self.wanted_s - here_s > _SEEK_WORTH_S
             return self.wanted_s - 1.0 if far else None
         # The index counts in decoding order, which runs ahead of display by some frames.
-        times = (keyframes - origin) * self.time_base
-        place = int(np.searchsorted(times, before_s, side="right")) - 1
-        if place < 0 or times[place] - here_s < _JUMP_WORTH_FRAMES / self.fps:
+        place = int(np.searchsorted(keyframes, origin + before_s / self.time_base, "right")) - 1
+        if place < 0:
+            return None
+        there_s = float(keyframes[place] - origin) * self.time_base
+        if there_s - here_s < _JUMP_WORTH_FRAMES / self.fps:
             return None
         # Not to the keyframe's own time: shown later than it is decoded, it would be passed by.
         return before_s
