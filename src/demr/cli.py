@@ -78,16 +78,14 @@ def search(
     """Find the moments that sentences describe."""
     output = _one_output(as_json, as_csv, as_srt)
     asked = _collect_queries(query or [], queries)
-    from demr.retriever import check_query
+    from demr.retriever import check_queries
 
-    for sentence in asked:
-        check_query(sentence)
+    # Before a model is loaded and a video read.
+    check_queries(asked, top)
     if not 0 < level < 1:
         raise InputError(
             "--level", expected="a number between 0 and 1", got=f"{level:g}", remedy="try 0.9"
         )
-    if top < 1:
-        raise InputError("--top", expected="at least 1", got=str(top), remedy="raise it")
     retriever = _retriever(model, encoder, device, level)
     with _status(f"reading {video.name}") as status:
         result = retriever.search_file(video, asked, top=top, tell=status.update)

@@ -38,6 +38,7 @@ __all__ = [
     "MomentRetriever",
     "SearchResult",
     "Verdict",
+    "check_queries",
     "check_query",
     "encode_noting_damage",
     "find_model",
@@ -274,15 +275,8 @@ class MomentRetriever:
             InputError: If a query is empty, has no word or too many.
             VideoError: If the video cannot be decoded.
         """
-        if top < 1:
-            raise InputError("--top", expected="at least 1", got=str(top), remedy="raise it")
         queries = [query] if isinstance(query, str) else list(query)
-        for text in queries:
-            check_query(text)
-        if not queries:
-            raise InputError(
-                "queries", expected="at least one", got="an empty list", remedy="ask something"
-            )
+        check_queries(queries, top)
         if not isinstance(video, EncodedVideo):
             video = self.encode_video(video)
         if video.identity != self.pretrained.identity:
@@ -460,6 +454,22 @@ def encode_noting_damage(
                 warning.message, warning.category, warning.filename, warning.lineno
             )
     return features, tuple(damage)
+
+
+def check_queries(queries: Sequence[str], top: int) -> None:
+    """Reject a search that asks for nothing, or what cannot be asked.
+
+    Raises:
+        InputError: If there is no query, one has no word or too many, or no moment is wanted.
+    """
+    if not queries:
+        raise InputError(
+            "queries", expected="at least one", got="an empty list", remedy="ask something"
+        )
+    if top < 1:
+        raise InputError("--top", expected="at least 1", got=str(top), remedy="raise it")
+    for text in queries:
+        check_query(text)
 
 
 def check_query(query: str) -> None:

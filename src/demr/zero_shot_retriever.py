@@ -12,7 +12,7 @@ from demr.answers import Answer, Moment, SearchResult
 from demr.encoders import AlignedEncoder, Encoder, VideoFeatures
 from demr.errors import FeatureError, InputError
 from demr.features import prepare_video
-from demr.retriever import check_query, encode_noting_damage
+from demr.retriever import check_queries, encode_noting_damage
 from demr.video import watch_decoding
 from demr.wording import clock
 from demr.zero_shot import localise
@@ -141,15 +141,7 @@ class ZeroShotRetriever:
             VideoError: If the video cannot be decoded.
         """
         queries = [query] if isinstance(query, str) else list(query)
-        if top < 1 or not queries:
-            raise InputError(
-                "search",
-                expected="at least one query and one moment to list",
-                got=f"{len(queries)} queries, top {top}",
-                remedy="ask something",
-            )
-        for text in queries:
-            check_query(text)
+        check_queries(queries, top)
         if not isinstance(video, ZeroShotVideo):
             video = self.encode_video(video)
         rows = self.encoder.embed_queries(queries)
