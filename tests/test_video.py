@@ -334,8 +334,8 @@ def test_a_mirrored_picture_is_mirrored_back(tmp_path: Path) -> None:
 
 
 def test_sizes(plain: Path) -> None:
-    def shape(**size: int) -> tuple[int, ...]:
-        return next(iter_frames(plain, [1.0], **size)).rgb.shape
+    def shape(height: int | None = None, width: int | None = None) -> tuple[int, ...]:
+        return next(iter_frames(plain, [1.0], height=height, width=width)).rgb.shape
 
     assert shape(height=12) == (12, 16, 3)
     assert shape(width=32) == (24, 32, 3)

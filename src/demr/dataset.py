@@ -100,7 +100,7 @@ class MomentDataset(Dataset[Item]):
         masking: Masking | None = None,
         max_clips: int | None = None,
     ) -> None:
-        if pack.identity != encoder.identity:
+        if not pack.identity.fits(encoder.identity):
             raise FeatureError(
                 str(pack.path),
                 expected=f"features of {encoder.identity}",

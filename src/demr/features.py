@@ -327,7 +327,7 @@ class FeaturePack:
         identities = [self._read_index(folder) for folder in folders or [path]]
         self.identity = identities[0]
         for other in identities[1:]:
-            if other != self.identity:
+            if not other.fits(self.identity):
                 raise FeatureError(
                     str(path),
                     expected=f"packs of one encoder, {self.identity}",

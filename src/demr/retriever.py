@@ -184,7 +184,7 @@ class MomentRetriever:
         return self._encoder
 
     def _check_encoder(self, encoder: Encoder) -> Encoder:
-        if encoder.identity != self.pretrained.identity:
+        if not encoder.identity.fits(self.pretrained.identity):
             raise ModelError(
                 self.pretrained.name,
                 expected=f"an encoder that is {self.pretrained.identity}",
@@ -279,7 +279,7 @@ class MomentRetriever:
         check_queries(queries, top)
         if not isinstance(video, EncodedVideo):
             video = self.encode_video(video)
-        if video.identity != self.pretrained.identity:
+        if not video.identity.fits(self.pretrained.identity):
             raise FeatureError(
                 video.path,
                 expected=f"features of {self.pretrained.identity}",

@@ -125,6 +125,7 @@ def iter_frames(
     *,
     height: int | None = None,
     width: int | None = None,
+    damaged: Callable[[str], None] | None = None,
 ) -> Iterator[Frame]:
     """Yield the frame shown at each time, decoding the file once.
 
@@ -139,6 +140,7 @@ def iter_frames(
         times_s: Seconds from the first frame, never decreasing; may be an endless generator.
         height: Rows of the yielded (upright) frames; alone, the width keeps the aspect.
         width: Columns of the yielded (upright) frames; alone, the height keeps the aspect.
+        damaged: Called with what was lost, in the place of the warning.
 
     Raises:
         VideoError: At the call, if the file cannot be read; later, if it holds no frame.
@@ -149,7 +151,7 @@ def iter_frames(
             raise InputError(
                 name, expected="at least 1 pixel", got=str(size), remedy="give a positive size"
             )
-    return _iter_source(Source(path), times_s, height, width)
+    return _iter_source(Source(path, damaged), times_s, height, width)
 
 
 def _iter_source(

@@ -4,7 +4,7 @@ import math
 import os
 import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -77,8 +77,11 @@ class Source:
         wanted_s: Nobody asks for frames that end before this time; may grow while frames are read.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], damaged: Callable[[str], None] | None = None
+    ) -> None:
         self.path = Path(path)
+        self._damaged = damaged or _warn_of_damage
         self.container = _open(self.path)
         try:
             self.stream = self._video_stream()
@@ -313,7 +316,7 @@ class Source:
         return by_clock if 0 < by_clock < _LONGEST_S else count / self.fps
 
     def end_of_good_part(self) -> float:
-        """Seconds up to which frames may be shown; warns where something was lost.
+        """Seconds up to which frames may be shown; says so where something was lost.
 
         Returns:
             Infinity for a sound file, whose last frame stays on screen.
@@ -325,17 +328,19 @@ class Source:
             until_s = self.end_s if self.first_loss_s is None else self.first_loss_s
             lost = f"{self.lost_packets} packets unreadable" if self.lost_packets else ""
             rest = f"nothing after {self.end_s:.2f} s of {stated:.2f} s" if is_cut else ""
-            warnings.warn(
+            self._damaged(
                 f"{self.path}: damaged video, frames are good until {until_s:.2f} s "
-                f"({', '.join(filter(None, (lost, rest)))}); the good part was used",
-                DamagedVideoWarning,
-                stacklevel=3,
+                f"({', '.join(filter(None, (lost, rest)))}); the good part was used"
             )
         return self.end_s if is_cut else math.inf
 
     def no_frame(self) -> VideoError:
         """The error to raise where no frame could be decoded."""
         return _error(self.path, f"no frame that decodes ({self.reason})")
+
+
+def _warn_of_damage(message: str) -> None:
+    warnings.warn(message, DamagedVideoWarning, stacklevel=4)
 
 
 def _open(path: Path) -> InputContainer:

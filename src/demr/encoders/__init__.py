@@ -23,9 +23,7 @@ __all__ = [
 ]
 
 _KNOWN = "builtin@1, clip@1, clip:ORG/NAME or clip:/folder (with ,clip_s=SECONDS if wished)"
-_SPEC = re.compile(
-    r"(?P<name>[a-z]+)(?:@(?P<version>1))?(?::(?P<model>.+?))?(?:,clip_s=(?P<clip_s>[^,:]+))?"
-)
+_SPEC = re.compile(r"(?P<name>[a-z+]+)(?:@1)?(?::(?P<model>[^,]+))?(?P<options>(?:,[^,=]+=[^,]*)*)")
 
 
 def get_encoder(name: str, *, device: str = "auto") -> Encoder:
@@ -43,16 +41,18 @@ def get_encoder(name: str, *, device: str = "auto") -> Encoder:
         ModelError: If its weights cannot be found, fetched or used.
     """
     found = _SPEC.fullmatch(name)
-    kind, model, clip_s = (found["name"], found["model"], found["clip_s"]) if found else [None] * 3
+    kind, model = (found["name"], found["model"]) if found else ("", None)
+    options = _options(found["options"]) if found else {}
+    clip_s = _seconds(name, options.pop("clip_s", None))
     # Imported here, so that reading an identity does not load the video decoder.
-    if kind == "builtin" and model is None and clip_s is None:
+    if kind == "builtin" and model is None and clip_s is None and not options:
         from demr.encoders.builtin import BuiltinEncoder
 
         return BuiltinEncoder()
-    if kind == "clip":
+    if kind == "clip" and not options:
         from demr.encoders.clip import CLIP_S, DEFAULT_MODEL, ClipEncoder
 
-        length = CLIP_S if clip_s is None else _seconds(name, clip_s)
+        length = CLIP_S if clip_s is None else clip_s
         return ClipEncoder(model or DEFAULT_MODEL, clip_s=length, device=device)
     raise InputError(
         f"encoder {name!r}",
@@ -62,9 +62,13 @@ def get_encoder(name: str, *, device: str = "auto") -> Encoder:
     )
 
 
-def _seconds(name: str, text: str) -> float:
+def _options(text: str) -> dict[str, str]:
+    return dict(part.split("=", 1) for part in text.split(",")[1:])
+
+
+def _seconds(name: str, text: str | None) -> float | None:
     try:
-        return float(text)
+        return None if text is None else float(text)
     except ValueError:
         raise InputError(
             f"encoder {name!r}",

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -52,7 +52,8 @@ class EncoderIdentity:
     @property
     def request(self) -> str:
         """What :func:`demr.encoders.get_encoder` makes this encoder from, in its own version."""
-        return f"{self.name}:{self.model},clip_s={self.clip_s!r}" if self.model else self.name
+        named = f"{self.name}:{self.model}" if self.model else self.name
+        return named if self.name == "builtin" else f"{named},clip_s={self.clip_s!r}"
 
     def __str__(self) -> str:
         """All that is compared, for errors that name two identities."""
@@ -62,6 +63,16 @@ class EncoderIdentity:
             f"{self.spec} (clips of {self.clip_s:g} s, {streams}, text {self.text_dim}, "
             f"normalisation {self.normalization}{weights})"
         )
+
+    def fits(self, other: "EncoderIdentity") -> bool:
+        """Whether features of both can be mixed.
+
+        Features that others published come without a digest. Whoever brought them in vouched for
+        their encoder by its name, and they fit whatever weights that has.
+        """
+        if self.digest and other.digest:
+            return self == other
+        return replace(self, digest="") == replace(other, digest="")
 
     @property
     def video_dim(self) -> int:

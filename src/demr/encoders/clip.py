@@ -22,11 +22,11 @@ from torch import Tensor
 
 from demr.devices import resolve_device
 from demr.encoders.base import EncoderIdentity, QueryFeatures, VideoFeatures, clip_count
+from demr.encoders.frames import FrameStream, encode_frames
 from demr.encoders.model_folder import find_model_folder
 from demr.encoders.pixels import Preprocessing, to_patches
 from demr.encoders.words import locate_words, normalize_query, query_words
 from demr.errors import FeatureError, InputError
-from demr.video import iter_frames, probe_video
 
 DEFAULT_MODEL = "openai/clip-vit-base-patch32"
 CLIP_S = 2.0
@@ -49,6 +49,33 @@ class _Tokens:
     owners: NDArray[np.int64]
 
 
+class ClipStream:
+    """The frame in the middle of each clip, embedded by the image tower.
+
+    Args:
+        encoder: Whose tower it is.
+    """
+
+    name = "clip"
+    batch = _FRAMES
+
+    def __init__(self, encoder: "ClipEncoder") -> None:
+        self._encoder = encoder
+        self.dims = encoder.dims
+
+    def times(self, duration_s: float) -> NDArray[np.float64]:
+        """One frame a clip, ``(L, 1)``."""
+        return middle_times(duration_s, self._encoder.clip_s)[:, None]
+
+    def prepare(self, rgb: NDArray[np.uint8]) -> Tensor:
+        """Resize and crop as the model's own processor does."""
+        return self._encoder.pixels.crop_frame(rgb)
+
+    def embed(self, clips: Tensor) -> NDArray[np.float32]:
+        """Embeddings of prepared frames ``(N, 1, 3, H, W)``."""
+        return self._encoder.embed_pictures(clips[:, 0])
+
+
 class ClipEncoder:
     """A frozen model of the CLIP family; its weights are loaded when they are first needed.
 
@@ -58,6 +85,10 @@ class ClipEncoder:
         source: Id on the Hugging Face hub, or a folder.
         clip_s: Length of a clip in seconds.
         device: ``auto``, ``cpu``, or an accelerator.
+
+    Attributes:
+        clip_s: Length of a clip in seconds.
+        pixels: How frames are prepared.
 
     Raises:
         InputError: If transformers is not installed, or the clip length is not positive.
@@ -74,30 +105,40 @@ class ClipEncoder:
                 got=f"{clip_s:g}",
                 remedy="leave it out for 2 seconds",
             )
-        self._clip_s = clip_s
+        self.clip_s = clip_s
         self._device = resolve_device(device)
         self._dtype = torch.float16 if self._device.type == "cuda" else torch.float32
         self._folder = find_model_folder(source)
-        self._pixels = Preprocessing.read(self._folder.path, self._folder.model_type)
+        self.pixels = Preprocessing.read(self._folder.path, self._folder.model_type)
         self._settings = self._folder.load_settings()
+
+    @property
+    def dims(self) -> int:
+        """Of an embedding."""
+        if self._folder.model_type == "clip":
+            return int(self._settings.projection_dim)
+        return int(self._settings.vision_config.hidden_size)
 
     @cached_property
     def identity(self) -> EncoderIdentity:
         """What is stored beside the features; the weight files are read once for it."""
-        text, vision = self._settings.text_config, self._settings.vision_config
-        is_clip = self._folder.model_type == "clip"
-        digest = f"{self._folder.digest()} {self._pixels}"
+        digest = f"{self._folder.digest()} {self.pixels}"
         return EncoderIdentity(
             name="clip",
             version=_VERSION,
-            clip_s=self._clip_s,
-            streams=(("clip", self._settings.projection_dim if is_clip else vision.hidden_size),),
-            text_dim=text.hidden_size,
+            clip_s=self.clip_s,
+            streams=(("clip", self.dims),),
+            text_dim=self._settings.text_config.hidden_size,
             normalization="l2",
             model=self._folder.source,
             digest=hashlib.sha256(digest.encode()).hexdigest()[:16],
             dtype=str(self._dtype).removeprefix("torch."),
         )
+
+    @property
+    def streams(self) -> tuple[FrameStream, ...]:
+        """Its only stream."""
+        return (ClipStream(self),)
 
     def encode_video(self, path: str | Path) -> VideoFeatures:
         """Embed the frame in the middle of each clip.
@@ -110,20 +151,7 @@ class ClipEncoder:
             ModelError: If the weights are damaged.
             FeatureError: If an embedding is not finite.
         """
-        info = probe_video(path)
-        clips = clip_count(info.duration_s, self._clip_s)
-        times = middle_times(info.duration_s, self._clip_s)
-        features = np.zeros((clips, self.identity.video_dim), dtype=np.float32)
-        done = 0
-        waiting: list[Tensor] = []
-        for frame in iter_frames(info.path, times):
-            waiting.append(self._pixels.crop_frame(frame.rgb))
-            if len(waiting) == _FRAMES:
-                features[done : done + _FRAMES] = self.embed_pictures(torch.stack(waiting))
-                done, waiting = done + _FRAMES, []
-        if waiting:
-            features[done : done + len(waiting)] = self.embed_pictures(torch.stack(waiting))
-        return VideoFeatures(Path(path).stem, info.duration_s, self._clip_s, features)
+        return encode_frames(self, path)
 
     def encode_queries(
         self, queries: Sequence[str], hidden: Sequence[Collection[int]] | None = None
@@ -184,12 +212,12 @@ class ClipEncoder:
             ModelError: If the weights are damaged.
             FeatureError: If an embedding is not finite.
         """
-        pixels = self._pixels.normalize(pictures.to(self._device), self._dtype)
+        pixels = self.pixels.normalize(pictures.to(self._device), self._dtype)
         with torch.inference_mode():
-            if self._pixels.patch:
-                patches = to_patches(pixels, self._pixels.patch)
+            if self.pixels.patch:
+                patches = to_patches(pixels, self.pixels.patch)
                 count, length, _ = patches.shape
-                rows = pictures.shape[-2] // self._pixels.patch
+                rows = pictures.shape[-2] // self.pixels.patch
                 shape = torch.tensor([[rows, length // rows]] * count, device=self._device)
                 # All patches are the picture's own: frames of a video are of one size.
                 mask = torch.ones(count, length, dtype=torch.int64, device=self._device)
