@@ -17,7 +17,8 @@ from tests.clip_models import KINDS, LIMIT, SENTENCES, cosine, reference_embeddi
 from demr.annotations import Annotation
 from demr.dataset import Masking, MomentDataset
 from demr.encoders import AlignedEncoder, EncoderIdentity, VideoFeatures, get_encoder
-from demr.encoders.clip import ClipEncoder, QueryCutWarning, middle_times
+from demr.encoders.clip import ClipEncoder, middle_times
+from demr.encoders.tokens import QueryCutWarning
 from demr.errors import FeatureError, InputError, ModelError
 from demr.features import FeaturePack, FeaturePackWriter, prepare_query
 from demr.model import DemrModel
@@ -79,7 +80,7 @@ def test_half_precision_moves_features_little(
 ) -> None:
     """What an accelerator computes serves a search on the CPU."""
     half = ClipEncoder(str(clip_models["clip"]), device="cpu")
-    monkeypatch.setattr(half, "_dtype", torch.float16)
+    monkeypatch.setattr(half._loaded, "dtype", torch.float16)
     assert half.identity == clip.identity
     assert (half.identity.dtype, clip.identity.dtype) == ("float16", "float32")
     exact = clip.encode_video(film).features

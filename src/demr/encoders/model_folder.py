@@ -21,13 +21,6 @@ import torch
 
 from demr.errors import InputError, ModelError
 
-CLASSES: Mapping[str, str] = {
-    "clip": "CLIPModel",
-    "siglip": "SiglipModel",
-    "siglip2": "Siglip2Model",
-}
-"""Model type as ``config.json`` calls it -> class of transformers."""
-
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _SAFE = ("model.safetensors", "model.safetensors.index.json")
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -47,20 +40,51 @@ _AGAIN = "copy the file again from where the model came from"
 
 
 @dataclass(frozen=True)
-class ModelFolder:
-    """A complete model of the CLIP family on disk.
+class Family:
+    """Which models an encoder takes.
 
     Attributes:
+        encoder: The encoder's name, as users write it.
+        models: What they are called, for errors.
+        classes: Model type as ``config.json`` calls it -> class of transformers.
+        example: Id of one of them on the hub.
+    """
+
+    encoder: str
+    models: str
+    classes: Mapping[str, str]
+    example: str
+
+    @property
+    def known(self) -> str:
+        """Their names and model types in words."""
+        *most, last = self.classes
+        types = f"{', '.join(most)} or {last}" if most else last
+        return f"{self.models} model (model_type {types})"
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A complete model on disk.
+
+    Attributes:
+        family: Which it belongs to.
         source: As it was asked for: an id of the hub or a path.
         path: Where its files lie.
-        model_type: ``clip``, ``siglip`` or ``siglip2``.
+        model_type: One of the family's.
         weights: Files with the weights, in the order of their names.
     """
 
+    family: Family
     source: str
     path: Path
     model_type: str
     weights: tuple[Path, ...]
+
+    @property
+    def class_name(self) -> str:
+        """Its class in transformers."""
+        return self.family.classes[self.model_type]
 
     def digest(self) -> str:
         """First 16 hexadecimal digits of the weight files' SHA-256."""
@@ -70,18 +94,22 @@ class ModelFolder:
                 total.update(hashlib.file_digest(stream, "sha256").digest())
         return total.hexdigest()[:16]
 
-    def load(self) -> Any:
+    def load(self, settings: Any) -> Any:
         """Load the model, in evaluation mode, float32, on the CPU.
+
+        Args:
+            settings: Its configuration, whole or of fewer layers: no more is loaded than it names.
 
         Raises:
             ModelError: If a file is damaged, or weights are missing or of another shape.
         """
-        transformers = import_transformers(self.source)
+        transformers = import_transformers(self.source, self.family)
         names = ", ".join(file.name for file in self.weights)
         try:
             with quiet_transformers():
-                model, found = getattr(transformers, CLASSES[self.model_type]).from_pretrained(
+                model, found = getattr(transformers, self.class_name).from_pretrained(
                     self.path,
+                    config=settings,
                     local_files_only=True,
                     use_safetensors=self.weights[0].suffix == ".safetensors",
                     weights_only=True,
@@ -91,7 +119,7 @@ class ModelFolder:
         except Exception as error:  # errors of json, safetensors, torch, pickle and transformers
             raise ModelError(
                 f"{self.source} ({names})",
-                expected=f"the complete weights of a {CLASSES[self.model_type]}",
+                expected=f"the complete weights of a {self.class_name}",
                 got=brief(error),
                 remedy=_AGAIN,
             ) from error
@@ -100,7 +128,7 @@ class ModelFolder:
         if missing:
             raise ModelError(
                 f"{self.source} ({names})",
-                expected=f"the complete weights of a {CLASSES[self.model_type]}",
+                expected=f"the complete weights of a {self.class_name}",
                 got=f"{len(missing)} tensors missing, such as {missing[0]}",
                 remedy=_AGAIN,
             )
@@ -112,14 +140,14 @@ class ModelFolder:
         Raises:
             ModelError: If it has values that are no model.
         """
-        transformers = import_transformers(self.source)
+        transformers = import_transformers(self.source, self.family)
         try:
             with quiet_transformers():
                 return transformers.AutoConfig.from_pretrained(self.path, local_files_only=True)
         except Exception as error:  # whatever a validator of transformers raises
             raise ModelError(
                 str(self.path / "config.json"),
-                expected=f"the configuration of a {CLASSES[self.model_type]}",
+                expected=f"the configuration of a {self.class_name}",
                 got=brief(error),
                 remedy=_AGAIN,
             ) from error
@@ -130,7 +158,7 @@ class ModelFolder:
         Raises:
             ModelError: If there is none, or it is damaged.
         """
-        transformers = import_transformers(self.source)
+        transformers = import_transformers(self.source, self.family)
         try:
             with quiet_transformers():
                 # Read as it was published: the class named in the settings may ask for
@@ -143,39 +171,40 @@ class ModelFolder:
         except Exception as error:  # errors of json, tokenizers and transformers
             raise ModelError(
                 str(self.path),
-                expected="tokenizer.json, or the vocab.json and merges.txt of CLIP",
+                expected="tokenizer.json, or vocab.json and merges.txt",
                 got=brief(error),
                 remedy=_AGAIN,
             ) from error
         return tokenizer
 
 
-def find_model_folder(source: str) -> ModelFolder:
+def find_model_folder(source: str, family: Family) -> ModelFolder:
     """Find a model by path or by its id on the hub, which is asked only for what is not here.
 
     Args:
         source: A folder, or ``owner/name``.
+        family: What the encoder takes.
 
     Raises:
         InputError: If transformers is not installed.
-        ModelError: If there is no such model, it cannot be fetched, it is no CLIP or SigLIP, or
+        ModelError: If there is no such model, it cannot be fetched, it is not of the family, or
             its weights are not there.
     """
-    import_transformers(source)
+    import_transformers(source, family)
     folder = Path(source).expanduser()
     if folder.is_dir():
-        return _check(source, folder)
+        return _check(source, folder, family)
     if not _ID.fullmatch(source):
         raise ModelError(
             source,
-            expected="a folder with a model, or an id such as openai/clip-vit-base-patch32",
+            expected=f"a folder with a model, or an id such as {family.example}",
             got="a file" if folder.exists() else "no such folder",
             remedy="check the path",
         )
-    return _check(source, _fetch(source))
+    return _check(source, _fetch(source, family), family)
 
 
-def import_transformers(source: str) -> Any:
+def import_transformers(source: str, family: Family) -> Any:
     """The package transformers.
 
     Raises:
@@ -184,7 +213,7 @@ def import_transformers(source: str) -> Any:
     missing = [name for name in ("transformers", "huggingface_hub") if find_spec(name) is None]
     if missing:
         raise InputError(
-            f"encoder clip ({source})",
+            f"encoder {family.encoder} ({source})",
             expected="the packages of the extra 'encoders'",
             got=f"an installation without {' and '.join(missing)}",
             remedy="pip install 'demr[encoders]' (from a clone: make install)",
@@ -213,22 +242,21 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _check(source: str, folder: Path) -> ModelFolder:
-    known = "a CLIP, SigLIP or SigLIP 2 model (model_type clip, siglip or siglip2)"
+def _check(source: str, folder: Path, family: Family) -> ModelFolder:
     try:
         values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         model_type = values.get("model_type")
     except (OSError, ValueError, AttributeError) as error:
         raise ModelError(
             source,
-            expected=f"the folder of {known}, with config.json",
+            expected=f"the folder of a {family.known}, with config.json",
             got=brief(error),
             remedy="check the path, or name a model of the hub",
         ) from error
-    if model_type not in CLASSES:
+    if model_type not in family.classes:
         raise ModelError(
             source,
-            expected=known,
+            expected=f"for encoder {family.encoder} a {family.known}",
             got="no model_type" if model_type is None else f"model_type {str(model_type)[:40]!r}",
             remedy="name another model",
         )
@@ -240,7 +268,7 @@ def _check(source: str, folder: Path) -> ModelFolder:
             got=f"neither in {folder}",
             remedy=_AGAIN,
         )
-    return ModelFolder(source, folder, model_type, weights)
+    return ModelFolder(family, source, folder, model_type, weights)
 
 
 def _weights(folder: Path, names: tuple[str, str]) -> tuple[Path, ...]:
@@ -283,7 +311,7 @@ def cached_folder(identifier: str) -> Path | None:
     return here if _is_complete(here) else None
 
 
-def _fetch(identifier: str) -> Path:
+def _fetch(identifier: str, family: Family) -> Path:
     """Folder of a hub's model; fetched where it is not here or not complete."""
     here = cached_folder(identifier)
     if here is not None:
@@ -299,36 +327,40 @@ def _fetch(identifier: str) -> Path:
     except Exception as error:  # the hub's client raises errors of several libraries
         offline = bool(hub.constants.HF_HUB_OFFLINE)
         raise ModelError(
-            f"encoder clip ({identifier})",
+            f"encoder {family.encoder} ({identifier})",
             expected="a model on this machine or on the Hugging Face hub",
             got=_reason(error, offline),
-            remedy=_how_to_fetch(identifier, offline),
+            remedy=_how_to_fetch(identifier, family, offline),
         ) from error
     return folder
 
 
 def _is_complete(folder: Path) -> bool:
+    """Whether settings and weights are there, each shard of them: a download may have been cut."""
     if not (folder / "config.json").exists():
         return False
-    return any((folder / name).exists() for name in (*_SAFE, *_PICKLED))
+    try:
+        return bool(_weights(folder, _SAFE) or _weights(folder, _PICKLED))
+    except ModelError:
+        return False
 
 
 def _reason(error: Exception, offline: bool) -> str:
     names = {kind.__name__ for kind in type(error).__mro__}
     if offline:
-        return "no copy here, and HF_HUB_OFFLINE is set"
+        return "no complete copy here, and HF_HUB_OFFLINE is set"
     if "GatedRepoError" in names:
         return "a model whose licence has to be accepted first"
     if "RepositoryNotFoundError" in names:
         return "no such model, or one that is not public"
     if "LocalEntryNotFoundError" in names:
-        return "no copy here, and the hub could not be reached"
+        return "no complete copy here, and the hub could not be reached"
     return brief(error)
 
 
-def _how_to_fetch(identifier: str, offline: bool) -> str:
+def _how_to_fetch(identifier: str, family: Family, offline: bool) -> str:
     unset = "unset HF_HUB_OFFLINE, " if offline or os.environ.get("HF_HUB_OFFLINE") else ""
     return (
         f"check the id; with a network {unset}run `hf download {identifier}`, "
-        "or copy its folder here and give clip:/path/to/folder"
+        f"or copy its folder here and give {family.encoder}:/path/to/folder"
     )

@@ -1,0 +1,141 @@
+"""The text tower of a CLIP, SigLIP, SigLIP 2 or X-CLIP: tokens and whole queries.
+
+A query is described token by token by the tower's last hidden state after its final norm, with
+the start and end tokens that the tokenizer adds, without padding.
+"""
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from demr.encoders.base import QueryFeatures
+from demr.encoders.loaded import LoadedModel
+from demr.encoders.tokens import Tokens, tokenize
+
+_QUERIES = 64
+
+
+class TextTower:
+    """Text side of a model; tokenizer and weights are loaded when they are first needed.
+
+    Args:
+        loaded: The model.
+    """
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self._loaded = loaded
+        self._settings = loaded.settings.text_config
+        # CLIP looks only backwards, so that padding behind the text is not seen. SigLIP looks both
+        # ways and was trained on queries padded to its limit, without a mask.
+        self._is_causal = loaded.folder.model_type in ("clip", "xclip")
+
+    @property
+    def dims(self) -> int:
+        """Of a token's features."""
+        return int(self._settings.hidden_size)
+
+    def encode(
+        self, queries: Sequence[str], hidden: Sequence[Collection[int]] | None
+    ) -> list[QueryFeatures]:
+        """Features of each query's tokens.
+
+        Args:
+            queries: Sentences; what goes beyond the tower's limit (77 tokens in CLIP) is not read,
+                and a :class:`~demr.encoders.tokens.QueryCutWarning` says so.
+            hidden: For each query the indices of words to hide. Their tokens enter the tower as
+                zero vectors, so that only their places are known; the family has no mask token.
+
+        Raises:
+            InputError: If a query holds no word.
+            ModelError: If weights or tokenizer are damaged.
+        """
+        tokens = self._tokenize(queries)
+        states = []
+        for low in range(0, len(tokens), _QUERIES):
+            part = slice(low, low + _QUERIES)
+            states += self._read(tokens[part], None if hidden is None else hidden[part])[0]
+        return [
+            QueryFeatures(query, state, found.words, found.owners)
+            for query, state, found in zip(queries, states, tokens, strict=True)
+        ]
+
+    def embed(self, queries: Sequence[str], dims: int) -> NDArray[np.float32]:
+        """One projected embedding a query, ``(N, dims)``, not normalised.
+
+        Raises:
+            InputError: If a query holds no word.
+            ModelError: If weights or tokenizer are damaged.
+        """
+        tokens = self._tokenize(queries)
+        rows = [np.zeros((0, dims), dtype=np.float32)]
+        rows += [
+            self._read(tokens[low : low + _QUERIES], None)[1]
+            for low in range(0, len(tokens), _QUERIES)
+        ]
+        return np.concatenate(rows)
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return self._loaded.folder.load_tokenizer()
+
+    def _tokenize(self, queries: Sequence[str]) -> list[Tokens]:
+        return tokenize(self._tokenizer, queries, int(self._settings.max_position_embeddings))
+
+    def _read(
+        self, tokens: Sequence[Tokens], hidden: Sequence[Collection[int]] | None
+    ) -> tuple[list[NDArray[np.float32]], NDArray[np.float32]]:
+        """Run the text tower: states of each query's tokens, and the projected embeddings."""
+        lengths = [len(row.ids) for row in tokens]
+        width = max(lengths) if self._is_causal else int(self._settings.max_position_embeddings)
+        pad = self._tokenizer.pad_token_id
+        if pad is None:
+            pad = self._settings.eos_token_id if self._is_causal else self._settings.pad_token_id
+        ids = torch.full((len(tokens), width), int(pad), dtype=torch.int64)
+        for index, row in enumerate(tokens):
+            ids[index, : len(row.ids)] = torch.tensor(row.ids)
+        model, device = self._loaded.model, self._loaded.device
+        keep = kept_tokens(tokens, hidden, width).to(device)
+        with torch.inference_mode(), hiding(model.text_model.embeddings.token_embedding, keep):
+            output = model.text_model(input_ids=ids.to(device))
+            pooled = output.pooler_output
+            if self._is_causal:
+                pooled = model.text_projection(pooled)
+        states = self._loaded.to_numpy(output.last_hidden_state)
+        cut = [state[:length].copy() for state, length in zip(states, lengths, strict=True)]
+        return cut, self._loaded.to_numpy(pooled)
+
+
+def kept_tokens(
+    tokens: Sequence[Tokens], hidden: Sequence[Collection[int]] | None, width: int
+) -> Tensor:
+    """False where a token belongs to a hidden word, bool ``(B, width)``."""
+    keep = torch.ones(len(tokens), width, dtype=torch.bool)
+    if hidden is not None:
+        for index, row in enumerate(tokens):
+            gone = np.isin(row.owners, list(hidden[index]))
+            keep[index, : len(row.ids)] = torch.from_numpy(~gone)
+    return keep
+
+
+@contextmanager
+def hiding(embedding: torch.nn.Module, keep: Tensor) -> Iterator[None]:
+    """While it lasts, token embeddings are zero where ``keep`` ``(B, T)`` is False."""
+    if bool(keep.all()):
+        yield
+        return
+
+    def hide(module: torch.nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        del module, inputs
+        return output * keep.unsqueeze(-1).to(output.dtype)
+
+    handle = embedding.register_forward_hook(hide)
+    try:
+        yield
+    finally:
+        handle.remove()
