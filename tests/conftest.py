@@ -196,6 +196,16 @@ def clip_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {kind: build_model(root / kind, kind) for kind in KINDS}
 
 
+@pytest.fixture(scope="session")
+def vlm_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of a tiny SmolVLM, Idefics 3 and X-CLIP by kind; tests must not change them."""
+    from tests.vlm_models import VLM_KINDS, build_vlm, build_xclip
+
+    root = tmp_path_factory.mktemp("vlm")
+    folders = {kind: build_vlm(root / kind, kind) for kind in VLM_KINDS}
+    return {**folders, "xclip": build_xclip(root / "xclip")}
+
+
 @pytest.fixture
 def own_clip(clip_models: dict[str, Path], tmp_path: Path) -> Path:
     """A copy of the tiny CLIP, to be damaged at will."""

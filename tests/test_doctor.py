@@ -29,8 +29,9 @@ def test_a_development_machine_is_healthy_and_lacks_only_weights(cli: Cli) -> No
     findings = examine()
     assert is_healthy(findings)
     lacking = [finding.name for finding in findings if finding.state != "ok"]
-    assert lacking == ["encoder clip"]
-    assert "hf download" in by_name(findings)["encoder clip"].remedy
+    assert lacking == ["encoder clip", "encoder xclip", "encoder vlm"]
+    for name in lacking:
+        assert re.search(rf"hf download \S+, .*--{name}:/path", by_name(findings)[name].remedy)
     done = cli("doctor")
     assert done.code == 0
     assert done.err == ""

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,8 +27,10 @@ State = Literal["ok", "missing", "broken"]
 _CODECS = ("h264", "hevc", "vp9", "av1")
 _EXTRAS = {
     "train": "demr train, evaluate, calibrate, balance, ablate; reading HDF5",
-    "encoders": "searching real videos with --encoder clip",
+    "encoders": "searching real videos with --encoder clip, xclip or vlm",
 }
+# With weights of the hub; each is a module of its name.
+_ENCODERS = ("clip", "xclip", "vlm")
 _STYLE = {"ok": "green", "missing": "yellow", "broken": "bold red"}
 
 
@@ -56,7 +59,7 @@ def examine() -> list[Finding]:
         _decoders(),
         *(_extra(name, use) for name, use in _EXTRAS.items()),
         _bundled_model(),
-        _clip(),
+        *map(_weights, _ENCODERS),
         _room(),
     ]
 
@@ -138,24 +141,24 @@ def _bundled_model() -> Finding:
     return _attempt("bundled model", load, "install demr again")
 
 
-def _clip() -> Finding:
-    """Whether the default model of encoder ``clip`` is on disk; nothing is fetched."""
-    name = "encoder clip"
+def _weights(encoder: str) -> Finding:
+    """Whether the default model of an encoder is on disk; nothing is fetched."""
+    name = f"encoder {encoder}"
     if find_spec("transformers") is None:
         return Finding(name, "missing", "needs the extra encoders", "see above")
-    from demr.encoders.clip import DEFAULT_MODEL
     from demr.encoders.model_folder import cached_folder
 
-    folder = cached_folder(DEFAULT_MODEL)
+    model: str = import_module(f"demr.encoders.{encoder}").DEFAULT_MODEL
+    folder = cached_folder(model)
     offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
     if folder is None:
         return Finding(
             name,
             "missing",
-            f"{DEFAULT_MODEL} is not on this machine{offline}; the first search fetches it",
-            f"hf download {DEFAULT_MODEL}, or give a folder: --encoder clip:/path",
+            f"{model} is not on this machine{offline}; its first use fetches it",
+            f"hf download {model}, or give a folder: --encoder {encoder}:/path",
         )
-    return Finding(name, "ok", f"{DEFAULT_MODEL} in {folder}")
+    return Finding(name, "ok", f"{model} in {folder}")
 
 
 def _room() -> Finding:

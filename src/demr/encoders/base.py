@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from demr.errors import FeatureError
 
+CLIP_S = 2.0
+"""Length of a clip in seconds where nothing else is asked for: QVHighlights'."""
 # A remainder shorter than this is rounding of a container's clock, not a clip.
 _MIN_CLIP_S = 1e-3
 

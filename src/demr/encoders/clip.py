@@ -14,7 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from demr.encoders.base import EncoderIdentity, QueryFeatures, VideoFeatures, clip_count
+from demr.encoders.base import (
+    CLIP_S,
+    EncoderIdentity,
+    QueryFeatures,
+    VideoFeatures,
+    clip_count,
+)
 from demr.encoders.frames import FrameStream, encode_frames
 from demr.encoders.loaded import LoadedModel, check_clip_length
 from demr.encoders.model_folder import Family
@@ -28,7 +34,6 @@ FAMILY = Family(
     {"clip": "CLIPModel", "siglip": "SiglipModel", "siglip2": "Siglip2Model"},
     DEFAULT_MODEL,
 )
-CLIP_S = 2.0
 # Changes whenever the same file, sentence and weights give other numbers than before.
 _VERSION = "1"
 _FRAMES = 32

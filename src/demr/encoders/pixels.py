@@ -1,4 +1,4 @@
-"""Frames -> what an image tower of the CLIP family reads, as its own processor would make it.
+"""Frames -> what a tower of the CLIP family or of X-CLIP reads, as its own processor would make it.
 
 Resize, crop, rescale and normalise are done with torch, without torchvision. Resizing works on
 bytes: Pillow, with which these models were trained, rounds to bytes between the horizontal and
@@ -23,6 +23,8 @@ from demr.errors import ModelError
 
 # Numbers that preprocessor files use for Pillow's filters.
 _FILTERS: Mapping[int, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "bicubic"}
+# Model types whose processor keeps the aspect and crops the middle, if its file leaves it open.
+_CROPPED = ("clip", "xclip")
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _HALF = (0.5, 0.5, 0.5)
@@ -61,12 +63,12 @@ class Preprocessing:
 
         Args:
             folder: Where ``preprocessor_config.json`` or ``processor_config.json`` lies.
-            model_type: ``clip``, ``siglip`` or ``siglip2``.
+            model_type: ``clip``, ``siglip``, ``siglip2`` or ``xclip``.
 
         Raises:
             ModelError: If there is no such file, or it asks for something else than these steps.
         """
-        values = _read_settings(folder)
+        values = read_settings(folder)
         try:
             return cls._parse(values, model_type)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -74,7 +76,7 @@ class Preprocessing:
                 str(folder),
                 expected="an image preprocessor that resizes, crops, rescales and normalises",
                 got=f"{type(error).__name__}: {error}",
-                remedy="use a CLIP or SigLIP model in its published form",
+                remedy="use a model in its published form",
             ) from error
 
     @classmethod
@@ -83,11 +85,11 @@ class Preprocessing:
             return bool(values.get(step, default))
 
         own = {"mean": _CLIP_MEAN, "std": _CLIP_STD} if model_type == "clip" else {}
-        mean = _channels(values.get("image_mean") or own.get("mean", _HALF))
-        std = _channels(values.get("image_std") or own.get("std", _HALF))
+        mean = three_channels(values.get("image_mean") or own.get("mean", _HALF))
+        std = three_channels(values.get("image_std") or own.get("std", _HALF))
         if not on("do_normalize"):
             mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-        resample = int(values.get("resample", 2 if model_type == "siglip2" else 3))
+        resample = int(values.get("resample", 2 if model_type in ("siglip2", "xclip") else 3))
         if resample not in _FILTERS:
             raise ValueError(f"resample {resample}, known are 2 (bilinear) and 3 (bicubic)")
         made = cls(
@@ -107,11 +109,11 @@ class Preprocessing:
         if not on("do_resize"):
             raise ValueError("do_resize false")
         size = values.get("size", 224)
-        if model_type == "clip" and isinstance(size, int):
+        if model_type in _CROPPED and isinstance(size, int):
             size = {"shortest_edge": size}
         shortest = size.get("shortest_edge") if isinstance(size, dict) else None
         crop = None
-        if on("do_center_crop", model_type == "clip"):
+        if on("do_center_crop", model_type in _CROPPED):
             crop = _both_sides(values.get("crop_size", 224))
         if shortest is not None:
             if "longest_edge" in size or crop is None:
@@ -150,10 +152,17 @@ class Preprocessing:
 
     def normalize(self, pictures: Tensor, dtype: torch.dtype) -> Tensor:
         """Rescale and normalise pictures where they are, ``(N, 3, H', W')`` uint8 -> ``dtype``."""
-        shape = (1, 3, 1, 1)
-        mean = torch.tensor(self.mean, device=pictures.device).view(shape)
-        std = torch.tensor(self.std, device=pictures.device).view(shape)
-        return ((pictures.float() * self.scale - mean) / std).to(dtype)
+        return normalized(pictures, self.scale, self.mean, self.std).to(dtype)
+
+
+def normalized(
+    pictures: Tensor, scale: float, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Tensor:
+    """Pictures ``(N, 3, H, W)`` times ``scale``, less the mean, over the deviation; float32."""
+    shape = (1, 3, 1, 1)
+    lift = torch.tensor(mean, device=pictures.device).view(shape)
+    spread = torch.tensor(std, device=pictures.device).view(shape)
+    return (pictures.float() * scale - lift) / spread
 
 
 def patch_grid(height: int, width: int, patch: int, most: int) -> tuple[int, int]:
@@ -208,7 +217,7 @@ def _center_crop(picture: Tensor, crop: tuple[int, int]) -> Tensor:
     return picture[..., top : top + rows, first : first + columns]
 
 
-def _read_settings(folder: Path) -> Mapping[str, Any]:
+def read_settings(folder: Path) -> Mapping[str, Any]:
     """The image processor's settings from either of the files that hold them."""
     for name, inside in (
         ("preprocessor_config.json", ""),
@@ -246,7 +255,12 @@ def _both_sides(size: Any) -> tuple[int, int]:
     return int(rows), int(columns)
 
 
-def _channels(values: Any) -> tuple[float, ...]:
+def three_channels(values: Any) -> tuple[float, ...]:
+    """Numbers of the channels red, green and blue.
+
+    Raises:
+        ValueError: If they are not three.
+    """
     three = tuple(float(value) for value in values)
     if len(three) != 3:
         raise ValueError(f"{len(three)} channels")
