@@ -497,14 +497,15 @@ def _named_path(text: str) -> tuple[str, Path]:
 def _retriever(
     model: str | None, encoder: str | None, device: str, level: float
 ) -> "MomentRetriever | ZeroShotRetriever":
-    """The model that was asked for; with an encoder that needs none alone, zero-shot."""
-    from demr.encoders import AlignedEncoder, get_encoder
+    """The model that was asked for; with an encoder that has weights alone, zero-shot."""
+    from demr.encoders import get_encoder
     from demr.retriever import DEFAULT_MODEL, MomentRetriever
 
     if encoder is None:
         return MomentRetriever.from_pretrained(model or DEFAULT_MODEL, device=device, level=level)
     chosen = get_encoder(encoder, device=device)
-    if model is None and isinstance(chosen, AlignedEncoder):
+    # The bundled model is for the one encoder that has no weights.
+    if model is None and chosen.identity.model:
         from demr.zero_shot_retriever import ZeroShotRetriever
 
         return ZeroShotRetriever(chosen)

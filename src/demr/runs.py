@@ -18,6 +18,7 @@ from demr.config import DataConfig, TrainConfig, load_config
 from demr.dataset import MomentDataset, check_splits, check_videos
 from demr.domain import describe_domain
 from demr.encoders import Encoder, get_encoder
+from demr.encoders.remembered import RememberedQueries
 from demr.encoders.stored import StoredText, open_text
 from demr.errors import AnnotationError, ConfigError, ModelError
 from demr.evaluation import (
@@ -132,7 +133,7 @@ def open_data(config: DataConfig, *, render: bool = False) -> RunData:
         )
     pack = FeaturePack(config.root / config.features)
     if config.text is None:
-        return RunData(config, pack, get_encoder(config.encoder))
+        return RunData(config, pack, RememberedQueries(get_encoder(config.encoder)))
     return RunData(config, pack, open_text(config.root / config.text, pack.identity))
 
 

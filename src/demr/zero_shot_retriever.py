@@ -70,7 +70,7 @@ class ZeroShotRetriever:
                 f"encoder {encoder.identity.spec}",
                 expected="a model trained on it, or an encoder that compares text and pictures",
                 got="neither",
-                remedy="give --model, or --encoder clip",
+                remedy="give --model, or another encoder such as clip",
             )
         self.encoder = encoder
 

@@ -30,7 +30,7 @@ from demr.encoders.text_tower import TextTower
 DEFAULT_MODEL = "openai/clip-vit-base-patch32"
 FAMILY = Family(
     "clip",
-    "CLIP, SigLIP or SigLIP 2",
+    "a CLIP, SigLIP or SigLIP 2",
     {"clip": "CLIPModel", "siglip": "SiglipModel", "siglip2": "Siglip2Model"},
     DEFAULT_MODEL,
 )

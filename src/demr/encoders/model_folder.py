@@ -45,7 +45,7 @@ class Family:
 
     Attributes:
         encoder: The encoder's name, as users write it.
-        models: What they are called, for errors.
+        models: What one of them is called, with its article, for errors.
         classes: Model type as ``config.json`` calls it -> class of transformers.
         example: Id of one of them on the hub.
     """
@@ -249,14 +249,14 @@ def _check(source: str, folder: Path, family: Family) -> ModelFolder:
     except (OSError, ValueError, AttributeError) as error:
         raise ModelError(
             source,
-            expected=f"the folder of a {family.known}, with config.json",
+            expected=f"the folder of {family.known}, with config.json",
             got=brief(error),
             remedy="check the path, or name a model of the hub",
         ) from error
     if model_type not in family.classes:
         raise ModelError(
             source,
-            expected=f"for encoder {family.encoder} a {family.known}",
+            expected=f"for encoder {family.encoder} {family.known}",
             got="no model_type" if model_type is None else f"model_type {str(model_type)[:40]!r}",
             remedy="name another model",
         )

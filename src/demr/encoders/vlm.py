@@ -39,7 +39,7 @@ from demr.errors import InputError, ModelError
 DEFAULT_MODEL = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
 FAMILY = Family(
     "vlm",
-    "SmolVLM or Idefics 3",
+    "a SmolVLM or Idefics 3",
     {"smolvlm": "SmolVLMModel", "idefics3": "Idefics3Model"},
     DEFAULT_MODEL,
 )

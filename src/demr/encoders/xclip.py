@@ -32,7 +32,7 @@ from demr.encoders.pixels import Preprocessing
 from demr.encoders.text_tower import TextTower
 
 DEFAULT_MODEL = "microsoft/xclip-base-patch32"
-FAMILY = Family("xclip", "X-CLIP", {"xclip": "XCLIPModel"}, DEFAULT_MODEL)
+FAMILY = Family("xclip", "an X-CLIP", {"xclip": "XCLIPModel"}, DEFAULT_MODEL)
 # Changes whenever the same file, sentence and weights give other numbers than before.
 _VERSION = "1"
 # Eight frames each: as many pictures at once as the encoder clip reads.
