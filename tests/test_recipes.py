@@ -65,7 +65,11 @@ def write_tokens(path: Path, query: str, rng: np.random.Generator) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_trains_and_is_measured(
-    recipe: Path, tmp_path: Path, cli: Callable[..., Any], vlm_models: dict[str, Path]
+    recipe: Path,
+    tmp_path: Path,
+    cli: Callable[..., Any],
+    vlm_models: dict[str, Path],
+    film: Path,
 ) -> None:
     from demr.annotations import read_annotations
 
@@ -122,6 +126,16 @@ def test_a_recipe_trains_and_is_measured(
         assert 0 <= metrics[name]["R1@0.5"] <= 100
     trained = json.loads((run / "config.json").read_text())
     assert trained["encoder"]["streams"] == [list(stream) for stream in identity.streams]
-    if recipe.stem == "qvhighlights":
+    check_commands(recipe.stem, run, film, cli)
+
+
+def check_commands(stem: str, run: Path, film: Path, cli: Callable[..., Any]) -> None:
+    """What else can be done with a run: of stored queries measured, of an encoder searched."""
+    if stem == "qvhighlights":
         assert cli("evaluate", run).code == 0
         assert cli("balance", run, "--limit", 4).code == 0
+    if stem == "qvhighlights_vlm":
+        # The model names its encoder, layer and all, and a search makes it again.
+        found = cli("search", film, "a dog", "--model", run, "--json")
+        assert found.code == 0, found.err
+        assert ",layer=2" in json.loads(found.out)["encoder"]
