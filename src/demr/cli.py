@@ -59,8 +59,8 @@ def search(
     encoder: Annotated[
         str | None,
         typer.Option(
-            help="builtin, clip, xclip or vlm; the last three also with :ORG/NAME or :/folder. With "
-            "--model, the one it was trained on; clip and xclip without --model answer zero-shot."
+            help="builtin, clip, xclip or vlm; all but the first also with :ORG/NAME or :/folder. "
+            "With --model, the one it was trained on; clip and xclip alone answer zero-shot."
         ),
     ] = None,
     top: Annotated[int, typer.Option(help="Moments to list for a query.")] = 3,
