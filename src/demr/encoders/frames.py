@@ -200,7 +200,9 @@ class Assembly:
             self.durations[part.index] = part.duration_s
             self.tables.setdefault(part.index, self._empty(part.clips))
         elif isinstance(part, Closed):
-            self.closed[part.index] = part
+            before = self.closed.get(part.index)
+            if before is None or not before.error:
+                self.closed[part.index] = part
         else:
             low = sum(self.dims[: part.stream])
             for index in np.unique(part.videos):
@@ -235,6 +237,26 @@ def encode_frames(encoder: FrameEncoder, path: str | Path) -> VideoFeatures:
     for note in made.closed[0].notes:
         warnings.warn(note, DamagedVideoWarning, stacklevel=2)
     return made.video(0, path.stem)
+
+
+def encode_noting_damage(
+    encoder: Encoder, path: str | Path
+) -> tuple[VideoFeatures, tuple[str, ...]]:
+    """Encode a video; warnings about damage in the file come back as notes.
+
+    Raises:
+        VideoError: If the file cannot be decoded.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", DamagedVideoWarning)
+        features = encoder.encode_video(path)
+    damage = [str(w.message) for w in caught if issubclass(w.category, DamagedVideoWarning)]
+    for warning in caught:
+        if not issubclass(warning.category, DamagedVideoWarning):
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
+    return features, tuple(damage)
 
 
 def read_ahead(
