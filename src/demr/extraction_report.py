@@ -19,6 +19,9 @@ from demr.extraction import REPORT, Done, Job, Runner, Summary, extract, parts_f
 from demr.extraction_workers import run_workers
 from demr.video_files import Unit, find_videos
 
+# Lines about skipped files; a terminal does not hold a hundred thousand.
+_NAMED = 50
+
 
 def extract_with_progress(
     sources: Sequence[Path],
@@ -118,7 +121,12 @@ class _Teller:
         for path, reason in done.skipped if done else ():
             if path not in self._named:
                 self._named.add(path)
-                line = reason if path in reason else f"{path}: {reason}"
-                self._progress.console.print(
-                    f"demr: skipped {line}", markup=False, highlight=False, soft_wrap=True
-                )
+                self._name(path, reason)
+
+    def _name(self, path: str, reason: str) -> None:
+        line = f"skipped {reason if path in reason else f'{path}: {reason}'}"
+        if len(self._named) > _NAMED:
+            return
+        if len(self._named) == _NAMED:
+            line = f"skipped more than can be named here; {REPORT} will list them"
+        self._progress.console.print(f"demr: {line}", markup=False, highlight=False, soft_wrap=True)
