@@ -65,11 +65,12 @@ class SlowFastWeights:
             ModelError: If the file is damaged, or a tensor is missing, unknown or misshapen.
         """
         state = self._checked(self._read())
-        network = SlowFastNetwork()
+        with torch.device("meta"):  # nothing is drawn that is replaced at once
+            network = SlowFastNetwork()
         for name in network.state_dict():
             if name.endswith("num_batches_tracked"):
                 state[name] = torch.zeros((), dtype=torch.int64)
-        network.load_state_dict(state)
+        network.load_state_dict(state, assign=True)
         return network.eval()
 
     def _read(self) -> Mapping[Any, Any]:
