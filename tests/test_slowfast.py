@@ -158,8 +158,7 @@ def test_every_naming_loads_to_the_same_network(
     wanted = find_weights(str(slowfast_file)).load().state_dict()
     theirs = random_state("pyslowfast")
     torch.save({"epoch": 3, "cfg": "NUM_GPUS: 1", "model_state": theirs}, tmp_path / "a.pyth")
-    torch.save(theirs, tmp_path / "old.pkl", _use_new_zipfile_serialization=False)
-    # As Caffe2 left it, with what it needed to go on training, and turned into tensors as we advise.
+    # As Caffe2 left it, what it needed to go on training included, made tensors as we advise.
     blobs = {name: value.numpy() for name, value in random_state("caffe2").items()}
     training = {"lr": np.ones(1), "model_iter": np.ones(1, int), "conv1_w_momentum": np.ones(3)}
     with (tmp_path / f"{PUBLISHED}.pkl").open("wb") as stream:
@@ -170,7 +169,7 @@ def test_every_naming_loads_to_the_same_network(
     exec(advice[1], {})  # noqa: S102  (our own words)
     bare = {name: value for name, value in random_state("pytorchvideo").items() if name not in HEAD}
     save_file({name: value.half() for name, value in bare.items()}, tmp_path / "b.safetensors")
-    for name in ("a.pyth", "old.pkl", "slowfast_caffe2.pt", "b.safetensors"):
+    for name in ("a.pyth", "slowfast_caffe2.pt", "b.safetensors"):
         found = find_weights(str(tmp_path / name)).load()
         assert not found.training
         for key, value in found.state_dict().items():
@@ -181,6 +180,13 @@ def test_every_naming_loads_to_the_same_network(
             torch.testing.assert_close(
                 value, wanted[key], rtol=1e-3 if half else 0, atol=1e-3 if half else 0
             )
+
+
+def test_files_of_older_torch_load_too(tmp_path: Path) -> None:
+    state = {name: torch.ones(1).expand(shape) for name, shape in pyslowfast_shapes().items()}
+    torch.save(state, tmp_path / "old.pkl", _use_new_zipfile_serialization=False)
+    found = find_weights(str(tmp_path / "old.pkl")).load()
+    assert all((value == 1).all() for value in found.parameters())
 
 
 def _without(state: dict[str, Any], name: str) -> dict[str, Any]:

@@ -91,7 +91,9 @@ class SlowFastWeights:
     def _checked(self, given: Mapping[Any, Any]) -> dict[str, Tensor]:
         """What the network needs, by its own names; the rest is what it is known to be."""
         given = {
-            str(name): value for name, value in given.items() if not _is_of_training(str(name))
+            str(name): value
+            for name, value in given.items()
+            if not str(name).endswith("num_batches_tracked")
         }
         naming = guess_naming(given)
         if naming is None:
@@ -103,10 +105,13 @@ class SlowFastWeights:
         shapes = tensor_shapes()
         wanted = names_in(naming, shapes)
         head = names_in(naming, HEAD)
-        for kind, names in (
-            ("missing", sorted(wanted.keys() - given.keys())),
-            ("unknown", sorted(given.keys() - wanted.keys() - head.keys())),
-        ):
+        missing = sorted(wanted.keys() - given.keys())
+        unknown = sorted(given.keys() - wanted.keys() - head.keys())
+        if naming == "caffe2":
+            # Its files are whole workspaces, in which anything may lie beside the weights.
+            given = {name: value for name, value in given.items() if name not in unknown}
+            unknown = []
+        for kind, names in (("missing", missing), ("unknown", unknown)):
             if names:
                 raise self._unlike(f"{len(names)} tensors {kind}, such as {names[0]}")
         for name, value in given.items():
@@ -223,8 +228,3 @@ def _fetch(path: Path) -> Path:
             remedy=how_to_fetch(),
         ) from error
     return path
-
-
-def _is_of_training(name: str) -> bool:
-    """Whether a tensor only matters to training: counters, momenta, learning rates."""
-    return name.endswith(("num_batches_tracked", "_momentum")) or name in ("lr", "model_iter")
