@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from tests.clip_models import cosine
 from tests.slowfast_models import CAFFE2, Reference, disturb, layers, random_state
 
 from demr.encoders import get_encoder
@@ -403,6 +404,23 @@ def test_a_clip_is_what_its_frames_say(
     assert (np.linalg.norm(video.features[:, :2048], axis=1) > 0).all()
     assert (np.linalg.norm(video.features[:, 2048:], axis=1) > 0).all()
     assert np.abs(video.features[0] - video.features[1]).max() > 1e-3
+
+
+def test_half_precision_moves_features_little(
+    encoder: SlowFastEncoder, slowfast_file: Path, film: Path
+) -> None:
+    """What an accelerator computes serves a search on the CPU."""
+    half = SlowFastEncoder(str(slowfast_file), short_side=SMALL, device="cpu")
+    half._dtype = torch.float16
+    assert half.identity.dtype == "float16"
+    assert half.identity == encoder.identity
+    clips = [
+        half.pixels.crop_frame(frame.rgb) for frame in iter_frames(film, window_times(4, 8, 2)[0])
+    ]
+    block = torch.stack(clips)[None]
+    one, other = encoder.embed_clips(block), half.embed_clips(block)
+    assert (one != other).any()
+    assert cosine(one, other) > 0.9999
 
 
 def test_identity(encoder: SlowFastEncoder, slowfast_file: Path, tmp_path: Path) -> None:

@@ -168,7 +168,7 @@ def cached_weights() -> Path | None:
 def how_to_fetch() -> str:
     """What to do where it cannot be fetched from here."""
     return (
-        f"with a network run `curl --create-dirs -o {_cache()} {URL}`, "
+        f"with a network run `curl -f --create-dirs -o {_cache()} {URL}`, "
         "or give a file: slowfast:/path/to/file"
     )
 
