@@ -57,6 +57,7 @@ def examine() -> list[Finding]:
         *(_extra(name, use) for name, use in _EXTRAS.items()),
         _bundled_model(),
         _clip(),
+        _slowfast(),
         _room(),
     ]
 
@@ -156,6 +157,18 @@ def _clip() -> Finding:
             f"hf download {DEFAULT_MODEL}, or give a folder: --encoder clip:/path",
         )
     return Finding(name, "ok", f"{DEFAULT_MODEL} in {folder}")
+
+
+def _slowfast() -> Finding:
+    """Whether the published weights of encoder ``slowfast`` are on disk; nothing is fetched."""
+    from demr.encoders.slowfast_weights import PUBLISHED, cached_weights, how_to_fetch
+
+    name = "encoder slowfast"
+    path = cached_weights()
+    if path is None:
+        detail = f"{PUBLISHED} is not on this machine; the first use fetches it (0.13 GB)"
+        return Finding(name, "missing", detail, how_to_fetch())
+    return Finding(name, "ok", str(path))
 
 
 def _room() -> Finding:

@@ -1,6 +1,7 @@
 """Frozen encoders: from frames and words to features."""
 
 import re
+from typing import TYPE_CHECKING
 
 from demr.encoders.base import (
     AlignedEncoder,
@@ -12,6 +13,9 @@ from demr.encoders.base import (
 )
 from demr.errors import InputError
 
+if TYPE_CHECKING:
+    from demr.encoders.slowfast import SlowFastEncoder
+
 __all__ = [
     "AlignedEncoder",
     "Encoder",
@@ -22,7 +26,10 @@ __all__ = [
     "get_encoder",
 ]
 
-_KNOWN = "builtin@1, clip@1, clip:ORG/NAME or clip:/folder (with ,clip_s=SECONDS if wished)"
+_KNOWN = (
+    "builtin@1, clip@1, clip:ORG/NAME or clip:/folder, slowfast@1, slowfast:/file, "
+    "clip+slowfast@1, clip+slowfast:ORG/NAME,slowfast=/file (with ,clip_s=SECONDS if wished)"
+)
 _SPEC = re.compile(r"(?P<name>[a-z+]+)(?:@1)?(?::(?P<model>[^,]+))?(?P<options>(?:,[^,=]+=[^,]*)*)")
 
 
@@ -31,8 +38,12 @@ def get_encoder(name: str, *, device: str = "auto") -> Encoder:
 
     Args:
         name: ``builtin``; ``clip`` (OpenAI's ViT-B/32), ``clip:ORG/NAME`` or ``clip:/folder`` for
-            another CLIP, SigLIP or SigLIP 2. ``@1`` after the name asks for that version, and
-            ``,clip_s=1`` at the end makes clips of one second: ``clip@1:ORG/NAME,clip_s=1``.
+            another CLIP, SigLIP or SigLIP 2; ``slowfast`` (PyTorchVideo's R50 8x8) or
+            ``slowfast:/file``; ``clip+slowfast`` for both, with ``:ORG/NAME`` for another CLIP and
+            ``,slowfast=/file`` for other weights of SlowFast. ``@1`` after the name asks for that
+            version, and ``,clip_s=1`` at the end makes clips of one second:
+            ``clip@1:ORG/NAME,clip_s=1``. ``,short_side=256`` shows SlowFast larger pictures than
+            those of the published features.
         device: Where an encoder with weights runs.
 
     Raises:
@@ -54,11 +65,39 @@ def get_encoder(name: str, *, device: str = "auto") -> Encoder:
 
         length = CLIP_S if clip_s is None else clip_s
         return ClipEncoder(model or DEFAULT_MODEL, clip_s=length, device=device)
+    if kind == "slowfast" and options.keys() <= {"short_side"}:
+        return _slowfast(name, model, clip_s, options, device)
+    if kind == "clip+slowfast" and options.keys() <= {"slowfast", "short_side"}:
+        from demr.encoders.clip import DEFAULT_MODEL, ClipEncoder
+        from demr.encoders.combined import CombinedEncoder
+
+        motion = _slowfast(name, options.pop("slowfast", None), clip_s, options, device)
+        clip = ClipEncoder(model or DEFAULT_MODEL, clip_s=motion.clip_s, device=device)
+        return CombinedEncoder(motion, clip)
     raise InputError(
         f"encoder {name!r}",
         expected=f"one of {_KNOWN}",
         got=repr(name),
         remedy="choose an encoder of this list",
+    )
+
+
+def _slowfast(
+    name: str, source: str | None, clip_s: float | None, options: dict[str, str], device: str
+) -> "SlowFastEncoder":
+    from demr.encoders.slowfast import CLIP_S, DEFAULT_MODEL, SHORT_SIDE, SlowFastEncoder
+
+    side = options.get("short_side", str(SHORT_SIDE))
+    if not (side.isascii() and side.isdigit()):
+        raise InputError(
+            f"encoder {name!r}",
+            expected=f"short_side=PIXELS, such as short_side={SHORT_SIDE}",
+            got=f"short_side={side}",
+            remedy=f"leave it out for {SHORT_SIDE} pixels",
+        )
+    length = CLIP_S if clip_s is None else clip_s
+    return SlowFastEncoder(
+        source or DEFAULT_MODEL, clip_s=length, short_side=int(side), device=device
     )
 
 

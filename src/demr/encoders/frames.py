@@ -24,7 +24,7 @@ from torch import Tensor, stack
 
 from demr.encoders.base import Encoder, VideoFeatures, clip_count
 from demr.errors import VideoError
-from demr.video import DamagedVideoWarning, iter_frames, probe_video
+from demr.video import DamagedVideoWarning, VideoInfo, iter_frames, probe_video
 
 # Blocks that may wait for the network; each can be tens of megabytes.
 _AHEAD = 2
@@ -43,7 +43,7 @@ class FrameStream(Protocol):
     dims: int
     batch: int
 
-    def times(self, duration_s: float) -> NDArray[np.float64]:
+    def times(self, video: VideoInfo) -> NDArray[np.float64]:
         """When the frames of each clip are shown, ``(L, K)`` seconds, each row in order.
 
         A time before the video shows its first frame, one behind it the last.
@@ -339,7 +339,7 @@ def _read_video(
 ) -> Iterator[Part]:
     info = probe_video(path)
     yield Opened(index, info.duration_s, clip_count(info.duration_s, clip_s))
-    wanted = _Wanted([stream.times(info.duration_s) for stream in streams])
+    wanted = _Wanted([stream.times(info) for stream in streams])
     # Prepared frames of clips that are not complete, by stream and row.
     begun: dict[tuple[int, int], list[Tensor]] = {}
     pictures: dict[int, Tensor] = {}
