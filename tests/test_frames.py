@@ -26,7 +26,7 @@ from demr.encoders.frames import (
     read_ahead,
     read_blocks,
 )
-from demr.video import DamagedVideoWarning, Frame, VideoWriter, iter_frames, probe_video
+from demr.video import DamagedVideoWarning, Frame, VideoInfo, VideoWriter, iter_frames, probe_video
 
 
 class Means:
@@ -40,8 +40,8 @@ class Means:
         self.size = size
         self.blocks: list[tuple[int, ...]] = []
 
-    def times(self, duration_s: float) -> NDArray[np.float64]:
-        starts = np.arange(int(np.ceil(duration_s))) * 1.0
+    def times(self, video: VideoInfo) -> NDArray[np.float64]:
+        starts = np.arange(int(np.ceil(video.duration_s))) * 1.0
         times: NDArray[np.float64] = starts[:, None] + np.array(self.offsets)
         return times
 
@@ -75,7 +75,7 @@ def embedded(parts: Iterator[Part], streams: Sequence[Means]) -> Assembly:
 def slow_rows(path: Path, stream: Means) -> NDArray[np.float32]:
     """The same, one frame at a time, each found from the start of the file."""
     rows = []
-    for times in stream.times(probe_video(path).duration_s):
+    for times in stream.times(probe_video(path)):
         clip = [
             next(iter_frames(path, [time_s])).rgb[: stream.size].astype(np.float32).mean((0, 1))
             for time_s in times
