@@ -23,7 +23,7 @@ from demr.errors import InputError, ModelError
 from demr.features import FeaturePack, prepare_video
 from demr.model import DemrModel
 from demr.pretrained import APPENDED_DIMS, Pretrained, save_pretrained
-from demr.retriever import MomentRetriever
+from demr.retriever import UNKNOWN_WEIGHTS_NOTE, MomentRetriever
 from demr.video import iter_frames, probe_video
 
 Cli = Callable[..., Any]
@@ -167,6 +167,9 @@ def test_a_model_of_published_features_reads_ones_own(
     answer = retriever.search(retriever.encode_video(film), "a red circle")
     assert answer.moments
     assert len(answer.saliency) == 5
+    unknown = UNKNOWN_WEIGHTS_NOTE.format(model=encoder.identity.model)
+    assert unknown in answer.notes
+    assert unknown not in retriever.search(retriever.prepare(pack["v"], "v"), "a star").notes
     options = ("--model", folder, "--encoder", name, "--device", "cpu", "--json")
     searched = cli("search", film, "a red circle", *options)
     assert searched.code == 0, searched.err

@@ -44,6 +44,10 @@ __all__ = [
 ]
 
 DEFAULT_MODEL = "shapes"
+UNKNOWN_WEIGHTS_NOTE = (
+    "the model was trained on features that do not say which weights made them; "
+    "the answer is worth something only if they were those of {model}"
+)
 LONGEST_QUERY_WORDS = 77
 UNCALIBRATED_NOTE = "presence is not calibrated: no absent queries were available"
 _BATCH = 64
@@ -207,6 +211,10 @@ class MomentRetriever:
         """
         with watch_decoding(progress):
             features, notes = encode_noting_damage(self.encoder, path)
+        identity = self.encoder.identity
+        if identity.digest and not self.pretrained.identity.digest:
+            # Features of two sets of weights look alike and mean nothing to each other.
+            notes += (UNKNOWN_WEIGHTS_NOTE.format(model=identity.model),)
         return self.prepare(features, str(path), notes)
 
     def prepare(
