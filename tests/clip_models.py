@@ -114,8 +114,11 @@ def train_sentencepiece(folder: Path, kind: str) -> int:
     return int(tokenizer.get_vocab_size())
 
 
-def build_model(folder: Path, kind: str) -> Path:
-    """Write a tiny model of a kind, whole: weights, tokenizer, preprocessor."""
+def build_model(folder: Path, kind: str, *, text_dim: int = 32, dims: int = 24) -> Path:
+    """Write a tiny model of a kind, whole: weights, tokenizer, preprocessor.
+
+    The widths of a token and of an embedding are CLIP's alone.
+    """
     folder.mkdir(parents=True)
     torch.manual_seed(KINDS.index(kind))
     small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
@@ -123,9 +126,14 @@ def build_model(folder: Path, kind: str) -> Path:
     vision: dict[str, Any] = {**text, "hidden_size": 40, "patch_size": 8}
     if kind == "clip":
         size = train_bpe(folder)
-        text |= {"vocab_size": size, "bos_token_id": size - 2, "eos_token_id": size - 1}
+        text |= {
+            "hidden_size": text_dim,
+            "vocab_size": size,
+            "bos_token_id": size - 2,
+            "eos_token_id": size - 1,
+        }
         config = transformers.CLIPConfig(
-            text_config=text, vision_config={**vision, "image_size": 48}, projection_dim=24
+            text_config=text, vision_config={**vision, "image_size": 48}, projection_dim=dims
         )
         model = transformers.CLIPModel(config)
     else:

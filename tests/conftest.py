@@ -213,6 +213,19 @@ def own_clip(clip_models: dict[str, Path], tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def slowfast_file(shared: Path) -> Path:
+    """Randomly drawn weights of SlowFast as PyTorchVideo publishes them; not to be changed."""
+    import torch
+    from tests.slowfast_models import random_state
+
+    path = shared / "slowfast.pyth"
+    with locked(shared, "slowfast"):
+        if not path.exists():
+            torch.save({"model_state": random_state("pytorchvideo")}, path)
+    return path
+
+
+@pytest.fixture(scope="session")
 def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Nine seconds in which every half second looks different."""
     import numpy as np

@@ -19,6 +19,7 @@ Cli = Callable[..., Any]
 def _offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path / "torch"))
 
 
 def by_name(findings: list[Finding]) -> dict[str, Finding]:
@@ -29,14 +30,24 @@ def test_a_development_machine_is_healthy_and_lacks_only_weights(cli: Cli) -> No
     findings = examine()
     assert is_healthy(findings)
     lacking = [finding.name for finding in findings if finding.state != "ok"]
-    assert lacking == ["encoder clip", "encoder xclip", "encoder vlm"]
-    for name in lacking:
+    *fetched, by_hand = lacking
+    assert fetched == ["encoder clip", "encoder xclip", "encoder vlm"]
+    for name in fetched:
         assert re.search(rf"hf download \S+, .*--{name}:/path", by_name(findings)[name].remedy)
+    assert by_hand == "encoder slowfast"
+    assert "curl " in by_name(findings)[by_hand].remedy
     done = cli("doctor")
     assert done.code == 0
     assert done.err == ""
     for finding in findings:
         assert finding.name.split()[-1] in done.out
+
+
+def test_weights_that_torch_hub_has_are_found(tmp_path: Path) -> None:
+    path = tmp_path / "torch" / "checkpoints" / "SLOWFAST_8x8_R50.pyth"
+    path.parent.mkdir(parents=True)
+    path.touch()
+    assert by_name(examine())["encoder slowfast"] == Finding("encoder slowfast", "ok", str(path))
 
 
 def test_what_is_missing_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

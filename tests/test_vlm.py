@@ -149,6 +149,18 @@ def test_a_long_video_is_read_a_few_frames_at_a_time(
     np.testing.assert_allclose(features[200], alone[0], atol=1e-5)
 
 
+def test_extract_makes_a_pack_of_it(
+    cli: Cli, film: Path, smol: VlmEncoder, vlm_models: dict[str, Path], tmp_path: Path
+) -> None:
+    """The command that the recipe names."""
+    name = f"vlm:{vlm_models['smolvlm']}"
+    done = cli("extract", film, "--encoder", name, "--out", tmp_path / "pack", "--device", "cpu")
+    assert done.code == 0, done.err
+    pack = FeaturePack(tmp_path / "pack")
+    assert pack.identity == smol.identity
+    assert cosine(pack["film"].features, smol.encode_video(film).features) > 0.9999
+
+
 def test_half_precision_moves_features_little(
     smol: VlmEncoder, vlm_models: dict[str, Path], film: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,7 +22,7 @@ from demr.encoders.frames import FrameEncoder
 from demr.encoders.xclip import XClipEncoder, part_times
 from demr.errors import InputError, ModelError
 from demr.features import prepare_video
-from demr.video import iter_frames
+from demr.video import iter_frames, probe_video
 
 Cli = Callable[..., Any]
 FRAMES = 4
@@ -79,7 +79,7 @@ def test_more_clips_than_a_batch(vlm_models: dict[str, Path], film: Path) -> Non
     rows = short.encode_video(film).features
     assert len(rows) == 18 > xclip._CLIPS
     (stream,) = short.streams
-    times = stream.times(9.0)[13]
+    times = stream.times(probe_video(film))[13]
     clip = torch.stack([stream.prepare(frame.rgb) for frame in iter_frames(film, times)])
     np.testing.assert_allclose(rows[13], stream.embed(clip[None])[0], atol=1e-5)
 

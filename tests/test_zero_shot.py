@@ -1,10 +1,18 @@
 """Finding stretches in a similarity curve: planted ones, none, and those of real features."""
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from benchmarks.prepare_tracks import (
+    Sources,
+    class_embeddings,
+    durations_of,
+    read_actions,
+    timeline,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -229,3 +237,34 @@ def test_segments_of_real_videos_are_found_by_their_mean_embedding(data_dir: Pat
     for baseline in (whole, at_random(0)):
         assert (overlaps(baseline, cases) >= 0.5).mean() < 0.2
     assert (measured >= 0.7).mean() > (overlaps(around_the_peak, cases) >= 0.7).mean() + 0.05
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("noise", [0.0, 2.0, 4.0])
+def test_actions_of_the_timeline_track_are_found_by_their_names(
+    data_dir: Path, noise: float
+) -> None:
+    """Query: the name of an action that one stretch of the video shows; others overlap it.
+
+    The word vectors of two actions have a cosine of 0.68 (median), so that curves rise for
+    whatever happens; noise of length 4 is far longer than what an action adds to a clip.
+    R1@0.5 is 82, 69 and 59 %; a quarter of the video around the best clip has 57, 56 and 50 %.
+    """
+    sources = Sources(data_dir)
+    actions, classes = read_actions(sources.root / "annotations" / "charades_actions")
+    names = class_embeddings(classes, sources.words)
+    cases = []
+    for vid, duration_s in sorted(durations_of({"val": sources.splits()["val"]}).items()):
+        rows = timeline(vid, duration_s, actions[vid], names, noise)
+        once = Counter(number for number, _, _ in actions[vid])
+        for number, start, end in actions[vid]:
+            if once[number] == 1 and 2.0 <= end - start <= 0.5 * duration_s:
+                cases.append(((rows @ names[number]).astype(np.float64), (start, end)))
+    measured = overlaps(found, cases)
+    hit = {
+        finder: float((overlaps(finder, cases) >= 0.5).mean())
+        for finder in (whole, around_the_peak, at_random(0))
+    }
+    print(len(cases), f"R1@0.5 {(measured >= 0.5).mean():.3f}, mIoU {measured.mean():.3f}", hit)
+    assert len(cases) > 1000
+    assert (measured >= 0.5).mean() > max(hit.values()) + 0.05

@@ -211,6 +211,35 @@ def balance(
 
 
 @app.command()
+def extract(
+    sources: Annotated[list[Path], typer.Argument(metavar="VIDEO|DIR...", help="Videos, folders.")],
+    encoder: Annotated[str, typer.Option(help="Encoder, such as clip or clip+slowfast.")],
+    out: Annotated[Path, typer.Option(help="New folder for the feature pack.")],
+    workers: Annotated[int, typer.Option(help="Processes, which share the cores.")] = 1,
+    ray: Annotated[
+        str | None,
+        typer.Option(help="Address of a Ray cluster, or local: decode and encode there."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, or an accelerator.")] = "auto",
+) -> None:
+    """Bring the clip features of videos into a feature pack.
+
+    Can be stopped at any moment: the same command goes on where it was. A video that cannot be
+    read is skipped, named and listed in extraction.json; the exit code is 1 then.
+    """
+    from demr.extraction_report import describe, extract_with_progress
+
+    if workers < 1:
+        raise InputError("--workers", expected="at least 1", got=str(workers), remedy="raise it")
+    if ray is not None:
+        _need_extra("cluster", "ray", "pyarrow")
+    summary = extract_with_progress(sources, encoder, out, workers=workers, ray=ray, device=device)
+    typer.echo("\n".join(describe(summary, out)))
+    if summary.skipped:
+        raise typer.Exit(1)
+
+
+@app.command()
 def doctor() -> None:
     """Show what is installed, cached and usable, and what to run to get the rest."""
     from rich.console import Console

@@ -60,6 +60,7 @@ def examine() -> list[Finding]:
         *(_extra(name, use) for name, use in _EXTRAS.items()),
         _bundled_model(),
         *map(_weights, _ENCODERS),
+        _slowfast(),
         _room(),
     ]
 
@@ -159,6 +160,18 @@ def _weights(encoder: str) -> Finding:
             f"hf download {model}, or give a folder: --encoder {encoder}:/path",
         )
     return Finding(name, "ok", f"{model} in {folder}")
+
+
+def _slowfast() -> Finding:
+    """Whether the published weights of encoder ``slowfast`` are on disk; nothing is fetched."""
+    from demr.encoders.slowfast_weights import PUBLISHED, cached_weights, how_to_fetch
+
+    name = "encoder slowfast"
+    path = cached_weights()
+    if path is None:
+        detail = f"{PUBLISHED} is not on this machine; the first use fetches it (0.13 GB)"
+        return Finding(name, "missing", detail, how_to_fetch())
+    return Finding(name, "ok", str(path))
 
 
 def _room() -> Finding:

@@ -1,5 +1,7 @@
 """The errors a user can cause or repair; each is one line that says what to do."""
 
+from typing import Any
+
 
 class DemrError(Exception):
     """Base of all errors that a user can act upon.
@@ -19,6 +21,10 @@ class DemrError(Exception):
         self.got = got
         self.remedy = remedy
         super().__init__(_one_line(f"{subject}: expected {expected}, got {got}; {remedy}"))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Errors travel between processes, with all that they are made of."""
+        return _rebuild, (type(self), self.subject, self.expected, self.got, self.remedy)
 
 
 class InputError(DemrError):
@@ -43,6 +49,11 @@ class ConfigError(DemrError):
 
 class ModelError(DemrError):
     """A model or run folder is missing, damaged, or of a newer format."""
+
+
+def _rebuild(kind: type[DemrError], subject: str, *rest: str) -> DemrError:
+    expected, got, remedy = rest
+    return kind(subject, expected=expected, got=got, remedy=remedy)
 
 
 def _one_line(text: str) -> str:

@@ -182,6 +182,22 @@ def _norm(x: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.maximum(length, 1e-6)
 
 
+def check_storable(video: VideoFeatures, identity: EncoderIdentity) -> None:
+    """Reject what a pack of this encoder cannot hold.
+
+    Raises:
+        FeatureError: If features do not fit the encoder, or the range of float16.
+    """
+    prepare_video(video, identity)
+    if np.abs(video.features).max() > _LARGEST:
+        raise FeatureError(
+            f"features of {video.vid}",
+            expected=f"values within {_LARGEST:g}, the range of float16",
+            got=f"{np.abs(video.features).max():g}",
+            remedy="scale the features before storing them",
+        )
+
+
 class FeaturePackWriter:
     """Write a feature pack: sharded safetensors in float16 with an index.
 
@@ -226,14 +242,7 @@ class FeaturePackWriter:
                 got="a second time",
                 remedy="give the videos different names",
             )
-        prepare_video(video, self._identity)
-        if np.abs(video.features).max() > _LARGEST:
-            raise FeatureError(
-                f"features of {video.vid}",
-                expected=f"values within {_LARGEST:g}, the range of float16",
-                got=f"{np.abs(video.features).max():g}",
-                remedy="scale the features before storing them",
-            )
+        check_storable(video, self._identity)
         self._videos[video.vid] = {
             "shard": self._shard,
             "row": self._pending,
@@ -245,11 +254,21 @@ class FeaturePackWriter:
         if self._pending >= _SHARD_ROWS:
             self._flush()
 
+    def add_text(self, name: str, text: str) -> None:
+        """Put a text file beside the features.
+
+        Raises:
+            FeatureError: If the disk is full.
+        """
+        with self._disk_errors():
+            (self._temporary / name).write_text(text, encoding="utf-8")
+
     def _flush(self) -> None:
         if self._rows:
             name = self._temporary / f"video-{self._shard:05d}.safetensors"
             with self._disk_errors():
                 save_file({TENSOR: np.concatenate(self._rows)}, name)
+                name.chmod(0o644)  # safetensors makes files that only their owner can read
             self._rows, self._pending, self._shard = [], 0, self._shard + 1
 
     @contextmanager

@@ -1,6 +1,5 @@
 """Search: a video and a sentence in, moments with intervals and a verdict out."""
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -18,6 +17,7 @@ from demr.calibration import Calibration
 from demr.devices import resolve_device
 from demr.domain import measure_strangeness
 from demr.encoders import Encoder, EncoderIdentity, VideoFeatures, get_encoder
+from demr.encoders.frames import encode_noting_damage
 from demr.errors import FeatureError, InputError, ModelError
 from demr.evaluation import (
     Prediction,
@@ -28,7 +28,7 @@ from demr.evaluation import (
 from demr.features import prepare_query, prepare_video
 from demr.inference import Progress, predict
 from demr.pretrained import Pretrained, load_pretrained
-from demr.video import DamagedVideoWarning, watch_decoding
+from demr.video import watch_decoding
 from demr.wording import clock
 
 __all__ = [
@@ -40,11 +40,14 @@ __all__ = [
     "Verdict",
     "check_queries",
     "check_query",
-    "encode_noting_damage",
     "find_model",
 ]
 
 DEFAULT_MODEL = "shapes"
+UNKNOWN_WEIGHTS_NOTE = (
+    "the model was trained on features that do not say which weights made them; "
+    "the answer is worth something only if they were those of {model}"
+)
 LONGEST_QUERY_WORDS = 77
 UNCALIBRATED_NOTE = "presence is not calibrated: no absent queries were available"
 _BATCH = 64
@@ -208,6 +211,10 @@ class MomentRetriever:
         """
         with watch_decoding(progress):
             features, notes = encode_noting_damage(self.encoder, path)
+        identity = self.encoder.identity
+        if identity.digest and not self.pretrained.identity.digest:
+            # Features of two sets of weights look alike and mean nothing to each other.
+            notes += (UNKNOWN_WEIGHTS_NOTE.format(model=identity.model),)
         return self.prepare(features, str(path), notes)
 
     def prepare(
@@ -434,26 +441,6 @@ class MomentRetriever:
             if present > self.calibration.thresholds["absent"]
             else ("not in this video")
         )
-
-
-def encode_noting_damage(
-    encoder: Encoder, path: str | Path
-) -> tuple[VideoFeatures, tuple[str, ...]]:
-    """Encode a video; warnings about damage in the file come back as notes.
-
-    Raises:
-        VideoError: If the file cannot be decoded.
-    """
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", DamagedVideoWarning)
-        features = encoder.encode_video(path)
-    damage = [str(w.message) for w in caught if issubclass(w.category, DamagedVideoWarning)]
-    for warning in caught:
-        if not issubclass(warning.category, DamagedVideoWarning):
-            warnings.warn_explicit(
-                warning.message, warning.category, warning.filename, warning.lineno
-            )
-    return features, tuple(damage)
 
 
 def check_queries(queries: Sequence[str], top: int) -> None:

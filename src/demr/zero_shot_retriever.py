@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from demr.answers import Answer, Moment, SearchResult
 from demr.encoders import AlignedEncoder, Encoder, VideoFeatures
+from demr.encoders.frames import encode_noting_damage
 from demr.errors import FeatureError, InputError
 from demr.features import prepare_video
-from demr.retriever import check_queries, encode_noting_damage
+from demr.retriever import check_queries
 from demr.video import watch_decoding
 from demr.wording import clock
 from demr.zero_shot import localise

@@ -1,6 +1,7 @@
 """Frozen encoders: from frames and words to features."""
 
 import re
+from typing import TYPE_CHECKING
 
 from demr.encoders.base import (
     CLIP_S,
@@ -13,6 +14,9 @@ from demr.encoders.base import (
 )
 from demr.errors import InputError
 
+if TYPE_CHECKING:
+    from demr.encoders.frames import FrameEncoder
+
 __all__ = [
     "AlignedEncoder",
     "Encoder",
@@ -24,14 +28,16 @@ __all__ = [
 ]
 
 _KNOWN = (
-    "builtin@1, clip@1, xclip@1, clip+xclip@1 and vlm@1; behind all but the first :ORG/NAME or "
-    ":/folder and ,clip_s=SECONDS if wished"
+    "builtin@1, clip@1, slowfast@1, clip+slowfast@1, xclip@1, clip+xclip@1 and vlm@1; behind all "
+    "but the first :ORG/NAME or :/path and ,clip_s=SECONDS if wished"
 )
 _SPEC = re.compile(r"(?P<name>[a-z+]+)(?:@1)?(?::(?P<model>[^,]+))?(?P<options>(?:,[^,=]+=[^,]*)*)")
 # What may be set of each, besides the model.
 _OPTIONS: dict[str, set[str]] = {
     "builtin": set(),
     "clip": {"clip_s"},
+    "slowfast": {"clip_s", "short_side"},
+    "clip+slowfast": {"clip_s", "short_side", "slowfast"},
     "xclip": {"clip_s"},
     "clip+xclip": {"clip_s", "xclip"},
     "vlm": {"clip_s", "layer"},
@@ -43,10 +49,14 @@ def get_encoder(name: str, *, device: str = "auto") -> Encoder:
 
     Args:
         name: ``builtin``; ``clip`` (OpenAI's ViT-B/32), ``clip:ORG/NAME`` or ``clip:/folder`` for
-            another CLIP, SigLIP or SigLIP 2; likewise ``xclip`` (an X-CLIP) and ``vlm`` (a SmolVLM
-            or Idefics 3, with ``,layer=8`` if wished). ``clip+xclip:CLIP,xclip=XCLIP`` is both side
-            by side. ``@1`` after the name asks for that version, and ``,clip_s=1`` at the end
-            makes clips of one second: ``clip@1:ORG/NAME,clip_s=1``.
+            another CLIP, SigLIP or SigLIP 2; ``slowfast`` (PyTorchVideo's R50 8x8) or
+            ``slowfast:/file``; ``xclip``, as ``clip``, for an X-CLIP; ``vlm``, as ``clip``, for a
+            SmolVLM or Idefics 3, with ``,layer=8`` if wished. ``clip+slowfast`` and ``clip+xclip``
+            are two side by side, with ``:ORG/NAME`` for another CLIP and ``,slowfast=/file`` or
+            ``,xclip=ORG/NAME`` for other weights of the first. ``@1`` after the name asks for that
+            version, and ``,clip_s=1`` at the end makes clips of one second:
+            ``clip@1:ORG/NAME,clip_s=1``. ``,short_side=256`` shows SlowFast larger pictures than
+            those of the published features.
         device: Where an encoder with weights runs.
 
     Raises:
@@ -77,17 +87,39 @@ def get_encoder(name: str, *, device: str = "auto") -> Encoder:
         from demr.encoders import clip
 
         return clip.ClipEncoder(model or clip.DEFAULT_MODEL, clip_s=length, device=device)
-    from demr.encoders import xclip
-
-    source = (model if kind == "xclip" else options.get("xclip")) or xclip.DEFAULT_MODEL
-    motion = xclip.XClipEncoder(source, clip_s=length, device=device)
-    if kind == "xclip":
+    motion = _motion(name, kind, model, options, length, device)
+    if "+" not in kind:
         return motion
     from demr.encoders import clip
     from demr.encoders.combined import CombinedEncoder
 
     frames = clip.ClipEncoder(model or clip.DEFAULT_MODEL, clip_s=length, device=device)
     return CombinedEncoder(motion, frames)
+
+
+def _motion(
+    name: str, kind: str, model: str | None, options: dict[str, str], length: float, device: str
+) -> "FrameEncoder":
+    """An encoder of motion, alone or as the first of two."""
+    first = kind.removeprefix("clip+")
+    source = model if first == kind else options.get(first)
+    if first == "xclip":
+        from demr.encoders import xclip
+
+        return xclip.XClipEncoder(source or xclip.DEFAULT_MODEL, clip_s=length, device=device)
+    from demr.encoders import slowfast
+
+    side = options.get("short_side", str(slowfast.SHORT_SIDE))
+    if not (side.isascii() and side.isdigit()):
+        raise InputError(
+            f"encoder {name!r}",
+            expected=f"short_side=PIXELS, such as short_side={slowfast.SHORT_SIDE}",
+            got=f"short_side={side}",
+            remedy=f"leave it out for {slowfast.SHORT_SIDE} pixels",
+        )
+    return slowfast.SlowFastEncoder(
+        source or slowfast.DEFAULT_MODEL, clip_s=length, short_side=int(side), device=device
+    )
 
 
 def _unknown(name: str) -> InputError:

@@ -26,6 +26,7 @@ from demr.encoders.loaded import LoadedModel, check_clip_length
 from demr.encoders.model_folder import Family
 from demr.encoders.pixels import Preprocessing, to_patches
 from demr.encoders.text_tower import TextTower
+from demr.video import VideoInfo
 
 DEFAULT_MODEL = "openai/clip-vit-base-patch32"
 FAMILY = Family(
@@ -53,9 +54,9 @@ class ClipStream:
         self._encoder = encoder
         self.dims = encoder.dims
 
-    def times(self, duration_s: float) -> NDArray[np.float64]:
+    def times(self, video: VideoInfo) -> NDArray[np.float64]:
         """One frame a clip, ``(L, 1)``."""
-        return middle_times(duration_s, self._encoder.clip_s)[:, None]
+        return middle_times(video.duration_s, self._encoder.clip_s)[:, None]
 
     def prepare(self, rgb: NDArray[np.uint8]) -> Tensor:
         """Resize and crop as the model's own processor does."""

@@ -24,7 +24,7 @@ from torch import Tensor, stack
 
 from demr.encoders.base import Encoder, VideoFeatures, clip_count
 from demr.errors import VideoError
-from demr.video import DamagedVideoWarning, iter_frames, probe_video
+from demr.video import DamagedVideoWarning, VideoInfo, iter_frames, probe_video
 
 # Blocks that may wait for the network; each can be tens of megabytes.
 _AHEAD = 2
@@ -43,7 +43,7 @@ class FrameStream(Protocol):
     dims: int
     batch: int
 
-    def times(self, duration_s: float) -> NDArray[np.float64]:
+    def times(self, video: VideoInfo) -> NDArray[np.float64]:
         """When the frames of each clip are shown, ``(L, K)`` seconds, each row in order.
 
         A time before the video shows its first frame, one behind it the last.
@@ -200,7 +200,9 @@ class Assembly:
             self.durations[part.index] = part.duration_s
             self.tables.setdefault(part.index, self._empty(part.clips))
         elif isinstance(part, Closed):
-            self.closed[part.index] = part
+            before = self.closed.get(part.index)
+            if before is None or not before.error:
+                self.closed[part.index] = part
         else:
             low = sum(self.dims[: part.stream])
             for index in np.unique(part.videos):
@@ -235,6 +237,26 @@ def encode_frames(encoder: FrameEncoder, path: str | Path) -> VideoFeatures:
     for note in made.closed[0].notes:
         warnings.warn(note, DamagedVideoWarning, stacklevel=2)
     return made.video(0, path.stem)
+
+
+def encode_noting_damage(
+    encoder: Encoder, path: str | Path
+) -> tuple[VideoFeatures, tuple[str, ...]]:
+    """Encode a video; warnings about damage in the file come back as notes.
+
+    Raises:
+        VideoError: If the file cannot be decoded.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", DamagedVideoWarning)
+        features = encoder.encode_video(path)
+    damage = [str(w.message) for w in caught if issubclass(w.category, DamagedVideoWarning)]
+    for warning in caught:
+        if not issubclass(warning.category, DamagedVideoWarning):
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
+    return features, tuple(damage)
 
 
 def read_ahead(
@@ -317,7 +339,7 @@ def _read_video(
 ) -> Iterator[Part]:
     info = probe_video(path)
     yield Opened(index, info.duration_s, clip_count(info.duration_s, clip_s))
-    wanted = _Wanted([stream.times(info.duration_s) for stream in streams])
+    wanted = _Wanted([stream.times(info) for stream in streams])
     # Prepared frames of clips that are not complete, by stream and row.
     begun: dict[tuple[int, int], list[Tensor]] = {}
     pictures: dict[int, Tensor] = {}

@@ -35,6 +35,7 @@ from demr.encoders.text_tower import hiding, kept_tokens
 from demr.encoders.tokens import Tokens, tokenize
 from demr.encoders.vlm_pixels import SquarePictures
 from demr.errors import InputError, ModelError
+from demr.video import VideoInfo
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
 FAMILY = Family(
@@ -76,9 +77,9 @@ class VlmStream:
         self._encoder = encoder
         self.dims = encoder.dims
 
-    def times(self, duration_s: float) -> NDArray[np.float64]:
+    def times(self, video: VideoInfo) -> NDArray[np.float64]:
         """One frame a clip, ``(L, 1)``."""
-        return middle_times(duration_s, self._encoder.clip_s)[:, None]
+        return middle_times(video.duration_s, self._encoder.clip_s)[:, None]
 
     def prepare(self, rgb: NDArray[np.uint8]) -> Tensor:
         """Resize to a square as the model's own processor does."""

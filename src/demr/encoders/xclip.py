@@ -30,6 +30,7 @@ from demr.encoders.loaded import LoadedModel, check_clip_length
 from demr.encoders.model_folder import Family
 from demr.encoders.pixels import Preprocessing
 from demr.encoders.text_tower import TextTower
+from demr.video import VideoInfo
 
 DEFAULT_MODEL = "microsoft/xclip-base-patch32"
 FAMILY = Family("xclip", "an X-CLIP", {"xclip": "XCLIPModel"}, DEFAULT_MODEL)
@@ -53,9 +54,9 @@ class XClipStream:
         self._encoder = encoder
         self.dims = encoder.dims
 
-    def times(self, duration_s: float) -> NDArray[np.float64]:
+    def times(self, video: VideoInfo) -> NDArray[np.float64]:
         """The middles of equal parts of each clip, ``(L, K)``."""
-        return part_times(duration_s, self._encoder.clip_s, self._encoder.frames)
+        return part_times(video.duration_s, self._encoder.clip_s, self._encoder.frames)
 
     def prepare(self, rgb: NDArray[np.uint8]) -> Tensor:
         """Resize and crop as the model's own processor does."""

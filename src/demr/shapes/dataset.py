@@ -4,9 +4,7 @@ import json
 import multiprocessing
 import os
 import shutil
-import signal
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -18,6 +16,7 @@ from demr.encoders import VideoFeatures, get_encoder
 from demr.errors import ConfigError
 from demr.features import FeaturePackWriter
 from demr.files import atomic_path
+from demr.processes import ignored_interrupts
 from demr.shapes.language import scene_annotations
 from demr.shapes.render import render_scene
 from demr.shapes.world import Split, make_scene
@@ -114,27 +113,13 @@ def _each(make: Callable[[int], _Made], numbers: range, workers: int) -> Iterato
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(workers, len(numbers)), mp_context=context) as pool:
         try:
-            with _ignored_interrupts():
+            with ignored_interrupts():
                 made = pool.map(make, numbers)
             yield made
         except BaseException:
             # Nobody waits for what is left; rendering it could take minutes.
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-
-
-@contextmanager
-def _ignored_interrupts() -> Iterator[None]:
-    # Ctrl-C reaches every process of a terminal, but only this one has something to say. The
-    # processes started in here inherit that they ignore it, from their first instruction on.
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _make_video(split: Split, videos: Path | None, number: int) -> _Made:

@@ -1,0 +1,239 @@
+"""An extraction on a Ray cluster: decoding in CPU tasks, networks in actors, files written here.
+
+Videos, weights and this package have to be at the same paths on all machines. Ray starts tasks
+and actors anew where one dies, and since what stands in a block is fixed by the list of files,
+a part that comes twice is the same. A unit that Ray gives up on is left to processes on this
+machine, which know how to get past a file that kills its reader.
+"""
+
+import logging
+import os
+import socket
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from demr.encoders import EncoderIdentity
+from demr.encoders.frames import Block, FrameEncoder, read_blocks
+from demr.encoders.model_folder import brief
+from demr.errors import DemrError, InputError
+from demr.extraction import Gathering, Job, Tell, embed, encode_unit, has_part, write_part
+from demr.extraction_workers import run_workers
+from demr.video_files import Unit
+
+LOCAL = "local"
+_RETRIES = 2
+_PATIENCE_S = 10.0
+_Batch = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class _End:
+    """Behind all parts of a unit: how many blocks it has."""
+
+    blocks: int
+
+
+def run_on_ray(
+    units: Sequence[Unit], job: Job, tell: Tell, *, address: str = LOCAL, workers: int = 1
+) -> None:
+    """Work on all units; each becomes a file among the job's parts, written on this machine.
+
+    Args:
+        units: What is to be done.
+        job: What workers need to know.
+        tell: Told how far each unit is.
+        address: Of a cluster, ``auto`` for the one this machine belongs to, or ``local`` to start
+            one here for as long as it takes.
+        workers: Actors that run networks; each takes a GPU if the cluster has any. Decoding takes
+            the CPUs that are left.
+
+    Raises:
+        InputError: If there is no cluster at that address.
+        DemrError: What no other unit would do better with: damaged weights, a full disk.
+    """
+    # Read when ray is imported: nothing about this machine is sent to anybody.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # An error of the core, printed for every pool of actors, that is none.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    import ray
+    import ray.data
+
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+    _connect(ray, address, workers)
+    try:
+        with warnings.catch_warnings():
+            # Nothing else carries max_retries yet.
+            warnings.filterwarnings("ignore", ".*ray_remote_args_fn.* is deprecated")
+            _run(ray, units, job, tell, workers)
+    except DemrError:
+        raise
+    except Exception as error:  # what Ray makes of a lost machine, or of errors in its workers
+        raise InputError(
+            f"--ray {address}",
+            expected="a cluster that stays until all videos are done",
+            got=brief(error),
+            remedy="run the same command again, it goes on where it was; or without --ray",
+        ) from error
+    finally:
+        ray.shutdown()
+    left = [unit for unit in units if not has_part(job.parts, unit)]
+    if left:
+        run_workers(left, job, tell)
+
+
+def _connect(ray: Any, address: str, workers: int) -> None:
+    try:
+        if address == LOCAL:
+            ray.init(
+                num_cpus=max(os.cpu_count() or 1, 2 * workers),
+                include_dashboard=False,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+            )
+            return
+        host, _, port = address.rpartition(":")
+        if host:
+            # Ray itself would try for minutes.
+            socket.create_connection((host, int(port)), timeout=_PATIENCE_S).close()
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+    except Exception as error:  # OSError, ValueError and errors of ray's own
+        raise InputError(
+            f"--ray {address}",
+            expected="the address of a running cluster (HOST:PORT or auto), or local",
+            got=brief(error),
+            remedy="check the address, or start one with ray start --head",
+        ) from error
+
+
+def _run(ray: Any, units: Sequence[Unit], job: Job, tell: Tell, workers: int) -> None:
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    # What fails for good is left out here, and done on this machine afterwards.
+    context.max_errored_blocks = -1
+    asked = ray.data.from_items([{"unit": unit} for unit in units], override_num_blocks=len(units))
+    if isinstance(job.make_encoder(), FrameEncoder):
+        gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
+        decoded = asked.map_batches(
+            _decode, batch_size=1, fn_args=(job,), num_cpus=1, ray_remote_args_fn=_reading
+        )
+        made = decoded.map_batches(
+            _Embed,
+            batch_size=1,
+            fn_constructor_args=(job,),
+            compute=ray.data.ActorPoolStrategy(size=workers),
+            num_gpus=gpus,
+            num_cpus=0 if gpus else 1,
+        )
+    else:
+        made = asked.map_batches(
+            _encode_whole, batch_size=1, fn_args=(job,), num_cpus=1, ray_remote_args_fn=_reading
+        )
+    sink = _Sink(units, job, tell)
+    for row in made.iter_rows():
+        sink.take(row["unit"], row["part"])
+
+
+class _Sink:
+    """Takes parts of units in any order, and stores each unit when it is whole."""
+
+    def __init__(self, units: Sequence[Unit], job: Job, tell: Tell) -> None:
+        self._units = {unit.key: unit for unit in units}
+        self._job = job
+        self._tell = tell
+        self._identity = EncoderIdentity.from_dict(job.identity)
+        self._gathering: dict[str, Gathering] = {}
+        # Blocks that are still to come; without the end of a unit, minus those that have come.
+        self._missing: Counter[str] = Counter()
+        self._ended: set[str] = set()
+
+    def take(self, key: str, part: Any) -> None:
+        unit = self._units[key]
+        if isinstance(part, list):  # the outcomes of a unit, from an encoder that cannot be parted
+            self._tell(unit, 1.0, write_part(self._job.parts, unit, part))
+            return
+        gathering = self._gathering.get(key)
+        if gathering is None:
+            gathering = Gathering(unit, self._identity, partial(self._reached, unit))
+            self._gathering[key] = gathering
+        if isinstance(part, _End):
+            self._missing[key] += part.blocks
+            self._ended.add(key)
+        elif isinstance(part, tuple):
+            self._missing[key] -= 1
+            for made in part:
+                gathering.add(made)
+        else:
+            gathering.add(part)
+        if key in self._ended and not self._missing[key]:
+            outcomes = self._gathering.pop(key).outcomes()
+            self._tell(unit, 1.0, write_part(self._job.parts, unit, outcomes))
+
+    def _reached(self, unit: Unit, share: float) -> None:
+        self._tell(unit, min(share, 0.99), None)
+
+
+def _reading() -> dict[str, Any]:
+    """How tasks that read files are run: one that kills its reader would do so for ever.
+
+    Ray does not know what this will say, and so never fuses decoding with what follows, which
+    would have a GPU's actor decode.
+    """
+    return {"max_retries": _RETRIES}
+
+
+def _decode(batch: _Batch, job: Job) -> Iterator[_Batch]:
+    """Units -> what :func:`read_blocks` says of them, and their ends; a task for a CPU."""
+    encoder = _encoder_of(job)
+    for unit in batch["unit"]:
+        blocks = 0
+        paths = [video.path for video in unit.videos]
+        for part in read_blocks(paths, encoder.streams, encoder.identity.clip_s):
+            blocks += isinstance(part, Block)
+            yield _row(unit.key, part)
+        yield _row(unit.key, _End(blocks))
+
+
+class _Embed:
+    """Blocks -> tuples of what became of them; an actor that keeps its network loaded."""
+
+    def __init__(self, job: Job) -> None:
+        self._streams = _encoder_of(job).streams
+
+    def __call__(self, batch: _Batch) -> Iterator[_Batch]:
+        for key, part in zip(batch["unit"], batch["part"], strict=True):
+            yield _row(key, tuple(embed(part, self._streams)) if isinstance(part, Block) else part)
+
+
+def _encode_whole(batch: _Batch, job: Job) -> Iterator[_Batch]:
+    """Units -> their outcomes, with an encoder that decodes and encodes in one."""
+    for unit in batch["unit"]:
+        yield _row(unit.key, encode_unit(_encoder_of(job), unit, _untold))
+
+
+def _untold(share: float) -> None:
+    """Nobody to tell: a task has no way back but its result."""
+
+
+def _row(key: str, part: Any) -> _Batch:
+    column = np.empty(1, dtype=object)
+    column[0] = part
+    return {"unit": np.array([key], dtype=object), "part": column}
+
+
+_encoders: dict[str, Any] = {}
+
+
+def _encoder_of(job: Job) -> Any:
+    """The job's encoder, made once a process."""
+    if job.encoder not in _encoders:
+        _encoders[job.encoder] = job.make_encoder()
+    return _encoders[job.encoder]

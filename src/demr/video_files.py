@@ -1,0 +1,153 @@
+"""Which videos there are in files and folders, what each is called, and pieces of work of them."""
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from demr.errors import InputError
+
+SUFFIXES = frozenset(
+    f".{kind}"
+    for kind in (
+        *("3gp", "avi", "flv", "gif", "m2ts", "m4v", "mkv", "mov", "mp4"),
+        *("mpeg", "mpg", "mts", "ogv", "ts", "webm", "wmv"),
+    )
+)
+# A piece is lost when its worker is killed, and costs a file of its own: small enough to lose,
+# large enough that short videos fill a network's batches together.
+_UNIT_FILES = 32
+_UNIT_BYTES = 64_000_000
+
+
+@dataclass(frozen=True)
+class VideoFile:
+    """A file to be read.
+
+    Attributes:
+        vid: What the video is called in a feature pack.
+        path: Absolute.
+        size: In bytes; 0 where the file cannot be looked at.
+        changed_ns: When it was last written.
+    """
+
+    vid: str
+    path: Path
+    size: int
+    changed_ns: int = 0
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Some videos that are encoded together, and stored in one file until the pack is whole."""
+
+    videos: tuple[VideoFile, ...]
+
+    @property
+    def key(self) -> str:
+        """Changes with the list and with any of its files."""
+        total = hashlib.sha256()
+        for video in self.videos:
+            text = f"{video.vid}\0{video.path}\0{video.size}\0{video.changed_ns}\0"
+            total.update(text.encode("utf-8", "surrogateescape"))
+        return total.hexdigest()[:20]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all its files."""
+        return sum(video.size for video in self.videos)
+
+
+@dataclass(frozen=True)
+class Found:
+    """Videos in the order of their names, and folders that could not be looked into."""
+
+    videos: tuple[VideoFile, ...]
+    closed: tuple[str, ...] = ()
+
+
+def find_videos(sources: Sequence[Path]) -> Found:
+    """Look for videos.
+
+    A video is called by its file name without the suffix. Where two would share a name, both are
+    called by their paths below the folder that was named, suffix included.
+
+    Args:
+        sources: Files, of whatever suffix, and folders, which are searched for the suffixes of
+            videos. Hidden files and folders are passed over, as are links to folders.
+
+    Raises:
+        InputError: If a source does not exist, or there is no video at all.
+    """
+    closed: list[str] = []
+    places: dict[Path, str] = {}
+    for source in sources:
+        if source.is_dir():
+            for path in _walk(source, closed):
+                places.setdefault(path.absolute(), _text(path.relative_to(source)))
+        elif source.exists():
+            places.setdefault(source.absolute(), _text(Path(source.name)))
+        else:
+            raise InputError(
+                str(source), expected="a video or a folder", got="nothing", remedy="check the path"
+            )
+    if not places:
+        where = ", ".join(map(str, sources))
+        barred = f", and {closed[0]}" if closed else ""
+        raise InputError(
+            where if len(where) < 200 else f"{len(sources)} folders",
+            expected=f"videos ({', '.join(sorted(SUFFIXES))})",
+            got=f"none{barred}",
+            remedy="check the path, or name the files themselves",
+        )
+    stems = {path: _text(Path(path.stem)) for path in places}
+    shared = {stem for stem, count in Counter(stems.values()).items() if count > 1}
+    names = {
+        path: place if stems[path] in shared else stems[path] for path, place in places.items()
+    }
+    twice = {name for name, count in Counter(names.values()).items() if count > 1}
+    # Of several folders, each with its own a/b.mp4.
+    names = {path: _text(path) if name in twice else name for path, name in names.items()}
+    videos = [_look(name, path) for path, name in names.items()]
+    return Found(tuple(sorted(videos, key=lambda video: video.vid)), tuple(closed))
+
+
+def cut_into_units(videos: Sequence[VideoFile]) -> list[Unit]:
+    """Neighbours in the list, up to 32 files or 64 MB; a longer file stands alone."""
+    units: list[Unit] = []
+    gathered: list[VideoFile] = []
+    for video in videos:
+        full = len(gathered) == _UNIT_FILES or Unit((*gathered, video)).size > _UNIT_BYTES
+        if gathered and full:
+            units.append(Unit(tuple(gathered)))
+            gathered = []
+        gathered.append(video)
+    if gathered:
+        units.append(Unit(tuple(gathered)))
+    return units
+
+
+def _walk(folder: Path, closed: list[str]) -> Iterator[Path]:
+    def note(error: OSError) -> None:
+        closed.append(f"{error.filename}: {error.strerror or error}")
+
+    for here, folders, files in os.walk(folder, onerror=note):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in files:
+            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
+                yield Path(here, name)
+
+
+def _look(name: str, path: Path) -> VideoFile:
+    try:
+        status = path.stat()
+    except OSError:
+        return VideoFile(name, path, 0)
+    return VideoFile(name, path, status.st_size, status.st_mtime_ns)
+
+
+def _text(path: Path) -> str:
+    # Names of files need not be text; names in a pack must.
+    return str(path).encode("utf-8", "replace").decode()

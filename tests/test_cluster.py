@@ -1,0 +1,90 @@
+"""demr extract --ray, on a real cluster of this machine."""
+
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import demr.video_files
+from demr.encoders import get_encoder
+from demr.extraction import Done, Job, extract, parts_folder
+from demr.extraction_workers import run_workers
+from demr.video_files import Unit, find_videos
+
+pytest.importorskip("ray")
+Cli = Callable[..., Any]
+
+
+def processes(title: str) -> list[int]:
+    """Ray's workers that are at something of this name."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and title in (entry / "cmdline").read_text():
+                found.append(int(entry.name))
+        except OSError:
+            continue  # it has ended meanwhile
+    return found
+
+
+def untold(_unit: Unit, _share: float, _done: Done | None) -> None:
+    pass
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["clip", "builtin"])
+def test_a_cluster_makes_the_same_pack_though_workers_are_killed(
+    kind: str,
+    film: Path,
+    clip_models: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from demr.cluster import run_on_ray
+
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for number in range(16):
+        shutil.copyfile(film, folder / f"film{number:02d}.mp4")
+    (folder / "film04.mp4").write_text("not a video")
+    monkeypatch.setattr(demr.video_files, "_UNIT_FILES", 2)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    spec = f"clip:{clip_models['clip']}" if kind == "clip" else "builtin"
+    encoder, found = get_encoder(spec, device="cpu"), find_videos([folder])
+    here, there = tmp_path / "here", tmp_path / "there"
+    job = Job(spec, "cpu", encoder.identity.to_dict(), parts_folder(here))
+    alone = extract(found, encoder, job, here, run_workers, untold)
+    assert (alone.videos, len(alone.skipped)) == (15, 1)
+
+    killed: list[int] = []
+
+    def kill(_unit: Unit, _share: float, _done: Done | None) -> None:
+        if not killed:
+            # One that decodes or encodes, and one actor if the encoder has any.
+            for title in ("ray::MapBatches", "ray::MapWorker"):
+                killed.extend(processes(title)[:1])
+            for process in killed:
+                os.kill(process, signal.SIGKILL)
+
+    job = Job(spec, "cpu", encoder.identity.to_dict(), parts_folder(there))
+    run = partial(run_on_ray, address="local", workers=2)
+    extract(found, encoder, job, there, run, kill)
+    assert killed
+    names = sorted(file.name for file in here.iterdir())
+    assert names == sorted(file.name for file in there.iterdir())
+    for name in names:
+        assert (here / name).read_bytes() == (there / name).read_bytes()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere.invalid:6379", "here:there", "auto"])
+def test_no_cluster_there(cli: Cli, film: Path, tmp_path: Path, address: str) -> None:
+    line = cli(
+        *("extract", film, "--encoder", "builtin", "--out", tmp_path / "pack", "--ray", address),
+    ).one_line()
+    assert f"--ray {address}: expected the address of a running cluster" in line
+    assert not (tmp_path / "pack").exists()

@@ -1,0 +1,350 @@
+"""demr extract: packs from folders of videos, whatever happens on the way."""
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.extraction_jobs import IDENTITY, NameEncoder, name_job, touched, unit_of
+
+import demr.video_files
+from demr.encoders import EncoderIdentity, get_encoder
+from demr.errors import DemrError, FeatureError, InputError, ModelError, VideoError
+from demr.extraction import (
+    REPORT,
+    Done,
+    encode_unit,
+    extract,
+    has_part,
+    parts_folder,
+    read_part,
+    write_part,
+)
+from demr.extraction_workers import run_workers
+from demr.features import FeaturePack
+from demr.video_files import Unit, VideoFile, find_videos
+
+Cli = Callable[..., Any]
+
+
+def untold(unit: Unit, share: float, done: Done | None) -> None:
+    pass
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, film: Path) -> Path:
+    """Forty copies of a short film, more than a unit, and three files that are no videos."""
+    root = tmp_path_factory.mktemp("videos")
+    for number in range(40):
+        shutil.copyfile(film, root / f"film{number:02d}.mp4")
+    (root / "film05.mp4").write_bytes(b"")
+    (root / "film35.mp4").write_text("not a video")
+    (root / "film38.mp4").write_bytes(film.read_bytes()[: film.stat().st_size // 3])
+    return root
+
+
+@pytest.fixture(scope="module")
+def pack(
+    tmp_path_factory: pytest.TempPathFactory, folder: Path, clip_models: dict[str, Path]
+) -> Path:
+    """The pack of that folder, made undisturbed."""
+    out = tmp_path_factory.mktemp("packs") / "whole"
+    assert command(folder, clip_models["clip"], out).wait() == 1
+    return out
+
+
+def command(folder: Path, model: Path, out: Path, *options: str) -> "subprocess.Popen[str]":
+    """Begin an extraction in a process of its own."""
+    line = [sys.executable, "-m", "demr", "extract", str(folder), "--encoder", f"clip:{model}"]
+    return subprocess.Popen(
+        [*line, "--out", str(out), "--device", "cpu", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def test_a_folder_becomes_a_pack(pack: Path, folder: Path, clip_models: dict[str, Path]) -> None:
+    encoder = get_encoder(f"clip:{clip_models['clip']}", device="cpu")
+    made = FeaturePack(pack)
+    assert made.identity == encoder.identity
+    assert made.vids == tuple(f"film{n:02d}" for n in range(40) if n not in (5, 35))
+    alone = encoder.encode_video(folder / "film07.mp4")
+    assert (made["film07"].duration_s, made["film07"].clip_s) == (alone.duration_s, 2.0)
+    np.testing.assert_allclose(
+        made["film07"].features.astype(np.float32), alone.features, rtol=2e-3, atol=1e-3
+    )
+    report = json.loads((pack / REPORT).read_text())
+    # Of the one that was cut off, what there is.
+    assert (report["videos"], report["clips"]) == (38, 37 * 5 + 1)
+    assert made["film38"].features.shape == (1, 24)
+    assert EncoderIdentity.from_dict(report["encoder"]) == encoder.identity
+    skipped = {Path(entry["path"]).name: entry["reason"] for entry in report["skipped"]}
+    assert sorted(skipped) == ["film05.mp4", "film35.mp4"]
+    assert "an empty file" in skipped["film05.mp4"]
+    assert sorted(path.name for path in pack.parent.iterdir()) == ["whole"]
+
+
+def test_what_the_command_says(
+    cli: Cli, folder: Path, clip_models: dict[str, Path], tmp_path: Path
+) -> None:
+    few = tmp_path / "few"
+    few.mkdir()
+    for name in ("film00.mp4", "film05.mp4"):
+        shutil.copyfile(folder / name, few / name)
+    line = ("extract", few, "--encoder", f"clip:{clip_models['clip']}", "--out", tmp_path / "pack")
+    done = cli(*line)
+    assert done.code == 1
+    first, second, third = done.out.splitlines()
+    assert first.startswith(f"{tmp_path / 'pack'}: 1 videos, 5 clips of 2 s, clip@1:")
+    assert second == "1 files were skipped"
+    assert third == f"which, and why: {tmp_path / 'pack' / REPORT}"
+    assert done.err.count("demr: skipped") == 1
+    assert "film05.mp4: expected a readable video" in done.err
+    before = contents(tmp_path / "pack")
+    # The same again is done at once, and says the same.
+    again = cli(*line)
+    assert (again.code, again.out.splitlines()[1:]) == (1, [second, third])
+    assert "was there already" in again.out
+    assert contents(tmp_path / "pack") == before
+    # Other videos, or another encoder, under the same name: refused, and nothing is lost.
+    shutil.copyfile(folder / "film00.mp4", few / "more.mp4")
+    assert "another pack than the 3 videos" in cli(*line).one_line()
+    (few / "more.mp4").unlink()
+    assert "new folder" in cli(*line[:3], "builtin", *line[4:]).one_line()
+    assert contents(tmp_path / "pack") == before
+    (few / "film05.mp4").unlink()
+    done = cli(*line[:-1], tmp_path / "good")
+    assert (done.code, done.out.count("\n")) == (0, 1)
+
+
+@pytest.mark.parametrize("killed", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_extraction_goes_on_to_the_same_bytes(
+    pack: Path, folder: Path, clip_models: dict[str, Path], tmp_path: Path, killed: signal.Signals
+) -> None:
+    out = tmp_path / "pack"
+    begun = command(folder, clip_models["clip"], out)
+    while begun.poll() is None and not list(parts_folder(out).glob("unit-*")):
+        time.sleep(0.005)
+    begun.send_signal(killed)
+    begun.wait()
+    assert begun.returncode in (-killed, 130)
+    assert not out.exists()
+    # Killed from outside, the worker finishes what it is at; the command left it no more to do.
+    assert list(parts_folder(out).glob("unit-*"))
+    on = command(folder, clip_models["clip"], out, "--workers", "2")
+    text, complaint = on.communicate()
+    assert on.returncode == 1, complaint
+    assert "38 videos" in text
+    assert contents(out) == contents(pack)
+    assert not parts_folder(out).exists()
+
+
+def test_a_killed_worker_is_replaced(
+    pack: Path,
+    folder: Path,
+    clip_models: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import multiprocessing
+
+    out = tmp_path / "pack"
+    spec = f"clip:{clip_models['clip']}"
+    encoder = get_encoder(spec, device="cpu")
+    from demr.extraction import Job
+
+    job = Job(spec, "cpu", encoder.identity.to_dict(), parts_folder(out))
+    killed: list[int] = []
+
+    def kill(_unit: Unit, _share: float, _done: Done | None) -> None:
+        if not killed:
+            for process in multiprocessing.active_children():
+                killed.append(process.pid or 0)
+                os.kill(killed[-1], signal.SIGKILL)
+
+    def run(units: Any, job: Job, tell: Any) -> None:
+        run_workers(units, job, tell, workers=2)
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    extract(find_videos([folder]), encoder, job, out, run, kill)
+    assert len(killed) == 2
+    assert contents(out) == contents(pack)
+
+
+# What workers make of files that kill them, told by a stand-in for an encoder.
+
+
+def finished(units: list[Unit], parts: Path) -> dict[str, str]:
+    """Vid -> error of all that was done."""
+    return {made.vid: made.error for unit in units for made in read_part(parts, unit)}
+
+
+def test_the_file_that_kills_its_worker_is_skipped(tmp_path: Path) -> None:
+    units = [unit_of(tmp_path, "a", "killer", "b"), unit_of(tmp_path, "c", "bad", "nan", "huge")]
+    told: list[tuple[str, str]] = []
+
+    def tell(_unit: Unit, _share: float, done: Done | None) -> None:
+        told.extend(done.skipped if done else ())
+
+    run_workers(units, name_job(tmp_path), tell, workers=2)
+    errors = finished(units, tmp_path)
+    assert list(errors) == ["a", "killer", "b", "c", "bad", "nan", "huge"]
+    assert [errors[vid] for vid in "abc"] == ["", "", ""]
+    assert errors["killer"] == "the process that read it was killed by signal 9"
+    assert "expected a video, got none" in errors["bad"]
+    assert "NaN or infinity in row 0" in errors["nan"]
+    assert "within 65504" in errors["huge"]
+    (made, *_) = read_part(tmp_path, units[0])
+    np.testing.assert_array_equal(made.features, [[1, 1]])
+    assert {path for path, _ in told} == {
+        str(tmp_path / f"{name}.mp4") for name in ("killer", "bad", "nan", "huge")
+    }
+
+
+def test_a_worker_that_dies_once_costs_nothing(tmp_path: Path) -> None:
+    unit = unit_of(tmp_path, "a", "once", "bug")
+    run_workers([unit], name_job(tmp_path), untold)
+    errors = finished([unit], tmp_path)
+    assert errors["a"] == errors["once"] == ""
+    assert errors["bug"] == "the process that read it failed: RuntimeError: no kernel for this"
+
+
+def test_damaged_weights_end_it(tmp_path: Path) -> None:
+    units = [unit_of(tmp_path, "a"), unit_of(tmp_path, "weights")]
+    with pytest.raises(ModelError, match="weights: expected all, got some; get the rest"):
+        run_workers(units, name_job(tmp_path), untold)
+    assert has_part(tmp_path, units[0])
+    assert not has_part(tmp_path, units[1])
+
+
+def test_parts_hold_what_was_made(tmp_path: Path) -> None:
+    unit = unit_of(tmp_path, "a", "bad", "longer")
+    outcomes = encode_unit(NameEncoder(), unit, lambda _: None)
+    done = write_part(tmp_path, unit, outcomes)
+    assert [path for path, _ in done.skipped] == [str(tmp_path / "bad.mp4")]
+    for made, read in zip(outcomes, read_part(tmp_path, unit), strict=True):
+        assert (made.vid, made.duration_s, made.error) == (read.vid, read.duration_s, read.error)
+        np.testing.assert_array_equal(made.features, read.features)
+    assert not has_part(tmp_path, touched(unit))
+    (path,) = tmp_path.glob("unit-*")
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(FeatureError, match="remove this file and run the same command again"):
+        read_part(tmp_path, unit)
+
+
+def in_process(units: Any, job: Any, tell: Any) -> None:
+    for unit in units:
+        made = encode_unit(NameEncoder(), unit, lambda _: None)
+        tell(unit, 1.0, write_part(job.parts, unit, made))
+
+
+def named(folder: Path, *names: str) -> demr.video_files.Found:
+    return demr.video_files.Found(unit_of(folder, *names).videos)
+
+
+def test_no_video_at_all(tmp_path: Path) -> None:
+    out = tmp_path / "pack"
+    with pytest.raises(VideoError, match=r"2 videos: expected at least one .* such as .*bad1.mp4"):
+        extract(
+            named(tmp_path, "bad1", "bad2"),
+            NameEncoder(),
+            name_job(parts_folder(out)),
+            out,
+            in_process,
+            untold,
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_extraction_at_a_time_and_one_encoder(tmp_path: Path) -> None:
+    out = tmp_path / "pack"
+    job = name_job(parts_folder(out))
+    parts_folder(out).mkdir()
+    with (parts_folder(out) / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(FeatureError, match="another that is at work there"):
+            extract(named(tmp_path, "a"), NameEncoder(), job, out, in_process, untold)
+    other = IDENTITY.to_dict() | {"version": "2"}
+    plan = {"version": 1, "encoder": other}
+    (parts_folder(out) / "plan.json").write_text(json.dumps(plan))
+    with pytest.raises(FeatureError, match=r"names@1 .*names@2 .*choose another --out"):
+        extract(named(tmp_path, "a"), NameEncoder(), job, out, in_process, untold)
+    (parts_folder(out) / "plan.json").write_text("{")
+    with pytest.raises(FeatureError, match=r"plan of an extraction"):
+        extract(named(tmp_path, "a"), NameEncoder(), job, out, in_process, untold)
+
+
+@pytest.mark.parametrize("fails_at", range(4))
+def test_a_full_disk_keeps_what_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails_at: int
+) -> None:
+    monkeypatch.setattr(demr.video_files, "_UNIT_FILES", 1)
+    out = tmp_path / "pack"
+    job, found = name_job(parts_folder(out)), named(tmp_path, "a", "bb", "ccc")
+    written, sync = 0, os.fsync
+
+    def full(handle: int) -> None:
+        nonlocal written
+        written += 1
+        if written > fails_at:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(handle)
+
+    # The plan and three units are written with care; the fifth time would be a success.
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DemrError, match="free disk space"):
+        extract(found, NameEncoder(), job, out, in_process, untold)
+    assert not out.exists()
+    assert len(list(parts_folder(out).glob("unit-*"))) == max(fails_at - 1, 0)
+    monkeypatch.setattr(os, "fsync", sync)
+    done: list[float] = []
+    extract(found, NameEncoder(), job, out, in_process, lambda _, share, __: done.append(share))
+    assert done == [1.0] * 3
+    assert FeaturePack(out).vids == ("a", "bb", "ccc")
+
+
+def test_files_that_changed_are_read_again(tmp_path: Path) -> None:
+    out = tmp_path / "pack"
+    parts, unit = parts_folder(out), unit_of(tmp_path, "a")
+    parts.mkdir()
+    run_workers([unit], name_job(parts), untold)
+    video = VideoFile("a", tmp_path / "a.mp4", 10, 1)
+    found, asked = demr.video_files.Found((video,)), []
+
+    def run(units: Any, job: Any, tell: Any) -> None:
+        asked.extend(units)
+        in_process(units, job, tell)
+
+    extract(found, NameEncoder(), name_job(parts), out, run, untold)
+    assert [made.videos for made in asked] == [(video,)]
+
+
+def test_bad_options(cli: Cli, folder: Path, tmp_path: Path) -> None:
+    line = ("extract", folder, "--encoder", "builtin", "--out", tmp_path / "pack")
+    assert "--workers" in cli(*line, "--workers", "0").one_line()
+    assert (
+        "expected one of builtin"
+        in cli("extract", folder, "--encoder", "nine", "--out", "x").one_line()
+    )
+    assert "got nothing" in cli("extract", tmp_path / "no", *line[2:]).one_line()
+    (tmp_path / "file").write_text("x")
+    assert "--out" in cli(*line[:-1], tmp_path / "file").one_line()
+    with pytest.raises(InputError):
+        find_videos([tmp_path / "no"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
