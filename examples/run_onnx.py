@@ -101,7 +101,7 @@ def search(
     # A float32 probability near 1 cannot tell two clips apart; its logit can.
     found["foreground"] = 1 / (1 + np.exp(-found["foreground_logit"]))
     # Likewise alpha near 1; the deviation was computed from alpha - 1 itself.
-    found["alpha"] = 1 + found["beta"] / found["aleatoric"] ** 2
+    found["nig_alpha"] = 1 + found["nig_beta"] / found["aleatoric"] ** 2
     best = select(found, calibration, duration_s, SPARE * max(top, RIVALS))
     windows = in_seconds(best, duration_s)
     owner = suppress(windows, top)
@@ -171,7 +171,7 @@ def vote(ranked: Moments, windows: Array, keep: NDArray[np.int64], disagreement:
     kept = pick(ranked, keep)
     votes = np.stack([iou(window, windows) >= VOTING_IOU for window in windows[keep]])
     votes[np.arange(len(keep)), keep] = True
-    nu, alpha, beta = (ranked[name] for name in ("nu", "alpha", "beta"))
+    nu, alpha, beta = (ranked[name] for name in ("nig_nu", "nig_alpha", "nig_beta"))
     # Foreground over the squared scale of the predictive Student-t.
     weight = ranked["foreground"][:, None] / np.maximum(beta * (1 + nu) / (nu * alpha), 1e-24)
     weight = np.maximum(weight, 1e-300)
@@ -190,12 +190,12 @@ def fuse(ranked: Moments, owner: NDArray[np.int64], keep: NDArray[np.int64]) -> 
         part = pick(ranked, owner == index)
         best = part["foreground"].max()
         weight = (part["foreground"] / best if best > 0 else np.ones(len(part["score"])))[:, None]
-        evidence = weight * part["nu"]
+        evidence = weight * part["nig_nu"]
         nu = evidence.sum(axis=0)
         window = (evidence * part["window"]).sum(axis=0) / nu
-        beta = (weight * part["beta"]).sum(axis=0)
+        beta = (weight * part["nig_beta"]).sum(axis=0)
         beta += (evidence * (part["window"] - window) ** 2).sum(axis=0) / 2
-        alpha = (weight * part["alpha"]).sum(axis=0) + (weight.sum() - 1) / 2
+        alpha = (weight * part["nig_alpha"]).sum(axis=0) + (weight.sum() - 1) / 2
         kept["window"][row] = window
         kept["aleatoric"][row] = np.sqrt(beta / (alpha - 1))
         kept["epistemic"][row] = np.sqrt(beta / (alpha - 1) / nu)

@@ -31,12 +31,10 @@ from demr.retriever import find_model
 
 Format = Literal["onnx", "pt2"]
 INPUTS = ("video", "video_mask", "text", "text_mask")
-OUTPUTS = (
-    *("window", "foreground_logit", "foreground", "saliency"),
-    *("nu", "alpha", "beta", "aleatoric", "epistemic"),
-)
-# Above zero by construction: an error counts relative to the value, however small it is.
-_POSITIVE = ("nu", "alpha", "beta", "aleatoric", "epistemic")
+# Above zero by construction: an error counts relative to the value, however small it is. Not plain
+# "beta": the exporter may call something inside the graph so.
+_POSITIVE = ("nig_nu", "nig_alpha", "nig_beta", "aleatoric", "epistemic")
+OUTPUTS = ("window", "foreground_logit", "foreground", "saliency", *_POSITIVE)
 # How far an exported file may be off.
 TOLERANCE = 1e-4
 # (items, clips, tokens) of the batch that is traced, and of the one that the file is tried on.
@@ -71,9 +69,10 @@ class Localiser(nn.Module):
             In the order of :data:`OUTPUTS`, meaningless under padding: ``window``, start and end
             as fractions of the duration, neither sorted nor cut to 0..1, ``(B, L, 2)``;
             ``foreground_logit`` and ``foreground``, logit and probability of "this clip lies in
-            the moment", ``(B, L)``; ``saliency``, a cosine, ``(B, L)``; ``nu``, ``alpha`` and
-            ``beta`` of both boundaries, beta in squared fractions, ``(B, L, 2)``; ``aleatoric``
-            and ``epistemic``, standard deviations of both as fractions, ``(B, L, 2)``.
+            the moment", ``(B, L)``; ``saliency``, a cosine, ``(B, L)``; ``nig_nu``,
+            ``nig_alpha`` and ``nig_beta`` of both boundaries, beta in squared fractions,
+            ``(B, L, 2)``; ``aleatoric`` and ``epistemic``, standard deviations of both as
+            fractions, ``(B, L, 2)``.
         """
         item = torch.arange(video.shape[0], device=video.device)
         said = self.model(
@@ -245,8 +244,8 @@ def random_batch(
 def deviation(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     """Greatest difference between two sets of outputs.
 
-    Of what is positive by construction (:data:`OUTPUTS` from ``nu`` on) relative to the value; of
-    the rest relative where a value exceeds 1, and absolute below.
+    Of what is positive by construction (:data:`OUTPUTS` from ``nig_nu`` on) relative to the value;
+    of the rest relative where a value exceeds 1, and absolute below.
     """
     worst = torch.zeros(())
     for name, ours, theirs in zip(OUTPUTS, found, expected, strict=True):
