@@ -53,7 +53,9 @@ def main() -> None:
     else:
         with np.load(given.video) as arrays:
             features = arrays["features"].astype(np.float32)
-            duration_s = given.duration or float(arrays["duration_s"])
+            duration_s = given.duration or float(arrays.get("duration_s", 0))
+        if not duration_s > 0:
+            parser.error(f"{given.video} holds no duration_s: give --duration")
     with np.load(given.query) as arrays:
         name = "last_hidden_state" if "last_hidden_state" in arrays else "features"
         tokens = arrays[name].astype(np.float32)

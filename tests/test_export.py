@@ -202,6 +202,12 @@ def test_sizes_have_names(exports: Exports) -> None:
     assert shapes["epistemic"] == ["B", "L", 2]
 
 
+def test_the_documents_name_everything() -> None:
+    text = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
+    for name in (*INPUTS, *OUTPUTS, "config.json", "calibration.json", "demr_version"):
+        assert f"`{name}`" in text, name
+
+
 # The example
 
 
@@ -279,6 +285,10 @@ def test_the_example_finds_without_demr_what_demr_finds(
     np.savez(clips, features=stored.features, duration_s=stored.duration_s)
     done = run_alone(exports("shapes", "onnx"), clips, query, "--top", 1)
     assert done.returncode == 0, done.stderr
+    np.savez(clips, features=stored.features)
+    refused = run_alone(exports("shapes", "onnx"), clips, query)
+    assert refused.returncode == 2
+    assert "duration_s" in refused.stderr
     top = expected[0]
     spreads = [
         math.hypot(model, footage)
@@ -368,6 +378,9 @@ def test_where_a_file_is_put(
     own: Path, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "find_model", lambda _: own)
+        assert cli("export", "owner/hub").out.startswith("hub.onnx: ")
     done = cli("export", own)
     assert done.out == f"{own}/model.onnx: 0.0 MB, within 0.0e+00 of the model\n"
     assert cli("export", "own", "--format", "pt2").out.startswith("own/model.pt2: ")
