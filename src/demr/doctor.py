@@ -27,6 +27,7 @@ _CODECS = ("h264", "hevc", "vp9", "av1")
 _EXTRAS = {
     "train": "demr train, evaluate, calibrate, balance, ablate; reading HDF5",
     "encoders": "searching real videos with --encoder clip",
+    "export": "demr export to ONNX",
 }
 _STYLE = {"ok": "green", "missing": "yellow", "broken": "bold red"}
 
