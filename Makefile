@@ -40,5 +40,5 @@ $(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) -e '.[train,encoders,cluster,dev]'
+	$(PIP) -e '.[train,encoders,cluster,export,dev]'
 	@touch $(VENV)/.core $@

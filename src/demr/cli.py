@@ -45,6 +45,11 @@ class _Output(StrEnum):
     SRT = "srt"
 
 
+class _Format(StrEnum):
+    ONNX = "onnx"
+    PT2 = "pt2"
+
+
 @app.command()
 def search(
     video: Annotated[Path, typer.Argument(help="Any video file.")],
@@ -237,6 +242,29 @@ def extract(
     typer.echo("\n".join(describe(summary, out)))
     if summary.skipped:
         raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    run: Annotated[
+        str, typer.Argument(help="Run folder, Hugging Face id, or shapes, the bundled model.")
+    ],
+    file_format: Annotated[
+        _Format, typer.Option("--format", help="onnx runs without torch, pt2 with torch alone.")
+    ] = _Format.ONNX,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="New file.  [RUN/model.FORMAT; of no run folder NAME.FORMAT here]"),
+    ] = None,
+) -> None:
+    """Write a model as one file that runs without demr, and try that file."""
+    if file_format is _Format.ONNX:
+        _need_extra("export", "onnx", "onnxruntime", "onnxscript")
+    from demr.export import export_model
+
+    with _status(f"exporting {run}"):
+        exported = export_model(run, file_format.value, out)
+    typer.echo(exported.summary())
 
 
 @app.command()

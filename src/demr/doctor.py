@@ -28,6 +28,7 @@ _CODECS = ("h264", "hevc", "vp9", "av1")
 _EXTRAS = {
     "train": "demr train, evaluate, calibrate, balance, ablate; reading HDF5",
     "encoders": "searching real videos with --encoder clip, xclip or vlm",
+    "export": "demr export to ONNX",
 }
 # With weights of the hub; each is a module of its name.
 _ENCODERS = ("clip", "xclip", "vlm")
