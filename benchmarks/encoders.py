@@ -13,7 +13,6 @@ benchmarks/results/encoders.json, tables to docs/encoders.md.
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -27,13 +26,12 @@ import torch
 from decoding_videos import CLIP_S as FILE_S
 from decoding_videos import make_videos
 from encoder_models import build
-from safetensors import safe_open
 
 import demr.encoders.frames
 from demr.encoders import get_encoder
 from demr.encoders.frames import Block, FrameEncoder, read_blocks
-from demr.extraction import Done, Job, encode_unit, extract, parts_folder, write_part
-from demr.video_files import Unit, cut_into_units, find_videos
+from demr.extraction import Job, encode_unit, extract, parts_folder, write_part
+from demr.video_files import cut_into_units, find_videos
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "encoders.json"
