@@ -755,11 +755,9 @@ def test_a_lying_index_costs_time_and_no_frame(
     def lie(shift: int) -> None:
         real = video_source.Source._seeked
 
-        def seek(
-            self: video_source.Source, origin: int | None, to_s: float | None = None
-        ) -> object:
+        def seek(self: video_source.Source, to_s: float | None = None) -> object:
             moved = None if to_s is None else to_s + shift * step * float(CLOCK)
-            return real(self, origin, moved)
+            return real(self, moved)
 
         monkeypatch.setattr(video_source.Source, "_seeked", seek)
 

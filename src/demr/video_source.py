@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import av
 import numpy as np
@@ -24,6 +24,9 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from demr.errors import VideoError
+
+if TYPE_CHECKING:
+    from av.packet import Packet
 
 Pixels = npt.NDArray[np.uint8]
 # Below this many pixels a frame decodes in well under a millisecond and handing it between
@@ -70,6 +73,14 @@ class Orientation:
         return np.ascontiguousarray(pixels)
 
 
+@dataclass
+class _Passed:
+    """Of the packets that went to the decoder since it was last empty."""
+
+    pts: int | None = None
+    dts: int = -(1 << 63)
+
+
 class Source:
     """An opened file, its video stream, and what went wrong while decoding it.
 
@@ -94,13 +105,16 @@ class Source:
             context.thread_count = 1
         else:
             context.thread_type = "AUTO"
-        self.time_base = float(self.stream.time_base or Fraction(1, 90000))
+        self.time_base = self.stream.time_base or Fraction(1, 90000)
         self.fps = self._fps()
         self.lost_packets = 0
         self.first_loss_s: float | None = None
         self.end_s = 0.0
         self.reason = "it holds no frame"
         self.wanted_s = 0.0
+        self._origin: int | None = None
+        # AVI stores no times: nobody knows what a packet shows, nor where one is behind a jump.
+        self._has_clock = self.container.format.name != "avi"
 
     def _video_stream(self) -> VideoStream:
         for stream in self.container.streams.video:
@@ -124,17 +138,20 @@ class Source:
                 return float(rate)
         return _FALLBACK_FPS
 
+    def _seconds(self, ticks: int) -> float:
+        # Rounded once: ticks times a rounded time base land beside the k / fps that is asked for.
+        return ticks * self.time_base.numerator / self.time_base.denominator
+
     def frames(self) -> Iterator[tuple[float, VideoFrame]]:
         """Yield ``(seconds from the first frame, frame)``, times never decreasing.
 
         The first frame is always yielded. Frames that end before :attr:`wanted_s` may be left
-        out: where a keyframe lies between here and there, the file is read from it on.
+        out: where a keyframe lies between here and there, the file is read from it on; and what
+        no other frame refers to is not decoded.
         """
         step_s = 1.0 / self.fps
-        origin: int | None = None
         last_s = -step_s
-        # AVI stores no times: behind a jump nobody knows where one is.
-        can_seek = self.container.format.name != "avi"
+        can_seek = True
         # While looking for the place that a jump was meant for; then while catching up after one
         # that went too far.
         landing, catching_up = False, False
@@ -146,7 +163,7 @@ class Source:
                     return
                 # Nothing decodes behind the jump.
                 landing, can_seek, catching_up = False, False, True
-                decoded = self._seeked(origin)
+                decoded = self._seeked()
                 continue
             pts = frame.pts
             if pts is None:
@@ -155,11 +172,11 @@ class Source:
                 if catching_up or landing:
                     continue
                 pts_s = last_s + step_s
-                can_seek = False
+                self._has_clock = False
             else:
-                if origin is None:
-                    origin = pts - round((last_s + step_s) / self.time_base)
-                pts_s = (pts - origin) * self.time_base
+                if self._origin is None:
+                    self._origin = pts - round((last_s + step_s) / self.time_base)
+                pts_s = self._seconds(pts - self._origin)
                 if landing and pts_s <= last_s:
                     # The jump led back, as it does where keyframes are far apart and not
                     # indexed: another one would as well.
@@ -170,16 +187,16 @@ class Source:
             if landing and pts_s > self.wanted_s:
                 # The index led past the target: nothing for it but all frames.
                 landing, can_seek, catching_up = False, False, True
-                decoded = self._seeked(origin)
+                decoded = self._seeked()
                 continue
             landing, catching_up = False, False
             last_s = pts_s
-            self.end_s = pts_s + (frame.duration * self.time_base or step_s)
+            self.end_s = pts_s + (self._seconds(frame.duration) or step_s)
             yield pts_s, frame
-            if can_seek and origin is not None:
-                target_s = self._worth_a_jump(last_s, origin)
+            if can_seek and self._has_clock and self._origin is not None:
+                target_s = self._worth_a_jump(last_s, self._origin)
                 if target_s is not None:
-                    decoded, landing = self._seeked(origin, target_s), True
+                    decoded, landing = self._seeked(target_s), True
 
     def _worth_a_jump(self, here_s: float, origin: int) -> float | None:
         """Where to jump to on the way to :attr:`wanted_s`, in seconds; None to go on reading."""
@@ -198,7 +215,7 @@ class Source:
         place = int(np.searchsorted(keyframes, origin + before_s / self.time_base, "right")) - 1
         if place < 0:
             return None
-        there_s = float(keyframes[place] - origin) * self.time_base
+        there_s = self._seconds(int(keyframes[place]) - origin)
         if there_s - here_s < _JUMP_WORTH_FRAMES / self.fps:
             return None
         # Not to the keyframe's own time: shown later than it is decoded, it would be passed by.
@@ -211,24 +228,26 @@ class Source:
         times = [entry.timestamp for entry in entries if entry.is_keyframe]
         # A single entry, or an index that stops early, is no map of the file.
         stated = self.stated_duration_s()
-        span_s = (times[-1] - times[0]) * self.time_base if len(times) > 1 else 0.0
+        span_s = self._seconds(times[-1] - times[0]) if len(times) > 1 else 0.0
         if stated is None or span_s < stated / 2:
             return np.zeros(0, np.int64)
         return np.unique(np.array(times, np.int64))
 
-    def _seeked(self, origin: int | None, to_s: float | None = None) -> Iterator[VideoFrame]:
+    def _seeked(self, to_s: float | None = None) -> Iterator[VideoFrame]:
         if to_s is None:
             # From the start: what broke is read again.
             self.lost_packets, self.first_loss_s = 0, None
-            pts = (origin or 0) - round(1.0 / self.time_base)
+            pts = (self._origin or 0) - round(1 / self.time_base)
         else:
-            pts = (origin or 0) + round(to_s / self.time_base)
+            pts = (self._origin or 0) + round(to_s / self.time_base)
         with suppress(FFmpegError):
             self.container.seek(pts, stream=self.stream)
         return self._decoded()
 
     def _decoded(self) -> Iterator[VideoFrame]:
         packets = self.container.demux(self.stream)
+        context = self.stream.codec_context
+        passed = _Passed()
         while True:
             try:
                 packet = next(packets, None)
@@ -236,6 +255,8 @@ class Source:
                     return
                 if packet.is_corrupt:
                     self._lost("a damaged packet")
+                is_passed = self._is_passed(packet, passed)
+                context.skip_frame = "NONREF" if is_passed else "DEFAULT"
                 frames = packet.decode()
             except FFmpegError as error:
                 self._lost(_reason(error))
@@ -243,6 +264,22 @@ class Source:
                 # keyframe, so the loop goes on and ends by itself.
                 continue
             yield from frames
+
+    def _is_passed(self, packet: "Packet[VideoStream]", passed: _Passed) -> bool:
+        """Whether a later frame that starts in time for the wanted one is on its way already."""
+        if self._origin is None or packet.pts is None or packet.dts is None:
+            return False
+        if packet.dts < passed.dts:
+            # A clock set back: what comes now is later than what came before.
+            passed.pts = None
+        passed.dts = packet.dts
+        if passed.pts is not None and packet.pts < passed.pts:
+            return self._has_clock
+        # What an edit list cuts away decodes, but does not show.
+        starts_in_time = self._seconds(packet.pts - self._origin) <= self.wanted_s
+        if starts_in_time and not packet.is_discard:
+            passed.pts = packet.pts
+        return False
 
     def _lost(self, reason: str) -> None:
         self.reason = reason
@@ -253,7 +290,7 @@ class Source:
     def stated_duration_s(self) -> float | None:
         """Duration of the video stream as its header states it, if it does sanely."""
         stream = self.stream
-        stated = stream.duration * self.time_base if stream.duration else None
+        stated = self._seconds(stream.duration) if stream.duration else None
         if stated is None:
             end_s = _clock(stream.metadata.get("DURATION", ""))
             stated = end_s - self._matroska_start_s() if end_s is not None else None
@@ -262,7 +299,7 @@ class Source:
     def _matroska_start_s(self) -> float:
         # Matroska states where the video ends on its clock, not how long it is.
         is_matroska = self.container.format.name.startswith("matroska")
-        return (self.stream.start_time or 0) * self.time_base if is_matroska else 0.0
+        return self._seconds(self.stream.start_time or 0) if is_matroska else 0.0
 
     def _is_sane(self, stated_s: float) -> bool:
         whole_s = (self.container.duration or 0) / av.time_base
@@ -271,7 +308,7 @@ class Source:
         entries = self.stream.index_entries
         count = len(entries)
         indexed = entries[count - 1].timestamp - entries[0].timestamp if count else 0
-        return indexed * self.time_base <= stated_s + 1.0
+        return self._seconds(indexed) <= stated_s + 1.0
 
     def duration_s(self) -> float:
         """Usable length in seconds: stream header, else container, else counted packets."""
@@ -300,7 +337,7 @@ class Source:
                 high = middle
             else:
                 low = middle + 1
-        return (entries[low].timestamp - entries[0].timestamp) * self.time_base
+        return self._seconds(entries[low].timestamp - entries[0].timestamp)
 
     def _counted_duration_s(self) -> float:
         with _open(self.path) as container:
@@ -312,7 +349,7 @@ class Source:
                     if pts is not None:
                         first = min(first, pts)
                         last = max(last, pts + (packet.duration or 0))
-        by_clock = (last - first) * self.time_base if last > first else 0.0
+        by_clock = (last - first) * float(self.time_base) if last > first else 0.0
         return by_clock if 0 < by_clock < _LONGEST_S else count / self.fps
 
     def end_of_good_part(self) -> float:
