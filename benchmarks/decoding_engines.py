@@ -10,13 +10,17 @@ from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import av
 import numpy as np
 import numpy.typing as npt
 from av.video.reformatter import Interpolation
 
-from demr.video import iter_frames, probe_video
+from demr.video import Video
+
+if TYPE_CHECKING:
+    import cv2
 
 Pixels = npt.NDArray[np.uint8]
 Engine = Callable[[Path, float, float, float | None], Iterator[Pixels]]
@@ -29,11 +33,11 @@ def times_of(first_s: float, step_s: float, end_s: float) -> list[float]:
 
 
 def demr(path: Path, first_s: float, step_s: float, end_s: float | None) -> Iterator[Pixels]:
-    """`probe_video` for the length, then `iter_frames`, as the encoders do."""
-    info = probe_video(path)
-    times = times_of(first_s, step_s, end_s or info.duration_s)
-    for frame in iter_frames(path, times, height=HEIGHT, width=WIDTH):
-        yield frame.rgb
+    """What the encoders do."""
+    with Video(path) as video:
+        times = times_of(first_s, step_s, end_s or video.info.duration_s)
+        for frame in video.frames(times, height=HEIGHT, width=WIDTH):
+            yield frame.rgb
 
 
 def shrunk(frame: av.VideoFrame) -> Pixels:
@@ -79,7 +83,7 @@ def pyav_seek(path: Path, first_s: float, step_s: float, end_s: float | None) ->
             yield shrunk(shown)
 
 
-def opencv_shrunk(capture) -> Pixels:  # noqa: ANN001
+def opencv_shrunk(capture: "cv2.VideoCapture") -> Pixels:
     """Convert at full size, which OpenCV's reader always does, then shrink."""
     import cv2
 

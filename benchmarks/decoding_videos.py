@@ -1,4 +1,4 @@
-"""The videos that decoding.py measures on: textures that move, under grain, with their frame's number.
+"""The videos that decoding.py measures on: moving textures under grain, all frames numbered.
 
 Every frame carries its number as 16 black or white cells along its top edge, in Gray code, so that
 whoever decodes it, at whatever size, can tell which frame it is.
