@@ -136,7 +136,7 @@ class Video:
             height=height,
             fps=source.fps,
             rotation_deg=orientation.rotation_deg,
-            codec=source.stream.codec_context.name,
+            codec=source.stream.codec_context.codec.canonical_name,
         )
 
     def frames(

@@ -19,7 +19,7 @@ from av.container import InputContainer
 from av.error import FFmpegError
 from av.sidedata.sidedata import SideDataContainer
 from av.sidedata.sidedata import Type as SideDataType
-from av.stream import Disposition
+from av.stream import Disposition, Stream
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
@@ -74,11 +74,20 @@ class Orientation:
 
 
 @dataclass
-class _Passed:
-    """Of the packets that went to the decoder since it was last empty."""
+class _Read:
+    """Of the packets read since the last jump.
 
-    pts: int | None = None
+    Attributes:
+        in_time_pts: Latest start of a frame that starts in time for the wanted one.
+        last_pts: Latest start of any frame.
+        dts: Of the last packet.
+        end: Where in the file the last packet, of any stream, ends.
+    """
+
+    in_time_pts: int | None = None
+    last_pts: int | None = None
     dts: int = -(1 << 63)
+    end: int | None = None
 
 
 class Source:
@@ -114,7 +123,9 @@ class Source:
         self.wanted_s = 0.0
         self._origin: int | None = None
         # AVI stores no times: nobody knows what a packet shows, nor where one is behind a jump.
-        self._has_clock = self.container.format.name != "avi"
+        self._is_avi = self.container.format.name == "avi"
+        self._has_clock = not self._is_avi
+        self._is_matroska = self.container.format.name.startswith("matroska")
 
     def _video_stream(self) -> VideoStream:
         for stream in self.container.streams.video:
@@ -165,7 +176,8 @@ class Source:
                 landing, can_seek, catching_up = False, False, True
                 decoded = self._seeked()
                 continue
-            pts = frame.pts
+            # In AVI the times of display are guesses, which B-frames lead astray.
+            pts = frame.dts if self._is_avi else frame.pts
             if pts is None:
                 # No clock at all (raw streams), or a gap in it: count at the average rate. Not
                 # where it is not known what to count from.
@@ -245,19 +257,24 @@ class Source:
         return self._decoded()
 
     def _decoded(self) -> Iterator[VideoFrame]:
-        packets = self.container.demux(self.stream)
+        # All streams, where holes have to be told from their packets.
+        packets = self.container.demux(*(() if self._is_matroska else (self.stream,)))
         context = self.stream.codec_context
-        passed = _Passed()
+        read = _Read()
         while True:
             try:
                 packet = next(packets, None)
                 if packet is None:
                     return
-                if packet.is_corrupt:
+                is_behind_hole = self._is_behind_hole(packet, read)
+                if packet.stream_index != self.stream.index:
+                    continue
+                if packet.is_corrupt or is_behind_hole:
                     self._lost("a damaged packet")
-                is_passed = self._is_passed(packet, passed)
+                ours = cast("Packet[VideoStream]", packet)
+                is_passed = self._is_passed(ours, read)
                 context.skip_frame = "NONREF" if is_passed else "DEFAULT"
-                frames = packet.decode()
+                frames = ours.decode()
             except FFmpegError as error:
                 self._lost(_reason(error))
                 # A demuxer that failed ends its generator; a decoder may recover at the next
@@ -265,21 +282,40 @@ class Source:
                 continue
             yield from frames
 
-    def _is_passed(self, packet: "Packet[VideoStream]", passed: _Passed) -> bool:
+    def _is_passed(self, packet: "Packet[VideoStream]", read: _Read) -> bool:
         """Whether a later frame that starts in time for the wanted one is on its way already."""
         if self._origin is None or packet.pts is None or packet.dts is None:
             return False
-        if packet.dts < passed.dts:
+        if packet.dts < read.dts:
             # A clock set back: what comes now is later than what came before.
-            passed.pts = None
-        passed.dts = packet.dts
-        if passed.pts is not None and packet.pts < passed.pts:
+            read.in_time_pts = None
+        read.dts = packet.dts
+        if read.in_time_pts is not None and packet.pts < read.in_time_pts:
             return self._has_clock
         # What an edit list cuts away decodes, but does not show.
         starts_in_time = self._seconds(packet.pts - self._origin) <= self.wanted_s
         if starts_in_time and not packet.is_discard:
-            passed.pts = packet.pts
+            read.in_time_pts = packet.pts
         return False
+
+    def _is_behind_hole(self, packet: "Packet[Stream]", read: _Read) -> bool:
+        """Whether a stretch of a Matroska file that no packet covers has swallowed frames.
+
+        Its reader looks for the next sound cluster without a word. A pause in a variable rate
+        takes up no room in the file.
+        """
+        if not self._is_matroska or packet.pos is None or packet.pos < 0:
+            return False
+        begin, read.end = read.end, packet.pos + packet.size
+        if packet.stream_index != self.stream.index or packet.pts is None:
+            return False
+        last, read.last_pts = read.last_pts, max(packet.pts, read.last_pts or packet.pts)
+        whole_s = (self.container.duration or 0) / av.time_base
+        if begin is None or last is None or whole_s <= 0:
+            return False
+        gap_s = self._seconds(packet.pts - last)
+        usual = self.path.stat().st_size / whole_s * gap_s
+        return gap_s > 3.0 / self.fps and packet.pos - begin > usual / 4
 
     def _lost(self, reason: str) -> None:
         self.reason = reason
@@ -298,8 +334,7 @@ class Source:
 
     def _matroska_start_s(self) -> float:
         # Matroska states where the video ends on its clock, not how long it is.
-        is_matroska = self.container.format.name.startswith("matroska")
-        return self._seconds(self.stream.start_time or 0) if is_matroska else 0.0
+        return self._seconds(self.stream.start_time or 0) if self._is_matroska else 0.0
 
     def _is_sane(self, stated_s: float) -> bool:
         whole_s = (self.container.duration or 0) / av.time_base
@@ -345,6 +380,8 @@ class Source:
             with suppress(FFmpegError):
                 for packet in container.demux(container.streams[self.stream.index]):
                     pts = packet.pts if packet.pts is not None else packet.dts
+                    if packet.is_discard:
+                        continue
                     count += packet.size > 0
                     if pts is not None:
                         first = min(first, pts)
