@@ -21,7 +21,8 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from demr.errors import InputError
-from demr.video_source import DamagedVideoWarning, Orientation, Pixels, Source, orientation_of
+from demr.video_orientation import Orientation, Pixels, orientation_of
+from demr.video_source import DamagedVideoWarning, Source
 from demr.video_writing import VideoWriter, cut_clip
 
 __all__ = [

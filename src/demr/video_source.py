@@ -2,7 +2,6 @@
 
 import math
 import os
-import stat
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -15,20 +14,17 @@ from typing import TYPE_CHECKING, cast
 import av
 import numpy as np
 import numpy.typing as npt
-from av.container import InputContainer
 from av.error import FFmpegError
-from av.sidedata.sidedata import SideDataContainer
-from av.sidedata.sidedata import Type as SideDataType
 from av.stream import Disposition, Stream
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from demr.errors import VideoError
+from demr.video_opening import open_video, reason_of, video_error
 
 if TYPE_CHECKING:
     from av.packet import Packet
 
-Pixels = npt.NDArray[np.uint8]
 # Below this many pixels a frame decodes in well under a millisecond and handing it between
 # threads costs more than it saves, above all with several processes on the same cores.
 ONE_THREAD_PIXELS = 320 * 240
@@ -45,32 +41,6 @@ _LONGEST_S = 30 * 24 * 3600.0
 
 class DamagedVideoWarning(UserWarning):
     """Part of a video could not be decoded; the rest was used."""
-
-
-@dataclass(frozen=True)
-class Orientation:
-    """Right-angle part of a display matrix: transpose first, then mirror."""
-
-    transpose: bool = False
-    mirror_x: bool = False
-    mirror_y: bool = False
-
-    @property
-    def rotation_deg(self) -> int:
-        """The counterclockwise turn that makes the stored frame upright."""
-        if self.transpose:
-            return 270 if self.mirror_x else 90
-        return 180 if self.mirror_x else 0
-
-    def upright(self, pixels: Pixels) -> Pixels:
-        """Turn ``(H, W)`` or ``(H, W, 3)`` pixels; the result is contiguous."""
-        if self.transpose:
-            pixels = pixels.swapaxes(0, 1)
-        if self.mirror_x:
-            pixels = pixels[:, ::-1]
-        if self.mirror_y:
-            pixels = pixels[::-1]
-        return np.ascontiguousarray(pixels)
 
 
 @dataclass
@@ -102,7 +72,7 @@ class Source:
     ) -> None:
         self.path = Path(path)
         self._damaged = damaged or _warn_of_damage
-        self.container = _open(self.path)
+        self.container = open_video(self.path)
         try:
             self.stream = self._video_stream()
             self._check_kind()
@@ -133,15 +103,17 @@ class Source:
             if not is_cover and stream.codec_context is not None:
                 return stream
         kinds = sorted({str(stream.type) for stream in self.container.streams})
-        raise _error(self.path, f"a file without video (only {' and '.join(kinds) or 'nothing'})")
+        raise video_error(
+            self.path, f"a file without video (only {' and '.join(kinds) or 'nothing'})"
+        )
 
     def _check_kind(self) -> None:
         kind = self.container.format.name
         if kind.endswith("_pipe") or kind == "image2":
-            raise _error(self.path, "a still picture")
+            raise video_error(self.path, "a still picture")
         # FFmpeg draws plain text as a terminal session; nobody here means that.
         if kind == "tty":
-            raise _error(self.path, "a text file")
+            raise video_error(self.path, "a text file")
 
     def _fps(self) -> float:
         for rate in (self.stream.average_rate, self.stream.guessed_rate, self.stream.base_rate):
@@ -276,7 +248,7 @@ class Source:
                 context.skip_frame = "NONREF" if is_passed else "DEFAULT"
                 frames = ours.decode()
             except FFmpegError as error:
-                self._lost(_reason(error))
+                self._lost(reason_of(error))
                 # A demuxer that failed ends its generator; a decoder may recover at the next
                 # keyframe, so the loop goes on and ends by itself.
                 continue
@@ -375,7 +347,7 @@ class Source:
         return self._seconds(entries[low].timestamp - entries[0].timestamp)
 
     def _counted_duration_s(self) -> float:
-        with _open(self.path) as container:
+        with open_video(self.path) as container:
             first, last, count = math.inf, -math.inf, 0
             with suppress(FFmpegError):
                 for packet in container.demux(container.streams[self.stream.index]):
@@ -410,53 +382,11 @@ class Source:
 
     def no_frame(self) -> VideoError:
         """The error to raise where no frame could be decoded."""
-        return _error(self.path, f"no frame that decodes ({self.reason})")
+        return video_error(self.path, f"no frame that decodes ({self.reason})")
 
 
 def _warn_of_damage(message: str) -> None:
     warnings.warn(message, DamagedVideoWarning, stacklevel=4)
-
-
-def _open(path: Path) -> InputContainer:
-    try:
-        status = path.stat()
-    except (OSError, ValueError) as error:
-        got = "no such file" if isinstance(error, FileNotFoundError) else str(error)
-        raise _error(path, got) from None
-    # Opening a FIFO or a device would wait for a writer, perhaps for ever.
-    if stat.S_ISDIR(status.st_mode):
-        raise _error(path, "a directory")
-    if not stat.S_ISREG(status.st_mode):
-        raise _error(path, "a pipe, socket or device")
-    if status.st_size == 0:
-        raise _error(path, "an empty file")
-    try:
-        # The whitelist keeps a playlist in disguise from reaching the network.
-        return av.open(
-            str(path.absolute()),
-            "r",
-            metadata_errors="replace",
-            options={"protocol_whitelist": "file"},
-        )
-    except FFmpegError as error:
-        raise _error(path, _reason(error)) from None
-
-
-def _error(path: Path, got: str) -> VideoError:
-    return VideoError(
-        str(path),
-        expected="a readable video file (mp4, mkv, webm, mov, avi)",
-        got=got,
-        remedy="check the path and that a player shows the file",
-    )
-
-
-def _reason(error: FFmpegError) -> str:
-    if isinstance(error, av.error.InvalidDataError):
-        return "data that is no video, or whose index is missing"
-    if isinstance(error, av.error.EOFError):
-        return "a file that was cut off"
-    return (error.strerror or str(error) or type(error).__name__).strip()
 
 
 def _clock(text: str) -> float | None:
@@ -466,16 +396,3 @@ def _clock(text: str) -> float | None:
         return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
     except ValueError:
         return None
-
-
-def orientation_of(frame: VideoFrame) -> Orientation:
-    """How a decoded frame has to be turned, by its display matrix."""
-    try:
-        # PyAV's type stub knows one kind of side data; the mapping holds all.
-        matrix = bytes(cast("SideDataContainer", frame.side_data)[SideDataType.DISPLAYMATRIX])
-    except KeyError:
-        return Orientation()
-    a, b, _, c, d = np.frombuffer(matrix, dtype=np.int32)[:5].tolist()
-    if abs(a) + abs(d) < abs(b) + abs(c):
-        return Orientation(transpose=True, mirror_x=c < 0, mirror_y=b < 0)
-    return Orientation(mirror_x=a < 0, mirror_y=d < 0)
