@@ -2,9 +2,10 @@
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -16,6 +17,7 @@ from tests.video_files import (
     STEP,
     every,
     grey,
+    last_at_or_before,
     make_video,
     number,
     quadrant_image,
@@ -26,21 +28,7 @@ from tests.video_files import (
 )
 
 from demr import video
-from demr.video import (
-    cut_clip,
-    iter_frames,
-    probe_video,
-)
-
-
-def last_at_or_before(pts_s: Sequence[float], time_s: float) -> int:
-    """The obvious loop that the streaming code must agree with."""
-    best = 0
-    for index, start in enumerate(pts_s):
-        if start <= time_s:
-            best = index
-    return best
-
+from demr.video import Video, cut_clip, iter_frames, probe_video
 
 # --- what is read -----------------------------------------------------------------------------
 
@@ -259,3 +247,29 @@ def test_real_video() -> None:
     assert len(frames) == 122
     assert all(frame.rgb.shape == (90, 160, 3) for frame in frames)
     assert all(0 <= frame.time_s - frame.pts_s < 0.2 for frame in frames)
+
+
+# --- facts and frames of one opening ----------------------------------------------------------
+
+
+def test_a_video_is_opened_once_for_facts_and_frames(
+    plain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts, rows = probe_video(plain), list(iter_frames(plain, [0.05, 1.05, 3.95], height=24))
+    opened = []
+    real = av.open
+
+    def counted(path: str, *others: Any, **options: Any) -> Any:
+        opened.append(path)
+        return real(path, *others, **options)
+
+    monkeypatch.setattr(av, "open", counted)
+    with Video(plain) as film:
+        assert film.info == facts
+        frames = list(film.frames([0.05, 1.05, 3.95], height=24))
+    assert [frame.pts_s for frame in frames] == [row.pts_s for row in rows]
+    for frame, row in zip(frames, rows, strict=True):
+        np.testing.assert_array_equal(frame.rgb, row.rgb)
+    assert opened == [str(plain)]
+    with pytest.raises(RuntimeError, match="once"):
+        film.frames([0.0])

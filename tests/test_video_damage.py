@@ -12,8 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.video_files import (
+    X264,
     every,
     make_video,
+    noise_video,
     noisy_video,
     quadrant_image,
     shown,
@@ -21,12 +23,7 @@ from tests.video_files import (
 )
 
 from demr.errors import InputError, VideoError
-from demr.video import (
-    DamagedVideoWarning,
-    cut_clip,
-    iter_frames,
-    probe_video,
-)
+from demr.video import DamagedVideoWarning, cut_clip, iter_frames, probe_video
 
 # --- what cannot be read ----------------------------------------------------------------------
 
@@ -163,3 +160,61 @@ def test_random_damage_never_escapes_as_another_error(
                 last = frame.pts_s
         except VideoError:
             pass
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec", "options"),
+    [
+        (".mkv", "libx264", X264 | {"g": "10"}),
+        (".webm", "libvpx-vp9", {"crf": "30", "b": "0", "g": "10", "cpu-used": "8"}),
+        (".ts", "libx264", X264 | {"g": "10"}),
+    ],
+)
+def test_a_damaged_middle_is_reported_by_every_container(
+    tmp_path: Path, suffix: str, codec: str, options: dict[str, str]
+) -> None:
+    path = noise_video(tmp_path / f"v{suffix}", 60, options, codec)
+    times = [k / 10 + 0.05 for k in range(60)]
+    whole = [frame.rgb for frame in iter_frames(path, times)]
+    data = bytearray(path.read_bytes())
+    begin, end = len(data) * 4 // 10, len(data) // 2
+    data[begin:end] = b"\xff" * (end - begin)
+    path.write_bytes(data)
+    with pytest.warns(DamagedVideoWarning, match="unreadable") as caught:
+        found = [frame.rgb for frame in iter_frames(path, times)]
+    good_s = float(str(caught[0].message).partition("good until ")[2].split()[0])
+    assert 1.0 <= good_s <= 2.6
+    same = [bool((a == b).all()) for a, b in zip(found, whole, strict=True)]
+    # What is cut short may still decode, into something.
+    assert all(same[: round(good_s * 10) - 1])
+    assert all(same[45:])
+    assert not all(same)
+
+
+@pytest.mark.parametrize("with_audio", [False, True])
+def test_a_pause_is_no_damage(tmp_path: Path, with_audio: bool) -> None:
+    pts = [*every(10, 20), *(6000 + t for t in every(10, 20))]
+    path = make_video(tmp_path / "v.mkv", pts, with_audio=with_audio)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert shown(path, [1.95, 9.0, 10.05, 11.95]) == [19, 19, 20, 39]
+
+
+def test_a_closed_folder_gives_one_line(tmp_path: Path, plain: Path) -> None:
+    folder = tmp_path / "closed"
+    folder.mkdir()
+    path = folder / "v.mp4"
+    path.write_bytes(plain.read_bytes())
+    folder.chmod(0)
+    is_root = os.geteuid() == 0
+    # To the superuser no folder is closed.
+    if is_root:
+        os.seteuid(65534)
+    try:
+        with pytest.raises(VideoError, match="Permission denied") as caught:
+            probe_video(path)
+    finally:
+        if is_root:
+            os.seteuid(0)
+        folder.chmod(0o700)
+    assert "\n" not in str(caught.value)

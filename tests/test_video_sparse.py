@@ -2,19 +2,23 @@
 
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
+from av.video.frame import PictureType
 from tests.video_files import (
     CLOCK,
     X264,
     count_frames,
+    every,
+    last_at_or_before,
+    make_video,
     noise_video,
+    shown,
 )
 
 from demr import video_source
-from demr.video import (
-    iter_frames,
-)
+from demr.video import iter_frames
 
 
 @pytest.mark.parametrize(
@@ -83,3 +87,69 @@ def test_a_lying_index_costs_time_and_no_frame(
         monkeypatch.undo()
         for one, other in zip(found, right, strict=True):
             np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec", "options", "size"),
+    [
+        (".mp4", "libx264", X264 | {"g": "300", "bf": "3"}, (64, 48)),
+        (".mp4", "libx264", X264 | {"g": "30", "bf": "3", "x264-params": "open-gop=1"}, (64, 48)),
+        (".mp4", "libx264", X264 | {"g": "300", "bf": "3"}, (400, 304)),
+        (".mkv", "libx264", X264 | {"g": "300", "bf": "4", "b-pyramid": "none"}, (64, 48)),
+        (".ts", "libx264", X264 | {"g": "300", "bf": "3"}, (64, 48)),
+        (".mov", "mpeg4", {"b": "1000000", "g": "300", "bf": "2"}, (64, 48)),
+        (
+            ".mp4",
+            "libx265",
+            {"x265-params": "keyint=300:bframes=3:scenecut=0:b-adapt=0:log-level=none"},
+            (64, 48),
+        ),
+        (".webm", "libvpx", {"b": "1000000", "g": "300", "cpu-used": "8"}, (64, 48)),
+    ],
+)
+def test_passing_over_frames_changes_no_pixel(
+    tmp_path: Path, suffix: str, codec: str, options: dict[str, str], size: tuple[int, int]
+) -> None:
+    """Against a plain reading by PyAV, at a variable rate."""
+    rng = np.random.default_rng(2)
+    count = 80
+    images = [rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8) for _ in range(count)]
+    pts = np.cumsum(rng.integers(1, 4, count) * 30).tolist()
+    path = make_video(
+        tmp_path / f"v{suffix}", pts, size=size, codec=codec, options=options, images=images
+    )
+    with av.open(str(path)) as container:
+        decoded = list(container.decode(video=0))
+        plain = [(frame.time, frame.to_ndarray(format="rgb24")) for frame in decoded]
+        kinds = [frame.pict_type for frame in decoded]
+        assert codec == "libvpx" or any(kind == PictureType.B for kind in kinds)
+    assert len(plain) == count
+    starts_s = [time_s - plain[0][0] for time_s, _ in plain]
+    # Often less than what is worth a jump, sometimes more.
+    times = np.cumsum(rng.uniform(0.1, 1.2, 12))
+    for asked in (times[times < starts_s[-1]], [*times[:3], 99.0]):
+        frames = list(iter_frames(path, asked))
+        assert len(frames) == len(asked)
+        for time_s, frame in zip(asked, frames, strict=True):
+            place = last_at_or_before(starts_s, time_s)
+            assert frame.pts_s == pytest.approx(starts_s[place], abs=1e-6)
+            np.testing.assert_array_equal(frame.rgb, plain[place][1])
+
+
+def test_frames_that_no_other_needs_are_not_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = X264 | {"g": "300", "bf": "3", "b-pyramid": "none"}
+    path = noise_video(tmp_path / "v.mp4", 200, options, "libx264")
+    seen = count_frames(monkeypatch)
+    assert len(list(iter_frames(path, [0.05, 7.05, 14.05, 19.95]))) == 4
+    # Of four frames three are B-frames; some are kept around each asked-for time.
+    assert 50 <= len(seen) < 50 + 4 * 15
+
+
+def test_the_start_of_a_frame_is_its_own(tmp_path: Path) -> None:
+    # 25 frames a second: as products of rounded numbers many of these would lie a hair late.
+    path = make_video(tmp_path / "v.mp4", every(25, 50))
+    times = [k / 25 for k in range(50)]
+    assert any(k * 768 * (1 / 19200) > k / 25 for k in range(50))
+    assert shown(path, times) == list(range(50))

@@ -10,24 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.video_files import (
-    COLOURS,
-    count_frames,
-    every,
-    grey,
-    make_video,
-    quadrant_image,
-    shown,
-)
+from tests.video_files import COLOURS, count_frames, every, grey, make_video, quadrant_image, shown
 
 from demr import video
 from demr.errors import DemrError, InputError, VideoError
-from demr.video import (
-    VideoWriter,
-    cut_clip,
-    iter_frames,
-    probe_video,
-)
+from demr.video import VideoWriter, cut_clip, iter_frames, probe_video
 
 # --- what is written --------------------------------------------------------------------------
 

@@ -37,24 +37,25 @@ def make_video(
     muxer: dict[str, str] | None = None,
     images: Sequence[npt.NDArray[np.uint8]] | None = None,
     with_audio: bool = False,
+    clock: Fraction = CLOCK,
 ) -> Path:
-    """Write frame k at ``pts[k] * CLOCK`` seconds."""
+    """Write frame k at ``pts[k] * clock`` seconds."""
     with av.open(str(path), "w", options=muxer or {}) as container:
         stream = container.add_stream(codec, 10, options or {"crf": "5", "preset": "veryfast"})
         assert isinstance(stream, av.VideoStream)
         stream.width, stream.height, stream.pix_fmt = *size, pix_fmt
-        stream.codec_context.time_base = CLOCK
+        stream.codec_context.time_base = clock
         if rotation:
             stream.set_display_rotation(rotation)
         sound = container.add_stream("aac", 16000) if with_audio else None
         for index, ticks in enumerate(pts):
             image = images[index] if images is not None else grey(index, size[1], size[0])
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
-            frame.pts, frame.time_base = ticks, CLOCK
+            frame.pts, frame.time_base = ticks, clock
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
         if sound is not None:
-            write_sound(container, sound, pts[-1] * CLOCK)
+            write_sound(container, sound, pts[-1] * clock)
     return path
 
 
@@ -123,7 +124,8 @@ def noise_video(path: Path, count: int, options: dict[str, str], codec: str) -> 
     return make_video(path, every(10, count), options=options, images=images, codec=codec)
 
 
-X264 = {"crf": "30", "preset": "veryfast"}
+# Left to itself, x264 takes noise for one cut after the other and writes no B-frames.
+X264 = {"crf": "30", "preset": "veryfast", "sc_threshold": "0", "b_strategy": "0"}
 
 
 def count_frames(monkeypatch: pytest.MonkeyPatch) -> list[float]:
@@ -138,3 +140,12 @@ def count_frames(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
     monkeypatch.setattr(video_source.Source, "frames", counted)
     return seen
+
+
+def last_at_or_before(pts_s: Sequence[float], time_s: float) -> int:
+    """The obvious loop that the streaming code must agree with."""
+    best = 0
+    for index, start in enumerate(pts_s):
+        if start <= time_s:
+            best = index
+    return best
