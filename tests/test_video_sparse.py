@@ -153,3 +153,20 @@ def test_the_start_of_a_frame_is_its_own(tmp_path: Path) -> None:
     times = [k / 25 for k in range(50)]
     assert any(k * 768 * (1 / 19200) > k / 25 for k in range(50))
     assert shown(path, times) == list(range(50))
+
+
+def test_a_reference_that_an_edit_list_cuts_away_stands_for_no_frame(tmp_path: Path) -> None:
+    options = X264 | {"g": "300", "bf": "3", "b-pyramid": "none"}
+    path = noise_video(tmp_path / "v.mp4", 41, options, "libx264")
+    data = bytearray(path.read_bytes())
+    place = data.index(b"elst") + 12
+    assert int.from_bytes(data[place : place + 4], "big") == 4100
+    # The film ends in the middle of three B-frames, before what they refer to.
+    data[place : place + 4] = (3450).to_bytes(4, "big")
+    path.write_bytes(data)
+    with av.open(str(path)) as container:
+        *_, last = container.decode(video=0)
+    assert last.pict_type == PictureType.B
+    (frame,) = iter_frames(path, [60.0])
+    assert frame.pts_s == pytest.approx(last.time)
+    np.testing.assert_array_equal(frame.rgb, last.to_ndarray(format="rgb24"))
