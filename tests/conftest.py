@@ -228,7 +228,7 @@ def slowfast_file(shared: Path) -> Path:
 @pytest.fixture(scope="session")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """40 frames at 10 a second, written by `VideoWriter`."""
-    from tests.video_files import grey
+    from tests.numbered_videos import grey
 
     from demr.video import VideoWriter
 

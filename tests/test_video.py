@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.video_files import (
+from tests.numbered_videos import (
     QUADRANTS,
     STEP,
     every,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.video_files import (
+from tests.numbered_videos import (
     X264,
     every,
     make_video,

@@ -7,7 +7,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from tests.video_files import every, grey, make_video, shown
+from tests.numbered_videos import every, grey, make_video, shown
 
 from demr import video_source
 from demr.video import iter_frames, probe_video

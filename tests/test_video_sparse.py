@@ -6,7 +6,7 @@ import av
 import numpy as np
 import pytest
 from av.video.frame import PictureType
-from tests.video_files import (
+from tests.numbered_videos import (
     CLOCK,
     X264,
     count_frames,

@@ -10,7 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.video_files import COLOURS, count_frames, every, grey, make_video, quadrant_image, shown
+from tests.numbered_videos import (
+    COLOURS,
+    count_frames,
+    every,
+    grey,
+    make_video,
+    quadrant_image,
+    shown,
+)
 
 from demr import video
 from demr.errors import DemrError, InputError, VideoError
