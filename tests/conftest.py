@@ -226,6 +226,20 @@ def slowfast_file(shared: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 frames at 10 a second, written by `VideoWriter`."""
+    from tests.numbered_videos import grey
+
+    from demr.video import VideoWriter
+
+    path = tmp_path_factory.mktemp("plain") / "plain.mp4"
+    with VideoWriter(path, 64, 48, 10) as writer:
+        for index in range(40):
+            writer.write(grey(index, 48, 64))
+    return path
+
+
+@pytest.fixture(scope="session")
 def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Nine seconds in which every half second looks different."""
     import numpy as np

@@ -3,7 +3,7 @@
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import av
@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-import demr.encoders.frames
 from demr.encoders.frames import (
     Assembly,
     Block,
@@ -26,7 +25,15 @@ from demr.encoders.frames import (
     read_ahead,
     read_blocks,
 )
-from demr.video import DamagedVideoWarning, Frame, VideoInfo, VideoWriter, iter_frames, probe_video
+from demr.video import (
+    DamagedVideoWarning,
+    Frame,
+    Video,
+    VideoInfo,
+    VideoWriter,
+    iter_frames,
+    probe_video,
+)
 
 
 class Means:
@@ -88,12 +95,13 @@ def test_streams_get_their_own_frames_from_one_pass(
     grey: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passes = []
+    real = Video.frames
 
-    def counted(*args: object, **kwargs: object) -> Iterator[Frame]:
-        passes.append(args)
-        return iter_frames(*args, **kwargs)  # type: ignore[arg-type]
+    def counted(self: Video, times_s: Iterable[float], **size: int | None) -> Iterator[Frame]:
+        passes.append(self)
+        return real(self, times_s, **size)
 
-    monkeypatch.setattr(demr.encoders.frames, "iter_frames", counted)
+    monkeypatch.setattr(Video, "frames", counted)
     # The second stream's clips reach into their neighbours, and past both ends of the video.
     streams = [Means("one", [0.5]), Means("wide", [-0.3, 0.1, 0.5, 1.6])]
     made = embedded(read_blocks([grey], streams, 1.0), streams)

@@ -2,7 +2,6 @@
 
 import math
 import os
-import stat
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -10,22 +9,22 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import av
 import numpy as np
 import numpy.typing as npt
-from av.container import InputContainer
 from av.error import FFmpegError
-from av.sidedata.sidedata import SideDataContainer
-from av.sidedata.sidedata import Type as SideDataType
-from av.stream import Disposition
+from av.stream import Disposition, Stream
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from demr.errors import VideoError
+from demr.video_opening import open_video, reason_of, video_error
 
-Pixels = npt.NDArray[np.uint8]
+if TYPE_CHECKING:
+    from av.packet import Packet
+
 # Below this many pixels a frame decodes in well under a millisecond and handing it between
 # threads costs more than it saves, above all with several processes on the same cores.
 ONE_THREAD_PIXELS = 320 * 240
@@ -44,30 +43,21 @@ class DamagedVideoWarning(UserWarning):
     """Part of a video could not be decoded; the rest was used."""
 
 
-@dataclass(frozen=True)
-class Orientation:
-    """Right-angle part of a display matrix: transpose first, then mirror."""
+@dataclass
+class _Read:
+    """Of the packets read since the last jump.
 
-    transpose: bool = False
-    mirror_x: bool = False
-    mirror_y: bool = False
+    Attributes:
+        in_time_pts: Latest start of a frame that starts in time for the wanted one.
+        last_pts: Latest start of any frame.
+        dts: Of the last packet.
+        end: Where in the file the last packet, of any stream, ends.
+    """
 
-    @property
-    def rotation_deg(self) -> int:
-        """The counterclockwise turn that makes the stored frame upright."""
-        if self.transpose:
-            return 270 if self.mirror_x else 90
-        return 180 if self.mirror_x else 0
-
-    def upright(self, pixels: Pixels) -> Pixels:
-        """Turn ``(H, W)`` or ``(H, W, 3)`` pixels; the result is contiguous."""
-        if self.transpose:
-            pixels = pixels.swapaxes(0, 1)
-        if self.mirror_x:
-            pixels = pixels[:, ::-1]
-        if self.mirror_y:
-            pixels = pixels[::-1]
-        return np.ascontiguousarray(pixels)
+    in_time_pts: int | None = None
+    last_pts: int | None = None
+    dts: int = -(1 << 63)
+    end: int | None = None
 
 
 class Source:
@@ -82,7 +72,7 @@ class Source:
     ) -> None:
         self.path = Path(path)
         self._damaged = damaged or _warn_of_damage
-        self.container = _open(self.path)
+        self.container = open_video(self.path)
         try:
             self.stream = self._video_stream()
             self._check_kind()
@@ -94,13 +84,18 @@ class Source:
             context.thread_count = 1
         else:
             context.thread_type = "AUTO"
-        self.time_base = float(self.stream.time_base or Fraction(1, 90000))
+        self.time_base = self.stream.time_base or Fraction(1, 90000)
         self.fps = self._fps()
         self.lost_packets = 0
         self.first_loss_s: float | None = None
         self.end_s = 0.0
         self.reason = "it holds no frame"
         self.wanted_s = 0.0
+        self._origin: int | None = None
+        # AVI stores no times: nobody knows what a packet shows, nor where one is behind a jump.
+        self._is_avi = self.container.format.name == "avi"
+        self._has_clock = not self._is_avi
+        self._is_matroska = self.container.format.name.startswith("matroska")
 
     def _video_stream(self) -> VideoStream:
         for stream in self.container.streams.video:
@@ -108,15 +103,17 @@ class Source:
             if not is_cover and stream.codec_context is not None:
                 return stream
         kinds = sorted({str(stream.type) for stream in self.container.streams})
-        raise _error(self.path, f"a file without video (only {' and '.join(kinds) or 'nothing'})")
+        raise video_error(
+            self.path, f"a file without video (only {' and '.join(kinds) or 'nothing'})"
+        )
 
     def _check_kind(self) -> None:
         kind = self.container.format.name
         if kind.endswith("_pipe") or kind == "image2":
-            raise _error(self.path, "a still picture")
+            raise video_error(self.path, "a still picture")
         # FFmpeg draws plain text as a terminal session; nobody here means that.
         if kind == "tty":
-            raise _error(self.path, "a text file")
+            raise video_error(self.path, "a text file")
 
     def _fps(self) -> float:
         for rate in (self.stream.average_rate, self.stream.guessed_rate, self.stream.base_rate):
@@ -124,17 +121,20 @@ class Source:
                 return float(rate)
         return _FALLBACK_FPS
 
+    def _seconds(self, ticks: int) -> float:
+        # Rounded once: ticks times a rounded time base land beside the k / fps that is asked for.
+        return ticks * self.time_base.numerator / self.time_base.denominator
+
     def frames(self) -> Iterator[tuple[float, VideoFrame]]:
         """Yield ``(seconds from the first frame, frame)``, times never decreasing.
 
         The first frame is always yielded. Frames that end before :attr:`wanted_s` may be left
-        out: where a keyframe lies between here and there, the file is read from it on.
+        out: where a keyframe lies between here and there, the file is read from it on; and what
+        no other frame refers to is not decoded.
         """
         step_s = 1.0 / self.fps
-        origin: int | None = None
         last_s = -step_s
-        # AVI stores no times: behind a jump nobody knows where one is.
-        can_seek = self.container.format.name != "avi"
+        can_seek = True
         # While looking for the place that a jump was meant for; then while catching up after one
         # that went too far.
         landing, catching_up = False, False
@@ -146,20 +146,21 @@ class Source:
                     return
                 # Nothing decodes behind the jump.
                 landing, can_seek, catching_up = False, False, True
-                decoded = self._seeked(origin)
+                decoded = self._seeked()
                 continue
-            pts = frame.pts
+            # In AVI the times of display are guesses, which B-frames lead astray.
+            pts = frame.dts if self._is_avi else frame.pts
             if pts is None:
                 # No clock at all (raw streams), or a gap in it: count at the average rate. Not
                 # where it is not known what to count from.
                 if catching_up or landing:
                     continue
                 pts_s = last_s + step_s
-                can_seek = False
+                self._has_clock = False
             else:
-                if origin is None:
-                    origin = pts - round((last_s + step_s) / self.time_base)
-                pts_s = (pts - origin) * self.time_base
+                if self._origin is None:
+                    self._origin = pts - round((last_s + step_s) / self.time_base)
+                pts_s = self._seconds(pts - self._origin)
                 if landing and pts_s <= last_s:
                     # The jump led back, as it does where keyframes are far apart and not
                     # indexed: another one would as well.
@@ -170,16 +171,16 @@ class Source:
             if landing and pts_s > self.wanted_s:
                 # The index led past the target: nothing for it but all frames.
                 landing, can_seek, catching_up = False, False, True
-                decoded = self._seeked(origin)
+                decoded = self._seeked()
                 continue
             landing, catching_up = False, False
             last_s = pts_s
-            self.end_s = pts_s + (frame.duration * self.time_base or step_s)
+            self.end_s = pts_s + (self._seconds(frame.duration) or step_s)
             yield pts_s, frame
-            if can_seek and origin is not None:
-                target_s = self._worth_a_jump(last_s, origin)
+            if can_seek and self._has_clock and self._origin is not None:
+                target_s = self._worth_a_jump(last_s, self._origin)
                 if target_s is not None:
-                    decoded, landing = self._seeked(origin, target_s), True
+                    decoded, landing = self._seeked(target_s), True
 
     def _worth_a_jump(self, here_s: float, origin: int) -> float | None:
         """Where to jump to on the way to :attr:`wanted_s`, in seconds; None to go on reading."""
@@ -198,7 +199,7 @@ class Source:
         place = int(np.searchsorted(keyframes, origin + before_s / self.time_base, "right")) - 1
         if place < 0:
             return None
-        there_s = float(keyframes[place] - origin) * self.time_base
+        there_s = self._seconds(int(keyframes[place]) - origin)
         if there_s - here_s < _JUMP_WORTH_FRAMES / self.fps:
             return None
         # Not to the keyframe's own time: shown later than it is decoded, it would be passed by.
@@ -211,38 +212,82 @@ class Source:
         times = [entry.timestamp for entry in entries if entry.is_keyframe]
         # A single entry, or an index that stops early, is no map of the file.
         stated = self.stated_duration_s()
-        span_s = (times[-1] - times[0]) * self.time_base if len(times) > 1 else 0.0
+        span_s = self._seconds(times[-1] - times[0]) if len(times) > 1 else 0.0
         if stated is None or span_s < stated / 2:
             return np.zeros(0, np.int64)
         return np.unique(np.array(times, np.int64))
 
-    def _seeked(self, origin: int | None, to_s: float | None = None) -> Iterator[VideoFrame]:
+    def _seeked(self, to_s: float | None = None) -> Iterator[VideoFrame]:
         if to_s is None:
             # From the start: what broke is read again.
             self.lost_packets, self.first_loss_s = 0, None
-            pts = (origin or 0) - round(1.0 / self.time_base)
+            pts = (self._origin or 0) - round(1 / self.time_base)
         else:
-            pts = (origin or 0) + round(to_s / self.time_base)
+            pts = (self._origin or 0) + round(to_s / self.time_base)
         with suppress(FFmpegError):
             self.container.seek(pts, stream=self.stream)
         return self._decoded()
 
     def _decoded(self) -> Iterator[VideoFrame]:
-        packets = self.container.demux(self.stream)
+        # All streams, where holes have to be told from their packets.
+        packets = self.container.demux(*(() if self._is_matroska else (self.stream,)))
+        context = self.stream.codec_context
+        read = _Read()
         while True:
             try:
                 packet = next(packets, None)
                 if packet is None:
                     return
-                if packet.is_corrupt:
+                is_behind_hole = self._is_behind_hole(packet, read)
+                if packet.stream_index != self.stream.index:
+                    continue
+                if packet.is_corrupt or is_behind_hole:
                     self._lost("a damaged packet")
-                frames = packet.decode()
+                ours = cast("Packet[VideoStream]", packet)
+                is_passed = self._is_passed(ours, read)
+                context.skip_frame = "NONREF" if is_passed else "DEFAULT"
+                frames = ours.decode()
             except FFmpegError as error:
-                self._lost(_reason(error))
+                self._lost(reason_of(error))
                 # A demuxer that failed ends its generator; a decoder may recover at the next
                 # keyframe, so the loop goes on and ends by itself.
                 continue
             yield from frames
+
+    def _is_passed(self, packet: "Packet[VideoStream]", read: _Read) -> bool:
+        """Whether a later frame that starts in time for the wanted one is on its way already."""
+        if self._origin is None or packet.pts is None or packet.dts is None:
+            return False
+        if packet.dts < read.dts:
+            # A clock set back: what comes now is later than what came before.
+            read.in_time_pts = None
+        read.dts = packet.dts
+        if read.in_time_pts is not None and packet.pts < read.in_time_pts:
+            return self._has_clock
+        # What an edit list cuts away decodes, but does not show.
+        starts_in_time = self._seconds(packet.pts - self._origin) <= self.wanted_s
+        if starts_in_time and not packet.is_discard:
+            read.in_time_pts = packet.pts
+        return False
+
+    def _is_behind_hole(self, packet: "Packet[Stream]", read: _Read) -> bool:
+        """Whether a stretch of a Matroska file that no packet covers has swallowed frames.
+
+        Its reader looks for the next sound cluster without a word. A pause in a variable rate
+        takes up no room in the file.
+        """
+        if not self._is_matroska or packet.pos is None or packet.pos < 0:
+            return False
+        begin, read.end = read.end, packet.pos + packet.size
+        if packet.stream_index != self.stream.index or packet.pts is None:
+            return False
+        last, read.last_pts = read.last_pts, max(packet.pts, read.last_pts or packet.pts)
+        whole_s = (self.container.duration or 0) / av.time_base
+        if begin is None or last is None or whole_s <= 0:
+            return False
+        gap_s = self._seconds(packet.pts - last)
+        usual = self.path.stat().st_size / whole_s * gap_s
+        return gap_s > 3.0 / self.fps and packet.pos - begin > usual / 4
 
     def _lost(self, reason: str) -> None:
         self.reason = reason
@@ -253,7 +298,7 @@ class Source:
     def stated_duration_s(self) -> float | None:
         """Duration of the video stream as its header states it, if it does sanely."""
         stream = self.stream
-        stated = stream.duration * self.time_base if stream.duration else None
+        stated = self._seconds(stream.duration) if stream.duration else None
         if stated is None:
             end_s = _clock(stream.metadata.get("DURATION", ""))
             stated = end_s - self._matroska_start_s() if end_s is not None else None
@@ -261,8 +306,7 @@ class Source:
 
     def _matroska_start_s(self) -> float:
         # Matroska states where the video ends on its clock, not how long it is.
-        is_matroska = self.container.format.name.startswith("matroska")
-        return (self.stream.start_time or 0) * self.time_base if is_matroska else 0.0
+        return self._seconds(self.stream.start_time or 0) if self._is_matroska else 0.0
 
     def _is_sane(self, stated_s: float) -> bool:
         whole_s = (self.container.duration or 0) / av.time_base
@@ -271,7 +315,7 @@ class Source:
         entries = self.stream.index_entries
         count = len(entries)
         indexed = entries[count - 1].timestamp - entries[0].timestamp if count else 0
-        return indexed * self.time_base <= stated_s + 1.0
+        return self._seconds(indexed) <= stated_s + 1.0
 
     def duration_s(self) -> float:
         """Usable length in seconds: stream header, else container, else counted packets."""
@@ -300,19 +344,21 @@ class Source:
                 high = middle
             else:
                 low = middle + 1
-        return (entries[low].timestamp - entries[0].timestamp) * self.time_base
+        return self._seconds(entries[low].timestamp - entries[0].timestamp)
 
     def _counted_duration_s(self) -> float:
-        with _open(self.path) as container:
+        with open_video(self.path) as container:
             first, last, count = math.inf, -math.inf, 0
             with suppress(FFmpegError):
                 for packet in container.demux(container.streams[self.stream.index]):
                     pts = packet.pts if packet.pts is not None else packet.dts
+                    if packet.is_discard:
+                        continue
                     count += packet.size > 0
                     if pts is not None:
                         first = min(first, pts)
                         last = max(last, pts + (packet.duration or 0))
-        by_clock = (last - first) * self.time_base if last > first else 0.0
+        by_clock = (last - first) * float(self.time_base) if last > first else 0.0
         return by_clock if 0 < by_clock < _LONGEST_S else count / self.fps
 
     def end_of_good_part(self) -> float:
@@ -336,53 +382,11 @@ class Source:
 
     def no_frame(self) -> VideoError:
         """The error to raise where no frame could be decoded."""
-        return _error(self.path, f"no frame that decodes ({self.reason})")
+        return video_error(self.path, f"no frame that decodes ({self.reason})")
 
 
 def _warn_of_damage(message: str) -> None:
     warnings.warn(message, DamagedVideoWarning, stacklevel=4)
-
-
-def _open(path: Path) -> InputContainer:
-    try:
-        status = path.stat()
-    except (OSError, ValueError) as error:
-        got = "no such file" if isinstance(error, FileNotFoundError) else str(error)
-        raise _error(path, got) from None
-    # Opening a FIFO or a device would wait for a writer, perhaps for ever.
-    if stat.S_ISDIR(status.st_mode):
-        raise _error(path, "a directory")
-    if not stat.S_ISREG(status.st_mode):
-        raise _error(path, "a pipe, socket or device")
-    if status.st_size == 0:
-        raise _error(path, "an empty file")
-    try:
-        # The whitelist keeps a playlist in disguise from reaching the network.
-        return av.open(
-            str(path.absolute()),
-            "r",
-            metadata_errors="replace",
-            options={"protocol_whitelist": "file"},
-        )
-    except FFmpegError as error:
-        raise _error(path, _reason(error)) from None
-
-
-def _error(path: Path, got: str) -> VideoError:
-    return VideoError(
-        str(path),
-        expected="a readable video file (mp4, mkv, webm, mov, avi)",
-        got=got,
-        remedy="check the path and that a player shows the file",
-    )
-
-
-def _reason(error: FFmpegError) -> str:
-    if isinstance(error, av.error.InvalidDataError):
-        return "data that is no video, or whose index is missing"
-    if isinstance(error, av.error.EOFError):
-        return "a file that was cut off"
-    return (error.strerror or str(error) or type(error).__name__).strip()
 
 
 def _clock(text: str) -> float | None:
@@ -392,16 +396,3 @@ def _clock(text: str) -> float | None:
         return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
     except ValueError:
         return None
-
-
-def orientation_of(frame: VideoFrame) -> Orientation:
-    """How a decoded frame has to be turned, by its display matrix."""
-    try:
-        # PyAV's type stub knows one kind of side data; the mapping holds all.
-        matrix = bytes(cast("SideDataContainer", frame.side_data)[SideDataType.DISPLAYMATRIX])
-    except KeyError:
-        return Orientation()
-    a, b, _, c, d = np.frombuffer(matrix, dtype=np.int32)[:5].tolist()
-    if abs(a) + abs(d) < abs(b) + abs(c):
-        return Orientation(transpose=True, mirror_x=c < 0, mirror_y=b < 0)
-    return Orientation(mirror_x=a < 0, mirror_y=d < 0)

@@ -16,7 +16,8 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
 from demr.errors import InputError, VideoError
-from demr.video_source import ONE_THREAD_PIXELS, Orientation, Pixels, Source, orientation_of
+from demr.video_orientation import Orientation, Pixels, orientation_of
+from demr.video_source import ONE_THREAD_PIXELS, Source
 
 
 class _Mp4:

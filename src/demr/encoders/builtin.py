@@ -19,7 +19,7 @@ from demr.encoders.motion import HUE_DIM, MOTION_DIM, SAMPLES_PER_S, SHAPE_DIM, 
 from demr.encoders.objects import CONTRAST, GLOBALS, Floats, FrameAnalyser
 from demr.encoders.tracks import Linker, Track
 from demr.encoders.words import TEXT_DIM, query_words, word_vector
-from demr.video import iter_frames, probe_video
+from demr.video import Video
 
 CLIP_S = 1.0
 _HEIGHT = 108
@@ -64,7 +64,8 @@ class BuiltinEncoder:
         Raises:
             VideoError: If it cannot be decoded.
         """
-        info = probe_video(path)
+        video = Video(path)
+        info = video.info
         clips = clip_count(info.duration_s, CLIP_S)
         samples = max(1, min(clips * SAMPLES_PER_S, int(info.duration_s * SAMPLES_PER_S + 0.5)))
         # The middle of each sample's interval: the clip's frames are those shown within it.
@@ -72,7 +73,7 @@ class BuiltinEncoder:
         height = min(_HEIGHT, info.height)
         if info.width * height > _MAX_WIDTH * info.height:
             height = max(1, _MAX_WIDTH * info.height // info.width)
-        frames = (frame.rgb for frame in iter_frames(info.path, times, height=height))
+        frames = (frame.rgb for frame in video.frames(times, height=height))
         features = describe_frames(frames, clips)
         return VideoFeatures(Path(path).stem, info.duration_s, CLIP_S, features)
 

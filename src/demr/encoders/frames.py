@@ -24,7 +24,7 @@ from torch import Tensor, stack
 
 from demr.encoders.base import Encoder, VideoFeatures, clip_count
 from demr.errors import VideoError
-from demr.video import DamagedVideoWarning, VideoInfo, iter_frames, probe_video
+from demr.video import DamagedVideoWarning, Video, VideoInfo, probe_video
 
 # Blocks that may wait for the network; each can be tens of megabytes.
 _AHEAD = 2
@@ -337,14 +337,15 @@ def _read_video(
     waiting: Sequence[_Waiting],
     notes: list[str],
 ) -> Iterator[Part]:
-    info = probe_video(path)
+    video = Video(path, notes.append)
+    info = video.info
     yield Opened(index, info.duration_s, clip_count(info.duration_s, clip_s))
     wanted = _Wanted([stream.times(info) for stream in streams])
     # Prepared frames of clips that are not complete, by stream and row.
     begun: dict[tuple[int, int], list[Tensor]] = {}
     pictures: dict[int, Tensor] = {}
     shown_s = -math.inf
-    for place, frame in enumerate(iter_frames(path, wanted.times_s, damaged=notes.append)):
+    for place, frame in enumerate(video.frames(wanted.times_s)):
         if frame.pts_s != shown_s:
             shown_s, pictures = frame.pts_s, {}
         for number, row in wanted.at(place):
