@@ -94,6 +94,9 @@ def test_a_folder_becomes_a_pack(pack: Path, folder: Path, clip_models: dict[str
     assert (report["videos"], report["clips"]) == (38, 37 * 5 + 1)
     assert made["film38"].features.shape == (1, 24)
     assert EncoderIdentity.from_dict(report["encoder"]) == encoder.identity
+    (damage,) = report["damaged"]
+    assert damage["path"] == str(folder / "film38.mp4")
+    assert "of 9.00 s" in damage["damage"]
     skipped = {Path(entry["path"]).name: entry["reason"] for entry in report["skipped"]}
     assert sorted(skipped) == ["film05.mp4", "film35.mp4"]
     assert "an empty file" in skipped["film05.mp4"]

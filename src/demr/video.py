@@ -181,6 +181,7 @@ class Video:
                     yield Frame(time_s, shown_pts, rgb)
                     time_s = next(times, None)
                     if time_s is None:
+                        source.tell_known_loss()
                         return
                 source.wanted_s = time_s
                 shown_pts, shown, rgb = pts_s, frame, None

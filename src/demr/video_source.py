@@ -370,15 +370,26 @@ class Source:
         stated = self.stated_duration_s()
         missing_s = 0.0 if stated is None else stated - self.end_s
         is_cut = missing_s > max(0.5, 3.0 / self.fps)
-        if is_cut or self.lost_packets:
-            until_s = self.end_s if self.first_loss_s is None else self.first_loss_s
-            lost = f"{self.lost_packets} packets unreadable" if self.lost_packets else ""
-            rest = f"nothing after {self.end_s:.2f} s of {stated:.2f} s" if is_cut else ""
-            self._damaged(
-                f"{self.path}: damaged video, frames are good until {until_s:.2f} s "
-                f"({', '.join(filter(None, (lost, rest)))}); the good part was used"
-            )
+        self._tell_loss(self.end_s if is_cut else None)
         return self.end_s if is_cut else math.inf
+
+    def tell_known_loss(self) -> None:
+        """Say what was lost, where nobody asked for frames up to the end."""
+        self._tell_loss(self._cut_off_s())
+
+    def _tell_loss(self, cut_s: float | None) -> None:
+        if cut_s is None and not self.lost_packets:
+            return
+        until_s = cut_s if self.first_loss_s is None else self.first_loss_s
+        losses = [f"{self.lost_packets} packets unreadable"] if self.lost_packets else []
+        stated_s = self.stated_duration_s()
+        if cut_s is not None:
+            whole = "" if stated_s is None else f" of {stated_s:.2f} s"
+            losses.append(f"nothing after {cut_s:.2f} s{whole}")
+        self._damaged(
+            f"{self.path}: damaged video, frames are good until {until_s:.2f} s "
+            f"({', '.join(losses)}); the good part was used"
+        )
 
     def no_frame(self) -> VideoError:
         """The error to raise where no frame could be decoded."""
