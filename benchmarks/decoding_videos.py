@@ -33,8 +33,13 @@ def make_videos(folder: Path) -> None:
             encode(minute, size, MINUTE * FPS, keyint, seed=ord(name))
             repeat(minute, folder / f"{name}.mp4", minutes)
             minute.unlink()
+    make_clips(folder)
+
+
+def make_clips(folder: Path) -> None:
+    """Write the folder c, if it is not there yet."""
     clips = folder / "c"
-    clips.mkdir(exist_ok=True)
+    clips.mkdir(parents=True, exist_ok=True)
     for kind in range(CLIP_KINDS):
         kept = folder / f"kind-{kind:02d}.mp4"
         if not kept.exists():

@@ -19,7 +19,7 @@ def build_clip(folder: Path) -> None:
 
     config = transformers.CLIPConfig(projection_dim=512)
     _save(transformers.CLIPModel(config), folder)
-    _processor("CLIPImageProcessor").save_pretrained(folder)
+    _processor("CLIPImageProcessor")().save_pretrained(folder)
 
 
 def build_siglip(folder: Path) -> None:

@@ -12,7 +12,9 @@ benchmarks/results/encoders.json, tables to docs/encoders.md.
 
 import argparse
 import json
+import math
 import os
+import platform
 import subprocess
 import sys
 import tempfile
@@ -24,17 +26,24 @@ from typing import Any
 
 import torch
 from decoding_videos import CLIP_S as FILE_S
-from decoding_videos import make_videos
+from decoding_videos import make_clips
 from encoder_models import build
+from safetensors import safe_open
+from torch.utils.flop_counter import FlopCounterMode
 
 import demr.encoders.frames
 from demr.encoders import get_encoder
 from demr.encoders.frames import Block, FrameEncoder, read_blocks
 from demr.extraction import Job, encode_unit, extract, parts_folder, write_part
-from demr.video_files import cut_into_units, find_videos
+from demr.video import Frame, Video
+from demr.video_files import find_videos
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "encoders.json"
+HEADER = (
+    "| encoder | where | row | token | parameters | GFLOP | network alone, clips/s "
+    "| end to end, clips/s | hours of video an hour | MB an hour of video |"
+)
 BEGIN, END = "<!-- encoders -->", "<!-- end of encoders -->"
 # Encoder -> what it is asked for by, models it needs, files of 10 s that it reads.
 ENCODERS = {
@@ -89,7 +98,7 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     spec, models, files = ENCODERS[name]
     folders = {model: build(arguments.models, model) for model in models}
     spec = spec.format(**folders)
-    make_videos(arguments.videos, ["c"])
+    make_clips(arguments.videos)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "videos"
         folder.mkdir()
@@ -109,7 +118,9 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
             "megabytes_an_hour": identity.video_dim * 2 * 3600 / identity.clip_s / 1e6,
         }
         if isinstance(encoder, FrameEncoder):
-            row["network_clips_per_s"] = network_speed(encoder, found.videos[0].path)
+            blocks = prepared(encoder, found.videos[0].path)
+            row["gflop"] = gigaflop(encoder, blocks)
+            row["network_clips_per_s"] = network_speed(encoder, blocks)
             clock.watch(encoder)
         out = Path(temporary) / "pack"
         job = Job(spec, arguments.device, identity.to_dict(), parts_folder(out))
@@ -117,13 +128,12 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
         def run(units: Any, job: Job, tell: Any) -> None:
             for unit in units:
-                tell(unit, 1.0, write_part(job.parts, unit, encode_unit(encoder, unit, print_none)))
+                tell(unit, 1.0, write_part(job.parts, unit, encode_unit(encoder, unit, nothing)))
 
-        summary = extract(found, encoder, job, out, run, untold)
+        summary = extract(found, encoder, job, out, run, nothing)
         wall_s = time.perf_counter() - began
         row |= {
             "clips": summary.clips,
-            "units": len(cut_into_units(found.videos)),
             "wall_s": wall_s,
             "clips_per_s": summary.clips / wall_s,
             "hours_per_hour": files * FILE_S / wall_s,
@@ -135,22 +145,35 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     return row
 
 
-def network_speed(encoder: FrameEncoder, path: Path) -> float:
-    """Clips a second that all networks together do, on clips prepared before; best of three."""
-    blocks = [
-        part
-        for part in read_blocks([path], encoder.streams, encoder.identity.clip_s)
-        if isinstance(part, Block)
-    ]
+def prepared(encoder: FrameEncoder, path: Path) -> list[Block]:
+    """Blocks of one video, as the networks get them."""
+    parts = read_blocks([path], encoder.streams, encoder.identity.clip_s)
+    return [part for part in parts if isinstance(part, Block)]
+
+
+def gigaflop(encoder: FrameEncoder, blocks: list[Block]) -> float:
+    """Floating-point operations of all networks for a clip, in billions."""
     clips = sum(len(block.rows) for block in blocks if not block.stream)
-    best = 0.0
-    for turn in range(3):
+    with FlopCounterMode(display=False) as counter:
+        embed_all(encoder, blocks)
+    return counter.get_total_flops() / clips / 1e9
+
+
+def network_speed(encoder: FrameEncoder, blocks: list[Block]) -> float:
+    """Clips a second that all networks together do; the best of three, after the first use."""
+    clips = sum(len(block.rows) for block in blocks if not block.stream)
+    seconds = []
+    for _ in range(3):
         began = time.perf_counter()
-        for block in blocks:
-            encoder.streams[block.stream].embed(torch.from_numpy(block.pixels))
-        if turn or len(blocks) == 1:
-            best = max(best, clips / (time.perf_counter() - began))
-    return best
+        embed_all(encoder, blocks)
+        seconds.append(time.perf_counter() - began)
+    return clips / min(seconds)
+
+
+def embed_all(encoder: FrameEncoder, blocks: list[Block]) -> None:
+    """Run all networks on all blocks."""
+    for block in blocks:
+        encoder.streams[block.stream].embed(torch.from_numpy(block.pixels))
 
 
 class Clock:
@@ -165,23 +188,21 @@ class Clock:
         for kind in {type(stream) for stream in encoder.streams}:
             for method, name in (("prepare", "prepare"), ("embed", "network")):
                 setattr(kind, method, self._timed(name, getattr(kind, method)))
-        open_video = demr.encoders.frames.open_video
+        clock = self
 
-        def opened(*args: Any, **kwargs: Any) -> Any:
-            video = self._timed("decoder", open_video)(*args, **kwargs)
-            return _Timed(video, self)
+        class TimedVideo(Video):
+            """Waiting for the file to open and for each frame counts as decoding."""
 
-        demr.encoders.frames.open_video = opened
+            def __init__(self, *args: Any, **kwargs: Any) -> None:
+                clock._timed("decoder", super().__init__)(*args, **kwargs)
 
-    def each(self, frames: Iterator[Any]) -> Iterator[Any]:
-        """The same frames; waiting for each counts as decoding."""
-        following = self._timed("decoder", frames.__next__)
-        while True:
-            try:
-                frame = following()
-            except StopIteration:
-                return
-            yield frame
+            def frames(self, *args: Any, **kwargs: Any) -> Iterator[Frame]:
+                frames = super().frames(*args, **kwargs)
+                following = clock._timed("decoder", lambda: next(frames, None))
+                while (frame := following()) is not None:
+                    yield frame
+
+        demr.encoders.frames.Video = TimedVideo  # type: ignore[misc]
 
     def share(self, wall_s: float, *kinds: str) -> float:
         """Share of the wall time in which at least one of the kinds was at work."""
@@ -201,3 +222,73 @@ class Clock:
                     self._spans.setdefault(name, []).append((began, time.perf_counter()))
 
         return call
+
+
+def nothing(*_: Any) -> None:
+    """Nobody is told how far it is."""
+
+
+def count_parameters(folder: Path) -> int:
+    """Of all tensors in a model's files."""
+    total = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+            total += sum(math.prod(file.get_slice(name).get_shape()) for name in names)
+    return total
+
+
+def device_name(device: str) -> str:
+    """What the numbers hold for."""
+    if device == "cpu":
+        return f"{os.cpu_count()} {platform.machine()} cores"
+    return torch.cuda.get_device_name()
+
+
+def write_section(rows: dict[str, dict[str, Any]]) -> None:
+    """Put the tables between their marks in docs/encoders.md."""
+    path = ROOT / "docs" / "encoders.md"
+    text = path.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    after = rest.partition(END)[2]
+    lines = [
+        "Made by `python benchmarks/encoders.py`: random weights of the published sizes, float32",
+        "on CPUs, half precision on GPUs; videos of 640x360, 30 frames a second, clips of 2 s.",
+        "Parameters are those of the whole model, text included; GFLOP the network's for a clip.",
+        "",
+        HEADER,
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, row in rows.items():
+        has_network = "network_share" in row
+        columns = [
+            *(f"`{name.partition(' on ')[0]}`", row["device"], row["streams"]),
+            str(row["text"] or "-"),
+            f"{row['parameters'] / 1e6:.0f} M" if has_network else "none",
+            f"{row['gflop']:.1f}" if has_network else "-",
+            f"{row['network_clips_per_s']:.2f}" if has_network else "-",
+            *(f"{row['clips_per_s']:.2f}", f"{row['hours_per_hour']:.1f}"),
+            f"{row['megabytes_an_hour']:.1f}",
+        ]
+        lines.append(f"| {' | '.join(columns)} |")
+    lines += [
+        "",
+        "Where the wall time of that extraction goes, between loaded weights and finished pack.",
+        "Decoding and resizing run beside the network, so that shares overlap. What neither",
+        "decoder nor network fills is resizing, waiting and writing.",
+        "",
+        "| encoder | where | clips | decoder | resizing | network | decoder or network |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, row in rows.items():
+        if "network_share" in row:
+            kinds = ("decoder", "prepare", "network", "decoder_or_network")
+            shares = [f"{row[f'{kind}_share']:.0%}" for kind in kinds]
+            columns = [f"`{name.partition(' on ')[0]}`", row["device"], str(row["clips"]), *shares]
+            lines.append(f"| {' | '.join(columns)} |")
+    section = "\n".join([BEGIN, *lines, END])
+    path.write_text(f"{before}{section}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -477,7 +477,7 @@ def test_without_the_packages(own: Path, cli: Cli, monkeypatch: pytest.MonkeyPat
     def without(name: str, package: str | None = None) -> Any:
         return None if name == "onnxruntime" else real(name, package)
 
-    monkeypatch.setattr(importlib.util, "find_spec", without)
+    monkeypatch.setattr("demr.terminal.find_spec", without)
     line = cli("export", own).one_line()
     assert "without onnxruntime" in line
     assert "demr[export]" in line

@@ -29,6 +29,7 @@ _EXTRAS = {
     "train": "demr train, evaluate, calibrate, balance, ablate; reading HDF5",
     "encoders": "searching real videos with --encoder clip, xclip or vlm",
     "export": "demr export to ONNX",
+    "cluster": "demr extract --ray",
 }
 # With weights of the hub; each is a module of its name.
 _ENCODERS = ("clip", "xclip", "vlm")
@@ -117,6 +118,11 @@ def _extra(name: str, use: str) -> Finding:
             found.append(f"{package} {version(package)}")
         except PackageNotFoundError:
             lacking.append(package)
+    if not found and not lacking:
+        detail = "not known to the installed package, which is older than this code"
+        return Finding(
+            f"extra {name}", "broken", detail, "install demr again (from a clone: make install)"
+        )
     if lacking:
         return Finding(
             f"extra {name}",
