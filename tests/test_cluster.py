@@ -1,6 +1,7 @@
 """demr extract --ray, on a real cluster of this machine."""
 
 import os
+import random
 import shutil
 import signal
 from collections.abc import Callable
@@ -8,11 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from tests.extraction_jobs import name_job, unit_of
 
 import demr.video_files
 from demr.encoders import get_encoder
-from demr.extraction import Done, Job, extract, parts_folder
+from demr.encoders.frames import Closed, Opened, Rows
+from demr.extraction import Done, Job, extract, has_part, parts_folder, read_part
 from demr.extraction_workers import run_workers
 from demr.video_files import Unit, find_videos
 
@@ -79,6 +83,34 @@ def test_a_cluster_makes_the_same_pack_though_workers_are_killed(
     assert names == sorted(file.name for file in there.iterdir())
     for name in names:
         assert (here / name).read_bytes() == (there / name).read_bytes()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_parts_of_a_unit_may_come_in_any_order(tmp_path: Path, seed: int) -> None:
+    from demr.cluster import _End, _Made, _Sink
+
+    unit = unit_of(tmp_path, "a", "b")
+    told: list[tuple[float, bool]] = []
+
+    def tell(_unit: Unit, share: float, done: Done | None) -> None:
+        told.append((share, done is not None))
+
+    def rows(video: int, value: float) -> _Made:
+        owners = np.array([video])
+        made = Rows(0, owners, np.zeros(1, np.int64), np.full((1, 2), value, np.float32))
+        return _Made((made,), "float16")
+
+    parts: list[Any] = [Opened(0, 1.0, 1), Opened(1, 1.0, 1), Closed(0), Closed(1, "broken")]
+    parts += [rows(0, 3.0), rows(1, 4.0), _End(6)]
+    random.Random(seed).shuffle(parts)
+    sink = _Sink([unit], name_job(tmp_path), tell)
+    for part in parts:
+        assert not has_part(tmp_path, unit)
+        sink.take(unit.key, part)
+    assert told[-1] == (1.0, True)
+    first, second = read_part(tmp_path, unit)
+    assert (first.dtype, second.error) == ("float16", "broken")
+    np.testing.assert_array_equal(first.features, [[3, 3]])
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere.invalid:6379", "here:there", "auto"])

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from demr.encoders import EncoderIdentity
-from demr.encoders.frames import Block, FrameEncoder, read_blocks
+from demr.encoders.frames import Block, Closed, FrameEncoder, Rows, read_blocks
 from demr.encoders.model_folder import brief
 from demr.errors import DemrError, InputError
 from demr.extraction import Gathering, Job, Tell, embed, encode_unit, has_part, write_part
@@ -34,10 +34,18 @@ _Batch = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
-class _End:
-    """Behind all parts of a unit: how many blocks it has."""
+class _Made:
+    """What became of a block, and what it was computed in."""
 
-    blocks: int
+    parts: tuple[Rows | Closed, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class _End:
+    """Of a unit: how many parts it has besides this."""
+
+    parts: int
 
 
 def run_on_ray(
@@ -151,7 +159,7 @@ class _Sink:
         self._tell = tell
         self._identity = EncoderIdentity.from_dict(job.identity)
         self._gathering: dict[str, Gathering] = {}
-        # Blocks that are still to come; without the end of a unit, minus those that have come.
+        # Parts that are still to come; before a unit's end is known, minus those that have come.
         self._missing: Counter[str] = Counter()
         self._ended: set[str] = set()
 
@@ -165,14 +173,14 @@ class _Sink:
             gathering = Gathering(unit, self._identity, partial(self._reached, unit))
             self._gathering[key] = gathering
         if isinstance(part, _End):
-            self._missing[key] += part.blocks
+            self._missing[key] += part.parts
             self._ended.add(key)
-        elif isinstance(part, tuple):
-            self._missing[key] -= 1
-            for made in part:
-                gathering.add(made)
         else:
-            gathering.add(part)
+            self._missing[key] -= 1
+            if isinstance(part, _Made):
+                gathering.dtype = part.dtype
+            for made in part.parts if isinstance(part, _Made) else (part,):
+                gathering.add(made)
         if key in self._ended and not self._missing[key]:
             outcomes = self._gathering.pop(key).outcomes()
             self._tell(unit, 1.0, write_part(self._job.parts, unit, outcomes))
@@ -194,23 +202,28 @@ def _decode(batch: _Batch, job: Job) -> Iterator[_Batch]:
     """Units -> what :func:`read_blocks` says of them, and their ends; a task for a CPU."""
     encoder = _encoder_of(job)
     for unit in batch["unit"]:
-        blocks = 0
+        parts = 0
         paths = [video.path for video in unit.videos]
         for part in read_blocks(paths, encoder.streams, encoder.identity.clip_s):
-            blocks += isinstance(part, Block)
+            parts += 1
             yield _row(unit.key, part)
-        yield _row(unit.key, _End(blocks))
+        yield _row(unit.key, _End(parts))
 
 
 class _Embed:
-    """Blocks -> tuples of what became of them; an actor that keeps its network loaded."""
+    """Blocks -> what became of them; an actor that keeps its network loaded."""
 
     def __init__(self, job: Job) -> None:
-        self._streams = _encoder_of(job).streams
+        encoder = _encoder_of(job)
+        self._streams = encoder.streams
+        self._dtype = encoder.identity.dtype
 
     def __call__(self, batch: _Batch) -> Iterator[_Batch]:
         for key, part in zip(batch["unit"], batch["part"], strict=True):
-            yield _row(key, tuple(embed(part, self._streams)) if isinstance(part, Block) else part)
+            if isinstance(part, Block):
+                yield _row(key, _Made(tuple(embed(part, self._streams)), self._dtype))
+            else:
+                yield _row(key, part)
 
 
 def _encode_whole(batch: _Batch, job: Job) -> Iterator[_Batch]:

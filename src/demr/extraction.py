@@ -54,6 +54,7 @@ class Outcome:
         duration_s: In seconds; 0 where it was skipped.
         error: Why it was skipped, on one line; empty if it was not.
         notes: What was damaged in it.
+        dtype: What it was computed in; empty where it was skipped.
     """
 
     vid: str
@@ -61,6 +62,7 @@ class Outcome:
     duration_s: float
     error: str = ""
     notes: tuple[str, ...] = ()
+    dtype: str = ""
 
 
 @dataclass(frozen=True)
@@ -236,11 +238,15 @@ class Gathering:
         unit: Whose videos.
         identity: Of the encoder.
         tell: Called with the share of the unit that is done.
+
+    Attributes:
+        dtype: What features are computed in; of the encoder, until somebody knows better.
     """
 
     def __init__(
         self, unit: Unit, identity: EncoderIdentity, tell: Callable[[float], None]
     ) -> None:
+        self.dtype = identity.dtype
         self._unit = unit
         self._identity = identity
         self._tell = tell
@@ -281,7 +287,7 @@ class Gathering:
                 closed = replace(closed, error=str(error))
             else:
                 half = features.features.astype(np.float16)
-                return Outcome(video.vid, half, features.duration_s, "", closed.notes)
+                return Outcome(video.vid, half, features.duration_s, "", closed.notes, self.dtype)
         return skipped_video(video, closed.error, self._identity)
 
     def _advance(self, index: int, share: float) -> None:
@@ -341,6 +347,7 @@ def read_part(parts: Path, unit: Unit) -> list[Outcome]:
                 float(entry["duration_s"]),
                 str(entry["error"]),
                 tuple(map(str, entry["notes"])),
+                str(entry["dtype"]),
             )
             for entry, low in zip(described, ends[:-1], strict=True)
         ]
@@ -402,11 +409,11 @@ def _check_plan(parts: Path, identity: EncoderIdentity) -> None:
             got=f"{type(error).__name__}: {error}",
             remedy=f"remove {parts} and start anew",
         ) from error
-    if begun != identity or begun.dtype != identity.dtype or version != _PLAN_VERSION:
+    if begun != identity or version != _PLAN_VERSION:
         raise FeatureError(
             str(parts),
-            expected=f"an extraction by {identity} in {identity.dtype}",
-            got=f"one that was begun by {begun} in {begun.dtype}",
+            expected=f"an extraction by {identity}",
+            got=f"one that was begun by {begun}",
             remedy="choose another --out, or remove that folder",
         )
 
@@ -419,6 +426,9 @@ def _publish(
     skipped = [tuple(text.split(": ", 1)) for text in found.closed]
     damaged: list[tuple[str, str]] = []
     videos = clips = 0
+    # Actors of a cluster may have computed in half precision, or some of them.
+    used = {outcome.dtype for unit in units for outcome in read_part(parts, unit)} - {""}
+    identity = replace(identity, dtype="+".join(sorted(used)) or identity.dtype)
     with FeaturePackWriter(out, identity) as writer:
         for unit in units:
             for outcome in read_part(parts, unit):

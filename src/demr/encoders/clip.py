@@ -7,7 +7,6 @@ are the text tower's: :mod:`demr.encoders.text_tower`.
 
 from collections.abc import Collection, Sequence
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,10 +17,9 @@ from demr.encoders.base import (
     CLIP_S,
     EncoderIdentity,
     QueryFeatures,
-    VideoFeatures,
     clip_count,
 )
-from demr.encoders.frames import FrameStream, encode_frames
+from demr.encoders.frames import FrameStream, ReadsFrames
 from demr.encoders.loaded import LoadedModel, check_clip_length
 from demr.encoders.model_folder import Family
 from demr.encoders.pixels import Preprocessing, to_patches
@@ -67,7 +65,7 @@ class ClipStream:
         return self._encoder.embed_pictures(clips[:, 0])
 
 
-class ClipEncoder:
+class ClipEncoder(ReadsFrames):
     """A frozen model of the CLIP family; its weights are loaded when they are first needed.
 
     Half precision is used on CUDA, float32 elsewhere.
@@ -121,19 +119,6 @@ class ClipEncoder:
     def streams(self) -> tuple[FrameStream, ...]:
         """Its only stream."""
         return (ClipStream(self),)
-
-    def encode_video(self, path: str | Path) -> VideoFeatures:
-        """Embed the frame in the middle of each clip.
-
-        Args:
-            path: Any video file. Where a damaged one stops early, clips without a frame are zeros.
-
-        Raises:
-            VideoError: If it cannot be decoded.
-            ModelError: If the weights are damaged.
-            FeatureError: If an embedding is not finite.
-        """
-        return encode_frames(self, path)
 
     def encode_queries(
         self, queries: Sequence[str], hidden: Sequence[Collection[int]] | None = None

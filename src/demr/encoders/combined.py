@@ -5,14 +5,13 @@ The order is that of the published features (SlowFast, then CLIP). Queries are C
 
 import hashlib
 from collections.abc import Collection, Sequence
-from pathlib import Path
 
-from demr.encoders.base import EncoderIdentity, QueryFeatures, VideoFeatures
-from demr.encoders.frames import FrameEncoder, FrameStream, encode_frames
+from demr.encoders.base import EncoderIdentity, QueryFeatures
+from demr.encoders.frames import FrameEncoder, FrameStream, ReadsFrames
 from demr.errors import InputError
 
 
-class CombinedEncoder:
+class CombinedEncoder(ReadsFrames):
     """Rows of a motion encoder and of a CLIP, side by side, each to be normalised on its own.
 
     Args:
@@ -56,16 +55,6 @@ class CombinedEncoder:
     def streams(self) -> tuple[FrameStream, ...]:
         """Motion, then CLIP."""
         return (*self._motion.streams, *self._clip.streams)
-
-    def encode_video(self, path: str | Path) -> VideoFeatures:
-        """Decode a video once and describe its clips by both.
-
-        Raises:
-            VideoError: If it cannot be decoded.
-            ModelError: If weights are damaged.
-            FeatureError: If a row is not finite.
-        """
-        return encode_frames(self, path)
 
     def encode_queries(
         self, queries: Sequence[str], hidden: Sequence[Collection[int]] | None = None

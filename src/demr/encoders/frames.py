@@ -74,6 +74,33 @@ class FrameEncoder(Encoder, Protocol):
         ...
 
 
+class ReadsFrames:
+    """Gives an encoder whose streams are all made of frames its ``encode_video``."""
+
+    def encode_video(self: "FrameEncoder", path: str | Path) -> VideoFeatures:
+        """Decode a video, once for all streams, and describe each of its clips.
+
+        Args:
+            path: Any video file. Where a damaged one stops early, clips that lack a frame are
+                zeros.
+
+        Raises:
+            VideoError: If it cannot be decoded.
+            ModelError: If weights are damaged.
+            FeatureError: If a row is not finite.
+        """
+        streams, identity = self.streams, self.identity
+        path = Path(path)
+        probe_video(path)  # an error of its own kind, and at once
+        made = Assembly(tuple(stream.dims for stream in streams), identity.clip_s)
+        with closing(read_ahead([path], streams, identity.clip_s)) as parts:
+            for part in parts:
+                made.add(embed_block(part, streams) if isinstance(part, Block) else part)
+        for note in made.closed[0].notes:
+            warnings.warn(note, DamagedVideoWarning, stacklevel=2)
+        return made.video(0, path.stem)
+
+
 @dataclass(frozen=True)
 class Opened:
     """A video of the list has been opened.
@@ -186,6 +213,7 @@ class Assembly:
         durations: In seconds, of the videos that were opened.
         tables: Their features, ``(L, D)`` float32.
         closed: What was said when a video was closed.
+        early: Rows that came before their video was opened.
     """
 
     dims: tuple[int, ...]
@@ -193,12 +221,16 @@ class Assembly:
     durations: dict[int, float] = field(default_factory=dict)
     tables: dict[int, NDArray[np.float32]] = field(default_factory=dict)
     closed: dict[int, Closed] = field(default_factory=dict)
+    early: list[Rows] = field(default_factory=list)
 
     def add(self, part: Opened | Closed | Rows) -> None:
         """Take in what :func:`read_blocks` said or :func:`embed_block` made, in any order."""
         if isinstance(part, Opened):
             self.durations[part.index] = part.duration_s
-            self.tables.setdefault(part.index, self._empty(part.clips))
+            self.tables[part.index] = np.zeros((part.clips, sum(self.dims)), dtype=np.float32)
+            early, self.early = self.early, []
+            for rows in early:
+                self.add(rows)
         elif isinstance(part, Closed):
             before = self.closed.get(part.index)
             if before is None or not before.error:
@@ -206,37 +238,16 @@ class Assembly:
         else:
             low = sum(self.dims[: part.stream])
             for index in np.unique(part.videos):
-                table = self.tables.get(int(index))
-                if table is not None:
-                    own = part.videos == index
-                    table[part.rows[own], low : low + part.features.shape[1]] = part.features[own]
+                own = part.videos == index
+                rows, features = part.rows[own], part.features[own]
+                if int(index) in self.tables:
+                    self.tables[int(index)][rows, low : low + features.shape[1]] = features
+                else:
+                    self.early.append(Rows(part.stream, part.videos[own], rows, features))
 
     def video(self, index: int, vid: str) -> VideoFeatures:
         """Features of a video that was closed without an error."""
         return VideoFeatures(vid, self.durations[index], self.clip_s, self.tables[index])
-
-    def _empty(self, clips: int) -> NDArray[np.float32]:
-        return np.zeros((clips, sum(self.dims)), dtype=np.float32)
-
-
-def encode_frames(encoder: FrameEncoder, path: str | Path) -> VideoFeatures:
-    """Decode one video and embed its clips.
-
-    Raises:
-        VideoError: If it cannot be decoded.
-        ModelError: If weights are damaged.
-        FeatureError: If a row is not finite.
-    """
-    streams, identity = encoder.streams, encoder.identity
-    path = Path(path)
-    probe_video(path)  # an error of its own kind, and at once
-    made = Assembly(tuple(stream.dims for stream in streams), identity.clip_s)
-    with closing(read_ahead([path], streams, identity.clip_s)) as parts:
-        for part in parts:
-            made.add(embed_block(part, streams) if isinstance(part, Block) else part)
-    for note in made.closed[0].notes:
-        warnings.warn(note, DamagedVideoWarning, stacklevel=2)
-    return made.video(0, path.stem)
 
 
 def encode_noting_damage(

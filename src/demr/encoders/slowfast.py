@@ -9,7 +9,6 @@ import hashlib
 import math
 from collections.abc import Collection, Sequence
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,10 +21,9 @@ from demr.encoders.base import (
     CLIP_S,
     EncoderIdentity,
     QueryFeatures,
-    VideoFeatures,
     clip_count,
 )
-from demr.encoders.frames import FrameStream, encode_frames
+from demr.encoders.frames import FrameStream, ReadsFrames
 from demr.encoders.pixels import Preprocessing
 from demr.encoders.slowfast_network import DIMS, FAST_FRAMES
 from demr.encoders.slowfast_weights import PUBLISHED, find_weights
@@ -72,7 +70,7 @@ class SlowFastStream:
         return self._encoder.embed_clips(clips)
 
 
-class SlowFastEncoder:
+class SlowFastEncoder(ReadsFrames):
     """A frozen SlowFast; its weights are loaded when they are first needed.
 
     Half precision is used on CUDA, float32 elsewhere. It reads no queries: combine it with a CLIP
@@ -144,20 +142,6 @@ class SlowFastEncoder:
     def streams(self) -> tuple[FrameStream, ...]:
         """Its only stream."""
         return (SlowFastStream(self),)
-
-    def encode_video(self, path: str | Path) -> VideoFeatures:
-        """Embed each clip.
-
-        Args:
-            path: Any video file. Where a damaged one stops early, clips that lack a frame are
-                zeros.
-
-        Raises:
-            VideoError: If it cannot be decoded.
-            ModelError: If the weights are damaged.
-            FeatureError: If a feature is not finite.
-        """
-        return encode_frames(self, path)
 
     def encode_queries(
         self, queries: Sequence[str], hidden: Sequence[Collection[int]] | None = None

@@ -18,7 +18,6 @@ and SmolVLA (arXiv:2506.01844) reads this very model there. Layers above are not
 
 from collections.abc import Collection, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,9 +25,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from demr.encoders.base import CLIP_S, EncoderIdentity, QueryFeatures, VideoFeatures
+from demr.encoders.base import CLIP_S, EncoderIdentity, QueryFeatures
 from demr.encoders.clip import middle_times
-from demr.encoders.frames import FrameStream, encode_frames
+from demr.encoders.frames import FrameStream, ReadsFrames
 from demr.encoders.loaded import LoadedModel, check_clip_length
 from demr.encoders.model_folder import Family
 from demr.encoders.text_tower import hiding, kept_tokens
@@ -90,7 +89,7 @@ class VlmStream:
         return self._encoder.embed_pictures(clips[:, 0])
 
 
-class VlmEncoder:
+class VlmEncoder(ReadsFrames):
     """A frozen multimodal language model; its weights are loaded when they are first needed.
 
     bfloat16 is used on CUDA, float32 elsewhere.
@@ -162,19 +161,6 @@ class VlmEncoder:
     def streams(self) -> tuple[FrameStream, ...]:
         """Its only stream."""
         return (VlmStream(self),)
-
-    def encode_video(self, path: str | Path) -> VideoFeatures:
-        """Read the frame in the middle of each clip.
-
-        Args:
-            path: Any video file. Where a damaged one stops early, clips without a frame are zeros.
-
-        Raises:
-            VideoError: If it cannot be decoded.
-            ModelError: If the weights are damaged.
-            FeatureError: If a hidden state is not finite.
-        """
-        return encode_frames(self, path)
 
     def encode_queries(
         self, queries: Sequence[str], hidden: Sequence[Collection[int]] | None = None

@@ -11,7 +11,6 @@ change: an embedding of a query cannot depend on each clip that it is compared w
 
 from collections.abc import Collection, Sequence
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,10 +21,9 @@ from demr.encoders.base import (
     CLIP_S,
     EncoderIdentity,
     QueryFeatures,
-    VideoFeatures,
     clip_count,
 )
-from demr.encoders.frames import FrameStream, encode_frames
+from demr.encoders.frames import FrameStream, ReadsFrames
 from demr.encoders.loaded import LoadedModel, check_clip_length
 from demr.encoders.model_folder import Family
 from demr.encoders.pixels import Preprocessing
@@ -67,7 +65,7 @@ class XClipStream:
         return self._encoder.embed_clips(clips)
 
 
-class XClipEncoder:
+class XClipEncoder(ReadsFrames):
     """A frozen X-CLIP; its weights are loaded when they are first needed.
 
     Half precision is used on CUDA, float32 elsewhere.
@@ -123,20 +121,6 @@ class XClipEncoder:
     def streams(self) -> tuple[FrameStream, ...]:
         """Its only stream."""
         return (XClipStream(self),)
-
-    def encode_video(self, path: str | Path) -> VideoFeatures:
-        """Embed each clip.
-
-        Args:
-            path: Any video file. Where a damaged one stops early, clips that lack a frame are
-                zeros.
-
-        Raises:
-            VideoError: If it cannot be decoded.
-            ModelError: If the weights are damaged.
-            FeatureError: If an embedding is not finite.
-        """
-        return encode_frames(self, path)
 
     def encode_queries(
         self, queries: Sequence[str], hidden: Sequence[Collection[int]] | None = None
