@@ -117,7 +117,8 @@ def _connect(ray: Any, address: str, workers: int) -> None:
             f"--ray {address}",
             expected="the address of a running cluster (HOST:PORT or auto), or local",
             got=brief(error),
-            remedy="check the address, or start one with ray start --head",
+            remedy="check the address, or start one with ray start --head; where it wants a token, "
+            "set RAY_AUTH_MODE=token",
         ) from error
 
 
