@@ -41,7 +41,7 @@ from demr.video_files import find_videos
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "encoders.json"
 HEADER = (
-    "| encoder | where | row | token | parameters | GFLOP | network alone, clips/s "
+    "| encoder | where | in | row | token | parameters | GFLOP | network alone, clips/s "
     "| end to end, clips/s | hours of video an hour | MB an hour of video |"
 )
 BEGIN, END = "<!-- encoders -->", "<!-- end of encoders -->"
@@ -49,6 +49,7 @@ BEGIN, END = "<!-- encoders -->", "<!-- end of encoders -->"
 ENCODERS = {
     "builtin": ("builtin", (), 10),
     "clip": ("clip:{clip}", ("clip",), 40),
+    "clip,dtype=float32": ("clip:{clip},dtype=float32", ("clip",), 20),
     "clip (SigLIP 2 base)": ("clip:{siglip}", ("siglip",), 10),
     "xclip": ("xclip:{xclip}", ("xclip",), 5),
     "slowfast": ("slowfast:{slowfast}/slowfast.safetensors", ("slowfast",), 2),
@@ -111,6 +112,7 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
         clock = Clock()
         row: dict[str, Any] = {
             "device": device_name(arguments.device),
+            "dtype": identity.dtype,
             "threads": torch.get_num_threads(),
             "streams": " + ".join(f"{stream} {dims}" for stream, dims in identity.streams),
             "text": identity.text_dim,
@@ -252,17 +254,17 @@ def write_section(rows: dict[str, dict[str, Any]]) -> None:
     before, _, rest = text.partition(BEGIN)
     after = rest.partition(END)[2]
     lines = [
-        "Made by `python benchmarks/encoders.py`: random weights of the published sizes, float32",
-        "on CPUs, half precision on GPUs; videos of 640x360, 30 frames a second, clips of 2 s.",
+        "Made by `python benchmarks/encoders.py`: random weights of the published sizes, computed",
+        "in what each device does fast; videos of 640x360, 30 frames a second, clips of 2 s.",
         "Parameters are those of the whole model, text included; GFLOP the network's for a clip.",
         "",
         HEADER,
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, row in rows.items():
         has_network = "network_share" in row
         columns = [
-            *(f"`{name.partition(' on ')[0]}`", row["device"], row["streams"]),
+            *(f"`{name.partition(' on ')[0]}`", row["device"], row["dtype"], row["streams"]),
             str(row["text"] or "-"),
             f"{row['parameters'] / 1e6:.0f} M" if has_network else "none",
             f"{row['gflop']:.1f}" if has_network else "-",

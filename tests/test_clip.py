@@ -37,12 +37,12 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def encoder(clip_models: dict[str, Path], kind: str) -> ClipEncoder:
-    return ClipEncoder(str(clip_models[kind]), device="cpu")
+    return ClipEncoder(str(clip_models[kind]), device="cpu", exact=True)
 
 
 @pytest.fixture(scope="module")
 def clip(clip_models: dict[str, Path]) -> ClipEncoder:
-    return ClipEncoder(str(clip_models["clip"]), device="cpu")
+    return ClipEncoder(str(clip_models["clip"]), device="cpu", exact=True)
 
 
 # Videos
@@ -67,7 +67,9 @@ def test_a_clip_is_the_frame_in_its_middle(
 def test_more_clips_than_a_batch_and_other_lengths(
     clip_models: dict[str, Path], film: Path
 ) -> None:
-    short = ClipEncoder(str(clip_models["clip"]), clip_s=0.25, device="cpu").encode_video(film)
+    short = ClipEncoder(
+        str(clip_models["clip"]), clip_s=0.25, device="cpu", exact=True
+    ).encode_video(film)
     assert short.features.shape[0] == 36
     # Two quarter seconds show the same picture, the next two another.
     assert cosine(short.features[::2], short.features[1::2]) > 0.99
@@ -79,13 +81,29 @@ def test_half_precision_moves_features_little(
     clip_models: dict[str, Path], clip: ClipEncoder, film: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What an accelerator computes serves a search on the CPU."""
-    half = ClipEncoder(str(clip_models["clip"]), device="cpu")
+    half = ClipEncoder(str(clip_models["clip"]), device="cpu", exact=True)
     monkeypatch.setattr(half._loaded, "dtype", torch.float16)
     assert half.identity == clip.identity
     assert (half.identity.dtype, clip.identity.dtype) == ("float16", "float32")
     exact = clip.encode_video(film).features
     assert cosine(half.encode_video(film).features, exact) > 0.9995
     assert cosine(half.embed_queries(SENTENCES), clip.embed_queries(SENTENCES)) > 0.9995
+
+
+def test_a_cpu_made_for_it_multiplies_in_bfloat16(
+    clip_models: dict[str, Path], clip: ClipEncoder, film: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pictures alone: queries are few, and the same on every machine."""
+    monkeypatch.setattr("demr.encoders.loaded.has_fast_bfloat16", lambda _: True)
+    fast = ClipEncoder(str(clip_models["clip"]), device="cpu")
+    assert fast.identity == clip.identity
+    assert (fast.identity.dtype, clip.identity.dtype) == ("bfloat16", "float32")
+    quick, exact = fast.encode_video(film).features, clip.encode_video(film).features
+    assert cosine(quick, exact) > 0.999
+    assert not np.array_equal(quick, exact)
+    np.testing.assert_array_equal(fast.embed_queries(SENTENCES), clip.embed_queries(SENTENCES))
+    spelled = get_encoder(f"clip:{clip_models['clip']},dtype=float32", device="cpu")
+    np.testing.assert_array_equal(spelled.encode_video(film).features, exact)
 
 
 # Queries
@@ -207,7 +225,7 @@ def test_identity(clip_models: dict[str, Path], clip: ClipEncoder, own_clip: Pat
     assert EncoderIdentity.from_dict(json.loads(json.dumps(identity.to_dict()))) == identity
     assert isinstance(clip, AlignedEncoder)
     # The same weights elsewhere are the same encoder.
-    copy = ClipEncoder(str(own_clip), device="cpu").identity
+    copy = ClipEncoder(str(own_clip), device="cpu", exact=True).identity
     assert copy == identity
     assert copy.model != identity.model
     again = get_encoder(replace(identity, clip_s=1.5).request).identity
@@ -274,8 +292,8 @@ def test_a_pack_and_a_model_refuse_other_weights(
     with torch.no_grad():
         other.text_projection.weight += 1
     other.save_pretrained(own_clip)
-    wrong = ClipEncoder(str(own_clip), device="cpu")
-    for made in (wrong, ClipEncoder(str(clip_models["clip"]), clip_s=1, device="cpu")):
+    wrong = ClipEncoder(str(own_clip), device="cpu", exact=True)
+    for made in (wrong, ClipEncoder(str(clip_models["clip"]), clip_s=1, device="cpu", exact=True)):
         with pytest.raises(ModelError) as caught:
             MomentRetriever.from_pretrained(folder, device="cpu", encoder=made)
         assert str(identity) in str(caught.value)
@@ -290,6 +308,7 @@ def test_a_pack_and_a_model_refuse_other_weights(
         ("clip:{},clip_s=0", "0.01 to 3600"),
         ("clip:{},clip_s=nan", "0.01 to 3600"),
         ("clip:{},clip_s=long", "clip_s=SECONDS"),
+        ("clip:{},dtype=float16", "dtype=float32, or none"),
         ("clip@2:{}", "clip@1"),
         ("builtin,clip_s=2", "builtin@1"),
     ],

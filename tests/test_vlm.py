@@ -47,12 +47,12 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def encoder(vlm_models: dict[str, Path], kind: str) -> VlmEncoder:
-    return VlmEncoder(str(vlm_models[kind]), device="cpu")
+    return VlmEncoder(str(vlm_models[kind]), device="cpu", exact=True)
 
 
 @pytest.fixture(scope="module")
 def smol(vlm_models: dict[str, Path]) -> VlmEncoder:
-    return VlmEncoder(str(vlm_models["smolvlm"]), device="cpu")
+    return VlmEncoder(str(vlm_models["smolvlm"]), device="cpu", exact=True)
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_layers_are_those_of_transformers(
     vlm_models: dict[str, Path], kind: str, layer: int
 ) -> None:
     """The last one with the model's final norm, those before it without."""
-    made = VlmEncoder(str(vlm_models[kind]), layer=layer, device="cpu")
+    made = VlmEncoder(str(vlm_models[kind]), layer=layer, device="cpu", exact=True)
     pictures = [photo(60, 107), photo(107, 60), noise(64, 64)]
     rows = made.embed_pictures(torch.stack([made.pixels.squeeze(p) for p in pictures]))
     prompt = f"{START}{vlm._PROMPT}<image>"
@@ -126,7 +126,7 @@ def test_a_long_video_is_read_a_few_frames_at_a_time(
     with VideoWriter(path, 32, 32, 2) as writer:
         for _ in range(480):
             writer.write(np.full((32, 32, 3), rng.integers(0, 256, 3), dtype=np.uint8))
-    made = VlmEncoder(smol.identity.model.split(",")[0], clip_s=0.5, device="cpu")
+    made = VlmEncoder(smol.identity.model.split(",")[0], clip_s=0.5, device="cpu", exact=True)
     seen: list[int] = []
     network = made._model
     forward = network.forward
@@ -165,7 +165,7 @@ def test_extract_makes_a_pack_of_it(
 def test_half_precision_moves_features_little(
     smol: VlmEncoder, vlm_models: dict[str, Path], film: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    half = VlmEncoder(str(vlm_models["smolvlm"]), device="cpu")
+    half = VlmEncoder(str(vlm_models["smolvlm"]), device="cpu", exact=True)
     monkeypatch.setattr(half._loaded, "dtype", torch.bfloat16)
     assert half.identity == smol.identity
     assert half.identity.dtype == "bfloat16"
@@ -278,9 +278,9 @@ def test_identity(vlm_models: dict[str, Path], smol: VlmEncoder, film: Path, own
     assert EncoderIdentity.from_dict(json.loads(json.dumps(identity.to_dict()))) == identity
     assert not isinstance(smol, AlignedEncoder)
     # Found again from what is stored, in its own layer; the same weights elsewhere are the same.
-    deep = VlmEncoder(str(own), layer=4, clip_s=1.5, device="cpu").identity
+    deep = VlmEncoder(str(own), layer=4, clip_s=1.5, device="cpu", exact=True).identity
     assert get_encoder(deep.request, device="cpu").identity == deep
-    assert VlmEncoder(str(own), device="cpu").identity == identity
+    assert VlmEncoder(str(own), device="cpu", exact=True).identity == identity
     with FeaturePackWriter(own / "pack", identity) as writer:
         writer.add(smol.encode_video(film))
     assert FeaturePack(own / "pack").identity == identity
@@ -289,19 +289,19 @@ def test_identity(vlm_models: dict[str, Path], smol: VlmEncoder, film: Path, own
 def test_identity_changes_with_all_that_changes_features(
     smol: VlmEncoder, own: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = {smol.identity, VlmEncoder(str(own), layer=3, device="cpu").identity}
+    made = {smol.identity, VlmEncoder(str(own), layer=3, device="cpu", exact=True).identity}
     with monkeypatch.context() as patch:
         patch.setattr(vlm, "_PROMPT", "User: Other words")
-        made.add(VlmEncoder(str(own), device="cpu").identity)
+        made.add(VlmEncoder(str(own), device="cpu", exact=True).identity)
     settings = own / "preprocessor_config.json"
     before = settings.read_text()
     settings.write_text(json.dumps({**json.loads(before), "resample": 3}))
-    made.add(VlmEncoder(str(own), device="cpu").identity)
+    made.add(VlmEncoder(str(own), device="cpu", exact=True).identity)
     settings.write_text(before)
     tensors = load_file(own / "model.safetensors")
     tensors["model.connector.modality_projection.proj.weight"][0, 0] += 1
     save_file(tensors, own / "model.safetensors", {"format": "pt"})
-    made.add(VlmEncoder(str(own), device="cpu").identity)
+    made.add(VlmEncoder(str(own), device="cpu", exact=True).identity)
     assert len(made) == 5
 
 
@@ -332,7 +332,7 @@ def test_shards(cli: Cli, film: Path, own: Path, smol: VlmEncoder) -> None:
     whole.save_pretrained(own, max_shard_size="60KB")
     shards = sorted(own.glob("model-*-of-*.safetensors"))
     assert len(shards) > 1
-    sharded = VlmEncoder(str(own), device="cpu").encode_queries(["a dog"])[0]
+    sharded = VlmEncoder(str(own), device="cpu", exact=True).encode_queries(["a dog"])[0]
     np.testing.assert_allclose(
         sharded.features, smol.encode_queries(["a dog"])[0].features, atol=1e-6
     )
@@ -434,22 +434,22 @@ def test_damaged_weights_and_tokenizer(own: Path, smol: VlmEncoder) -> None:
     kept = {name: value for name, value in tensors.items() if name != missing}
     save_file(kept, own / "model.safetensors", {"format": "pt"})
     with pytest.raises(ModelError, match="1 tensors missing"):
-        VlmEncoder(str(own), device="cpu").embed_pictures(picture)
+        VlmEncoder(str(own), device="cpu", exact=True).embed_pictures(picture)
     # A layer above the one that is read may be whatever it is: it is never loaded.
     above = "model.text_model.layers.4.mlp.up_proj.weight"
     save_file(tensors | {above: torch.zeros(1)}, own / "model.safetensors", {"format": "pt"})
     np.testing.assert_allclose(
-        VlmEncoder(str(own), device="cpu").embed_pictures(picture),
+        VlmEncoder(str(own), device="cpu", exact=True).embed_pictures(picture),
         smol.embed_pictures(picture),
         atol=1e-6,
     )
     config = json.loads((own / "config.json").read_text())
     (own / "config.json").write_text(json.dumps(config | {"image_token_id": 9}))
     with pytest.raises(ModelError, match=f"got 0 of {IMAGE_TOKENS} image tokens"):
-        VlmEncoder(str(own), device="cpu").embed_pictures(picture)
+        VlmEncoder(str(own), device="cpu", exact=True).embed_pictures(picture)
     (own / "tokenizer.json").write_text("{}")
     with pytest.raises(ModelError, match=r"tokenizer\.json"):
-        VlmEncoder(str(own), device="cpu").encode_queries(["a dog"])
+        VlmEncoder(str(own), device="cpu", exact=True).encode_queries(["a dog"])
 
 
 def test_without_a_model_there_is_no_search(

@@ -7,6 +7,18 @@ import torch
 from demr.errors import ModelError
 
 
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether a device is a CPU that multiplies bfloat16 itself, several times as fast as float32.
+
+    Asked of an older torch, the answer is no.
+    """
+    ask = getattr(torch.cpu, "get_capabilities", None)
+    if device.type != "cpu" or ask is None:
+        return False
+    found = ask()
+    return any(bool(found.get(name)) for name in ("avx512_bf16", "amx_bf16"))
+
+
 def resolve_device(name: str = "auto") -> torch.device:
     """The device called ``name``; ``auto`` takes an accelerator if there is one.
 

@@ -1,7 +1,7 @@
 """Frozen encoders: from frames and words to features."""
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from demr.encoders.base import (
     CLIP_S,
@@ -35,13 +35,21 @@ _SPEC = re.compile(r"(?P<name>[a-z+]+)(?:@1)?(?::(?P<model>[^,]+))?(?P<options>(
 # What may be set of each, besides the model.
 _OPTIONS: dict[str, set[str]] = {
     "builtin": set(),
-    "clip": {"clip_s"},
-    "slowfast": {"clip_s", "short_side"},
-    "clip+slowfast": {"clip_s", "short_side", "slowfast"},
-    "xclip": {"clip_s"},
-    "clip+xclip": {"clip_s", "xclip"},
-    "vlm": {"clip_s", "layer"},
+    "clip": {"clip_s", "dtype"},
+    "slowfast": {"clip_s", "dtype", "short_side"},
+    "clip+slowfast": {"clip_s", "dtype", "short_side", "slowfast"},
+    "xclip": {"clip_s", "dtype"},
+    "clip+xclip": {"clip_s", "dtype", "xclip"},
+    "vlm": {"clip_s", "dtype", "layer"},
 }
+
+
+class _Common(TypedDict):
+    """What all encoders with weights take."""
+
+    clip_s: float
+    device: str
+    exact: bool
 
 
 def get_encoder(name: str, *, device: str = "auto") -> Encoder:
@@ -55,8 +63,8 @@ def get_encoder(name: str, *, device: str = "auto") -> Encoder:
             are two side by side, with ``:ORG/NAME`` for another CLIP and ``,slowfast=/file`` or
             ``,xclip=ORG/NAME`` for other weights of the first. ``@1`` after the name asks for that
             version, and ``,clip_s=1`` at the end makes clips of one second:
-            ``clip@1:ORG/NAME,clip_s=1``. ``,short_side=256`` shows SlowFast larger pictures than
-            those of the published features.
+            ``clip@1:ORG/NAME,clip_s=1``. ``,dtype=float32`` forgoes half precision, and
+            ``,short_side=256`` shows SlowFast larger pictures than those of the published features.
         device: Where an encoder with weights runs.
 
     Raises:
@@ -69,7 +77,11 @@ def get_encoder(name: str, *, device: str = "auto") -> Encoder:
     options = _options(found["options"]) if found else {}
     if set(options) - _OPTIONS.get(kind, set()) or kind not in _OPTIONS:
         raise _unknown(name)
-    length = _seconds(name, options.get("clip_s"))
+    common = _Common(
+        clip_s=_seconds(name, options.get("clip_s")),
+        device=device,
+        exact=_is_exact(name, options.get("dtype")),
+    )
     # Imported here, so that reading an identity does not load the video decoder.
     if kind == "builtin":
         from demr.encoders.builtin import BuiltinEncoder
@@ -82,23 +94,23 @@ def get_encoder(name: str, *, device: str = "auto") -> Encoder:
 
         layer = _whole(name, options.get("layer"))
         source = model or vlm.DEFAULT_MODEL
-        return vlm.VlmEncoder(source, layer=layer, clip_s=length, device=device)
+        return vlm.VlmEncoder(source, layer=layer, **common)
     if kind == "clip":
         from demr.encoders import clip
 
-        return clip.ClipEncoder(model or clip.DEFAULT_MODEL, clip_s=length, device=device)
-    motion = _motion(name, kind, model, options, length, device)
+        return clip.ClipEncoder(model or clip.DEFAULT_MODEL, **common)
+    motion = _motion(name, kind, model, options, common)
     if "+" not in kind:
         return motion
     from demr.encoders import clip
     from demr.encoders.combined import CombinedEncoder
 
-    frames = clip.ClipEncoder(model or clip.DEFAULT_MODEL, clip_s=length, device=device)
+    frames = clip.ClipEncoder(model or clip.DEFAULT_MODEL, **common)
     return CombinedEncoder(motion, frames)
 
 
 def _motion(
-    name: str, kind: str, model: str | None, options: dict[str, str], length: float, device: str
+    name: str, kind: str, model: str | None, options: dict[str, str], common: _Common
 ) -> "FrameEncoder":
     """An encoder of motion, alone or as the first of two."""
     first = kind.removeprefix("clip+")
@@ -106,7 +118,7 @@ def _motion(
     if first == "xclip":
         from demr.encoders import xclip
 
-        return xclip.XClipEncoder(source or xclip.DEFAULT_MODEL, clip_s=length, device=device)
+        return xclip.XClipEncoder(source or xclip.DEFAULT_MODEL, **common)
     from demr.encoders import slowfast
 
     side = options.get("short_side", str(slowfast.SHORT_SIDE))
@@ -118,7 +130,7 @@ def _motion(
             remedy=f"leave it out for {slowfast.SHORT_SIDE} pixels",
         )
     return slowfast.SlowFastEncoder(
-        source or slowfast.DEFAULT_MODEL, clip_s=length, short_side=int(side), device=device
+        source or slowfast.DEFAULT_MODEL, short_side=int(side), **common
     )
 
 
@@ -145,6 +157,17 @@ def _seconds(name: str, text: str | None) -> float:
             got=f"clip_s={text}",
             remedy="leave it out for 2 seconds",
         ) from None
+
+
+def _is_exact(name: str, text: str | None) -> bool:
+    if text not in (None, "float32"):
+        raise InputError(
+            f"encoder {name!r}",
+            expected="dtype=float32, or none for what the device does fast",
+            got=f"dtype={text}",
+            remedy="leave it out",
+        )
+    return text is not None
 
 
 def _whole(name: str, text: str | None) -> int | None:

@@ -68,12 +68,13 @@ class ClipStream:
 class ClipEncoder(ReadsFrames):
     """A frozen model of the CLIP family; its weights are loaded when they are first needed.
 
-    Half precision is used on CUDA, float32 elsewhere.
+    Half precision is used on CUDA, and for products of pictures on CPUs that are made for it.
 
     Args:
         source: Id on the Hugging Face hub, or a folder.
         clip_s: Length of a clip in seconds.
         device: ``auto``, ``cpu``, or an accelerator.
+        exact: Compute in float32 everywhere.
 
     Attributes:
         clip_s: Length of a clip in seconds.
@@ -85,10 +86,15 @@ class ClipEncoder(ReadsFrames):
     """
 
     def __init__(
-        self, source: str = DEFAULT_MODEL, *, clip_s: float = CLIP_S, device: str = "auto"
+        self,
+        source: str = DEFAULT_MODEL,
+        *,
+        clip_s: float = CLIP_S,
+        device: str = "auto",
+        exact: bool = False,
     ) -> None:
         self.clip_s = check_clip_length(clip_s, FAMILY.encoder)
-        self._loaded = LoadedModel(source, FAMILY, device, torch.float16)
+        self._loaded = LoadedModel(source, FAMILY, device, torch.float16, exact=exact)
         self.pixels = Preprocessing.read(self._loaded.folder.path, self._loaded.folder.model_type)
         self._text = TextTower(self._loaded)
 
@@ -167,7 +173,7 @@ class ClipEncoder(ReadsFrames):
         """
         device = self._loaded.device
         pixels = self.pixels.normalize(pictures.to(device), self._loaded.dtype)
-        with torch.inference_mode():
+        with torch.inference_mode(), self._loaded.on_pictures():
             if self.pixels.patch:
                 patches = to_patches(pixels, self.pixels.patch)
                 count, length, _ = patches.shape

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from demr.devices import resolve_device
+from demr.devices import has_fast_bfloat16, resolve_device
 from demr.encoders.base import (
     CLIP_S,
     EncoderIdentity,
@@ -24,6 +24,7 @@ from demr.encoders.base import (
     clip_count,
 )
 from demr.encoders.frames import FrameStream, ReadsFrames
+from demr.encoders.loaded import dtype_name, fast_products
 from demr.encoders.pixels import Preprocessing
 from demr.encoders.slowfast_network import DIMS, FAST_FRAMES
 from demr.encoders.slowfast_weights import PUBLISHED, find_weights
@@ -73,14 +74,15 @@ class SlowFastStream:
 class SlowFastEncoder(ReadsFrames):
     """A frozen SlowFast; its weights are loaded when they are first needed.
 
-    Half precision is used on CUDA, float32 elsewhere. It reads no queries: combine it with a CLIP
-    (:class:`~demr.encoders.combined.CombinedEncoder`).
+    Half precision is used on CUDA, and for products on CPUs that are made for it. It reads no
+    queries: combine it with a CLIP (:class:`~demr.encoders.combined.CombinedEncoder`).
 
     Args:
         source: A file of weights, or the name of the published ones.
         clip_s: Length of a clip in seconds.
         short_side: Pixels of the shorter side after resizing; a square of so many is kept.
         device: ``auto``, ``cpu``, or an accelerator.
+        exact: Compute in float32 everywhere.
 
     Attributes:
         clip_s: Length of a clip in seconds.
@@ -98,6 +100,7 @@ class SlowFastEncoder(ReadsFrames):
         clip_s: float = CLIP_S,
         short_side: int = SHORT_SIDE,
         device: str = "auto",
+        exact: bool = False,
     ) -> None:
         if not 0.1 <= clip_s <= 60 or not 32 <= short_side <= 1024:
             raise InputError(
@@ -108,7 +111,9 @@ class SlowFastEncoder(ReadsFrames):
             )
         self.clip_s = clip_s
         self._device = resolve_device(device)
-        self._dtype = torch.float16 if self._device.type == "cuda" else torch.float32
+        is_half = self._device.type == "cuda" and not exact
+        self._dtype = torch.float16 if is_half else torch.float32
+        self._is_fast = not exact and has_fast_bfloat16(self._device)
         self._weights = find_weights(source)
         # Mean and deviation are those of the network's training on Kinetics.
         self.pixels = Preprocessing(
@@ -135,7 +140,7 @@ class SlowFastEncoder(ReadsFrames):
             normalization="l2",
             model=self._weights.source + ("" if size == SHORT_SIDE else f",short_side={size}"),
             digest=hashlib.sha256(digest.encode()).hexdigest()[:16],
-            dtype=str(self._dtype).removeprefix("torch."),
+            dtype=dtype_name(self._dtype, self._is_fast),
         )
 
     @property
@@ -177,7 +182,7 @@ class SlowFastEncoder(ReadsFrames):
         pictures = clips.to(self._device).reshape(count * frames, *picture)
         pixels = self.pixels.normalize(pictures, self._dtype)
         volume = pixels.reshape(count, frames, *picture).transpose(1, 2)
-        with torch.inference_mode():
+        with torch.inference_mode(), fast_products(self._device, self._is_fast):
             found = self._network(volume.contiguous())
         result: NDArray[np.float32] = found.float().cpu().numpy()
         if not np.isfinite(result).all():
@@ -185,7 +190,7 @@ class SlowFastEncoder(ReadsFrames):
                 f"encoder slowfast ({self._weights.source})",
                 expected="finite features",
                 got=f"NaN or infinity in {self.identity.dtype}",
-                remedy="use --device cpu, which computes in float32, or check the weights",
+                remedy="add ,dtype=float32 to the encoder's name, or check the weights",
             )
         return result
 

@@ -92,7 +92,7 @@ class VlmStream:
 class VlmEncoder(ReadsFrames):
     """A frozen multimodal language model; its weights are loaded when they are first needed.
 
-    bfloat16 is used on CUDA, float32 elsewhere.
+    bfloat16 is used on CUDA, and for products of pictures on CPUs that are made for it.
 
     Args:
         source: Id on the Hugging Face hub, or a folder.
@@ -100,6 +100,7 @@ class VlmEncoder(ReadsFrames):
             middle.
         clip_s: Length of a clip in seconds.
         device: ``auto``, ``cpu``, or an accelerator.
+        exact: Compute in float32 everywhere.
 
     Attributes:
         clip_s: Length of a clip in seconds.
@@ -119,10 +120,11 @@ class VlmEncoder(ReadsFrames):
         layer: int | None = None,
         clip_s: float = CLIP_S,
         device: str = "auto",
+        exact: bool = False,
     ) -> None:
         self.clip_s = check_clip_length(clip_s, FAMILY.encoder)
         # Activations of language models leave float16's range.
-        self._loaded = LoadedModel(source, FAMILY, device, torch.bfloat16)
+        self._loaded = LoadedModel(source, FAMILY, device, torch.bfloat16, exact=exact)
         self.pixels = SquarePictures.read(self._loaded.folder.path)
         text = self._loaded.settings.text_config
         layers = int(text.num_hidden_layers)
@@ -208,7 +210,7 @@ class VlmEncoder(ReadsFrames):
         device = self._loaded.device
         pixels = self.pixels.normalize(pictures.to(device), self._loaded.dtype)
         ids = self._prompt.to(device)
-        with torch.inference_mode():
+        with torch.inference_mode(), self._loaded.on_pictures():
             states = self._model(
                 input_ids=ids.expand(len(pictures), -1),
                 pixel_values=pixels.unsqueeze(1),

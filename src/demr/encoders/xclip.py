@@ -68,12 +68,13 @@ class XClipStream:
 class XClipEncoder(ReadsFrames):
     """A frozen X-CLIP; its weights are loaded when they are first needed.
 
-    Half precision is used on CUDA, float32 elsewhere.
+    Half precision is used on CUDA, and for products of pictures on CPUs that are made for it.
 
     Args:
         source: Id on the Hugging Face hub, or a folder.
         clip_s: Length of a clip in seconds.
         device: ``auto``, ``cpu``, or an accelerator.
+        exact: Compute in float32 everywhere.
 
     Attributes:
         clip_s: Length of a clip in seconds.
@@ -85,10 +86,15 @@ class XClipEncoder(ReadsFrames):
     """
 
     def __init__(
-        self, source: str = DEFAULT_MODEL, *, clip_s: float = CLIP_S, device: str = "auto"
+        self,
+        source: str = DEFAULT_MODEL,
+        *,
+        clip_s: float = CLIP_S,
+        device: str = "auto",
+        exact: bool = False,
     ) -> None:
         self.clip_s = check_clip_length(clip_s, FAMILY.encoder)
-        self._loaded = LoadedModel(source, FAMILY, device, torch.float16)
+        self._loaded = LoadedModel(source, FAMILY, device, torch.float16, exact=exact)
         self.pixels = Preprocessing.read(self._loaded.folder.path, self._loaded.folder.model_type)
         self._text = TextTower(self._loaded)
 
@@ -152,7 +158,7 @@ class XClipEncoder(ReadsFrames):
         """
         pictures = clips.flatten(0, 1).to(self._loaded.device)
         pixels = self.pixels.normalize(pictures, self._loaded.dtype).unflatten(0, clips.shape[:2])
-        with torch.inference_mode():
+        with torch.inference_mode(), self._loaded.on_pictures():
             found = self._loaded.model.get_video_features(pixel_values=pixels)
         # A tensor up to version 4 of transformers.
         return self._loaded.to_numpy(found if isinstance(found, Tensor) else found.pooler_output)
