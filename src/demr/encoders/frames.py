@@ -193,23 +193,31 @@ class Assembly:
     durations: dict[int, float] = field(default_factory=dict)
     tables: dict[int, NDArray[np.float32]] = field(default_factory=dict)
     closed: dict[int, Closed] = field(default_factory=dict)
+    _early: dict[int, list[Rows]] = field(default_factory=dict)
 
     def add(self, part: Opened | Closed | Rows) -> None:
         """Take in what :func:`read_blocks` said or :func:`embed_block` made, in any order."""
         if isinstance(part, Opened):
             self.durations[part.index] = part.duration_s
             self.tables.setdefault(part.index, self._empty(part.clips))
+            for rows in self._early.pop(part.index, []):
+                self._fill(part.index, rows)
         elif isinstance(part, Closed):
             before = self.closed.get(part.index)
             if before is None or not before.error:
                 self.closed[part.index] = part
         else:
-            low = sum(self.dims[: part.stream])
-            for index in np.unique(part.videos):
-                table = self.tables.get(int(index))
-                if table is not None:
-                    own = part.videos == index
-                    table[part.rows[own], low : low + part.features.shape[1]] = part.features[own]
+            for index in np.unique(part.videos).tolist():
+                if index in self.tables:
+                    self._fill(index, part)
+                else:
+                    self._early.setdefault(index, []).append(part)
+
+    def _fill(self, index: int, part: Rows) -> None:
+        low = sum(self.dims[: part.stream])
+        own = part.videos == index
+        columns = slice(low, low + part.features.shape[1])
+        self.tables[index][part.rows[own], columns] = part.features[own]
 
     def video(self, index: int, vid: str) -> VideoFeatures:
         """Features of a video that was closed without an error."""
