@@ -8,11 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from tests.extraction_jobs import name_job, unit_of
 
 import demr.video_files
 from demr.encoders import get_encoder
-from demr.extraction import Done, Job, extract, parts_folder
+from demr.encoders.frames import Closed, Opened, Rows
+from demr.extraction import Done, Job, extract, has_part, parts_folder, read_part
 from demr.extraction_workers import run_workers
 from demr.video_files import Unit, find_videos
 
@@ -79,6 +82,30 @@ def test_a_cluster_makes_the_same_pack_though_workers_are_killed(
     assert names == sorted(file.name for file in there.iterdir())
     for name in names:
         assert (here / name).read_bytes() == (there / name).read_bytes()
+
+
+@pytest.mark.parametrize("order", [(0, 0, 1, 2, 3, 4, 5, 5), (5, 4, 3, 2, 2, 1, 0, 0)])
+def test_parts_that_come_twice_or_in_another_order(tmp_path: Path, order: tuple[int, ...]) -> None:
+    from demr.cluster import _End, _Sink
+
+    def rows(place: int) -> tuple[Rows]:
+        value = np.full((1, 2), place + 7, np.float32)
+        return (Rows(0, np.array([0]), np.array([place]), value),)
+
+    unit = unit_of(tmp_path, "a", "b")
+    parts = [Opened(0, 2.0, 2), rows(0), Closed(0), Closed(1, "broken"), rows(1), _End(5)]
+    told: list[Done | None] = []
+    sink = _Sink([unit], name_job(tmp_path), lambda _, __, done: told.append(done))
+    # Short of one, it is not whole: neither twice the same nor the end makes up for it.
+    for number in order[:-2]:
+        sink.take(unit.key, number, parts[number])
+        assert not has_part(tmp_path, unit)
+    for number in order[-2:]:
+        sink.take(unit.key, number, parts[number])
+    first, second = read_part(tmp_path, unit)
+    np.testing.assert_array_equal(first.features, [[7, 7], [8, 8]])
+    assert second.error == "broken"
+    assert [done.key for done in told if done] == [unit.key]
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere.invalid:6379", "here:there", "auto"])
