@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.progress import Progress
 from tests.extraction_jobs import IDENTITY, NameEncoder, name_job, touched, unit_of
 
 import demr.video_files
@@ -30,6 +31,7 @@ from demr.extraction import (
     read_part,
     write_part,
 )
+from demr.extraction_report import _Teller
 from demr.extraction_workers import run_workers
 from demr.features import FeaturePack
 from demr.video_files import Unit, VideoFile, find_videos
@@ -134,6 +136,47 @@ def test_what_the_command_says(
     (few / "film05.mp4").unlink()
     done = cli(*line[:-1], tmp_path / "good")
     assert (done.code, done.out.count("\n")) == (0, 1)
+
+
+def test_odd_names_make_one_line_each(
+    cli: Cli, folder: Path, clip_models: dict[str, Path], tmp_path: Path
+) -> None:
+    odd = tmp_path / "odd"
+    odd.mkdir()
+    shutil.copyfile(folder / "film00.mp4", odd / "good.mp4")
+    shutil.copyfile(folder / "film00.mp4", odd / os.fsdecode(b"\xff.mp4"))
+    for name in ("new\nline.mp4", "\x1b[31mred.mp4", os.fsdecode(b"\xfe.mp4")):
+        (odd / name).write_text("not a video")
+    # Through a folder that is not there yet, and back.
+    out = tmp_path / "new" / ".." / "pack"
+    done = cli("extract", odd, "--encoder", f"clip:{clip_models['clip']}", "--out", out)
+    assert done.code == 1
+    lines = sorted(line for line in done.err.splitlines() if line.startswith("demr: skipped"))
+    for line, name in zip(lines, ("?.mp4", "?[31mred.mp4", "new line.mp4"), strict=True):
+        assert line.startswith(f"demr: skipped {odd}/{name}: expected a readable video")
+    made = FeaturePack(tmp_path / "pack")
+    assert made.vids == (r"\xff", "good")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["odd", "pack"]
+
+
+def test_the_bar_counts_each_video_once(tmp_path: Path) -> None:
+    bar = Progress(disable=True)
+    unit, other = unit_of(tmp_path, "a", "b"), unit_of(tmp_path, "c")
+    tell = _Teller(bar, "names", [10, 10, 10])
+    (task,) = bar.tasks
+    seen = []
+    whole = Done(unit.key, ())
+    # Half done when its worker dies, tried one by one, then put together.
+    for of, share, done in (
+        *((unit, 0.5, None), (unit, 0.0, None), (unit_of(tmp_path, "a"), 1.0, whole)),
+        *((unit_of(tmp_path, "b"), 1.0, whole), (unit, 1.0, whole), (other, 0.25, None)),
+    ):
+        tell(of, share, done)
+        seen.append((task.completed, task.fields["videos"]))
+    assert seen == [
+        *((10, "0/3"), (0, "0/3"), (10, "1/3")),
+        *((20, "2/3"), (20, "2/3"), (22.5, "2/3")),
+    ]
 
 
 @pytest.mark.parametrize("killed", [signal.SIGKILL, signal.SIGINT])
@@ -346,6 +389,7 @@ def test_bad_options(cli: Cli, folder: Path, tmp_path: Path) -> None:
         in cli("extract", folder, "--encoder", "nine", "--out", "x").one_line()
     )
     assert "got nothing" in cli("extract", tmp_path / "no", *line[2:]).one_line()
+    assert "the root of all folders" in cli(*line[:-1], "/").one_line()
     (tmp_path / "file").write_text("x")
     assert "--out" in cli(*line[:-1], tmp_path / "file").one_line()
     with pytest.raises(InputError):

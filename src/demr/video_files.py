@@ -69,10 +69,11 @@ class Found:
 
 
 def find_videos(sources: Sequence[Path]) -> Found:
-    """Look for videos.
+    r"""Look for videos.
 
     A video is called by its file name without the suffix. Where two would share a name, both are
-    called by their paths below the folder that was named, suffix included.
+    called by their paths below the folder that was named, suffix included. Bytes of a name that
+    are no text stand in it as ``\xff``.
 
     Args:
         sources: Files, of whatever suffix, and folders, which are searched for the suffixes of
@@ -150,4 +151,5 @@ def _look(name: str, path: Path) -> VideoFile:
 
 def _text(path: Path) -> str:
     # Names of files need not be text; names in a pack must.
-    return str(path).encode("utf-8", "replace").decode()
+    # Not replaced by one sign for all: names have to stay apart.
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
