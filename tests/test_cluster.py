@@ -24,14 +24,27 @@ Cli = Callable[..., Any]
 
 
 def processes(title: str) -> list[int]:
-    """Ray's workers that are at something of this name."""
+    """Workers of this process's own cluster that are at something of this name."""
     found = []
     for entry in Path("/proc").iterdir():
         try:
-            if entry.name.isdigit() and title in (entry / "cmdline").read_text():
+            if not entry.name.isdigit() or title.encode() not in (entry / "cmdline").read_bytes():
+                continue
+            if os.getpid() in ancestors(int(entry.name)):
                 found.append(int(entry.name))
         except OSError:
             continue  # it has ended meanwhile
+    return found
+
+
+def ancestors(process: int) -> list[int]:
+    """Who started a process, and who started them."""
+    found = []
+    while process > 1:
+        # Behind the name, which may hold anything, stand the state and the parent.
+        stat = Path(f"/proc/{process}/stat").read_text(errors="replace")
+        process = int(stat.rpartition(")")[2].split()[1])
+        found.append(process)
     return found
 
 

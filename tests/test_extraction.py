@@ -336,7 +336,7 @@ def test_one_extraction_at_a_time_and_one_encoder(tmp_path: Path) -> None:
         extract(named(tmp_path, "a"), NameEncoder(), job, out, in_process, untold)
 
 
-@pytest.mark.parametrize("fails_at", range(4))
+@pytest.mark.parametrize("fails_at", range(7))
 def test_a_full_disk_keeps_what_is_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails_at: int
 ) -> None:
@@ -352,17 +352,41 @@ def test_a_full_disk_keeps_what_is_finished(
             raise OSError(errno.ENOSPC, "No space left on device")
         sync(handle)
 
-    # The plan and three units are written with care; the fifth time would be a success.
+    # The plan, three units, and three files of the pack.
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(DemrError, match="free disk space"):
         extract(found, NameEncoder(), job, out, in_process, untold)
-    assert not out.exists()
-    assert len(list(parts_folder(out).glob("unit-*"))) == max(fails_at - 1, 0)
+    assert list(tmp_path.iterdir()) == [parts_folder(out)]
+    assert len(list(parts_folder(out).glob("unit-*"))) == min(max(fails_at - 1, 0), 3)
     monkeypatch.setattr(os, "fsync", sync)
     done: list[float] = []
     extract(found, NameEncoder(), job, out, in_process, lambda _, share, __: done.append(share))
     assert done == [1.0] * 3
     assert FeaturePack(out).vids == ("a", "bb", "ccc")
+
+
+def test_the_pack_is_on_the_disk_before_the_parts_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "pack"
+    synced: list[int] = []
+
+    def note(handle: int) -> None:
+        assert parts_folder(out).exists()
+        synced.append(os.fstat(handle).st_ino)
+
+    monkeypatch.setattr(os, "fsync", note)
+    extract(
+        named(tmp_path, "a"),
+        NameEncoder(),
+        name_job(parts_folder(out)),
+        out,
+        in_process,
+        untold,
+    )
+    made = {path.stat().st_ino for path in (*out.iterdir(), out, tmp_path)}
+    assert len(made) == 5
+    assert made <= set(synced)
 
 
 def test_files_that_changed_are_read_again(tmp_path: Path) -> None:

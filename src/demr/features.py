@@ -26,6 +26,7 @@ from torch import Tensor
 from demr.encoders.base import EncoderIdentity, QueryFeatures, VideoFeatures, clip_count
 from demr.errors import FeatureError
 from demr.feature_shards import TENSOR, FeatureShard
+from demr.files import sync
 
 PACK_VERSION = 1
 ALIGN_ROWS = 2
@@ -261,7 +262,9 @@ class FeaturePackWriter:
             FeatureError: If the disk is full.
         """
         with self._disk_errors():
-            (self._temporary / name).write_text(text, encoding="utf-8")
+            file = self._temporary / name
+            file.write_text(text, encoding="utf-8")
+            sync(file)
 
     def _flush(self) -> None:
         if self._rows:
@@ -269,6 +272,7 @@ class FeaturePackWriter:
             with self._disk_errors():
                 save_file({TENSOR: np.concatenate(self._rows)}, name)
                 name.chmod(0o644)  # safetensors makes files that only their owner can read
+                sync(name)
             self._rows, self._pending, self._shard = [], 0, self._shard + 1
 
     @contextmanager
@@ -290,11 +294,13 @@ class FeaturePackWriter:
             "encoder": self._identity.to_dict(),
             "videos": self._videos,
         }
+        self.add_text("index.json", json.dumps(index))
         with self._disk_errors():
-            (self._temporary / "index.json").write_text(json.dumps(index), encoding="utf-8")
             # mkdtemp made it private; a pack is shared like any other data.
             self._temporary.chmod(0o755)
+            sync(self._temporary)
             self._temporary.rename(self._path)
+            sync(self._path.parent)
 
     def __enter__(self) -> Self:
         """Start writing."""
