@@ -318,13 +318,27 @@ def test_no_video_at_all(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_one_extraction_at_a_time_and_one_encoder(tmp_path: Path) -> None:
+def test_one_extraction_at_a_time_and_one_encoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "pack"
     job = name_job(parts_folder(out))
     parts_folder(out).mkdir()
     with (parts_folder(out) / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(FeatureError, match="another that is at work there"):
+            extract(named(tmp_path, "a"), NameEncoder(), job, out, in_process, untold)
+    with monkeypatch.context() as patch:
+        # The other has just finished, and removed what is locked here.
+        patch.setattr(fcntl, "flock", lambda lock, _: Path(lock.name).unlink())
+        with pytest.raises(FeatureError, match="another that is at work there"):
+            extract(named(tmp_path, "a"), NameEncoder(), job, out, in_process, untold)
+
+        def cannot(_lock: object, _how: int) -> None:
+            raise OSError(errno.ENOLCK, "No locks available")
+
+        patch.setattr(fcntl, "flock", cannot)
+        with pytest.raises(FeatureError, match="No locks available"):
             extract(named(tmp_path, "a"), NameEncoder(), job, out, in_process, untold)
     other = IDENTITY.to_dict() | {"version": "2"}
     plan = {"version": 1, "encoder": other}
@@ -387,6 +401,64 @@ def test_the_pack_is_on_the_disk_before_the_parts_go(
     made = {path.stat().st_ino for path in (*out.iterdir(), out, tmp_path)}
     assert len(made) == 5
     assert made <= set(synced)
+
+
+def test_what_others_keep_in_the_folder_stays_and_half_written_files_go(tmp_path: Path) -> None:
+    out = tmp_path / "pack"
+    parts = parts_folder(out)
+    (parts / ".pack.abc").mkdir(parents=True)
+    for name in (".pack.abc/video-00000.safetensors", ".unit-0.abc", ".plan.json.abc"):
+        (parts / name).write_text("half")
+    (parts / "notes.txt").write_text("mine")
+    seen: list[set[str]] = []
+
+    def run(units: Any, job: Any, tell: Any) -> None:
+        seen.append({path.name for path in parts.iterdir()})
+        in_process(units, job, tell)
+
+    extract(named(tmp_path, "a"), NameEncoder(), name_job(parts), out, run, untold)
+    assert seen == [{"lock", "plan.json", "notes.txt"}]
+    assert [path.name for path in parts.iterdir()] == ["notes.txt"]
+    # Of a run that was killed while it removed its parts, the next one removes the rest.
+    (parts / "notes.txt").unlink()
+    (parts / "unit-0.safetensors").write_text("x")
+    again = extract(named(tmp_path, "a"), NameEncoder(), name_job(parts), out, run, untold)
+    assert again.was_there
+    assert list(tmp_path.iterdir()) == [out]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from tests import test_extraction as t
+
+out, sync, written = Path(sys.argv[1]), os.fsync, 0
+
+def kill(handle):
+    global written
+    written += 1
+    # The plan, the unit, and a first file of the pack have been written.
+    if written == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    sync(handle)
+
+os.fsync = kill
+job = t.name_job(t.parts_folder(out))
+t.extract(t.named(out.parent, "a"), t.NameEncoder(), job, out, t.in_process, t.untold)
+"""
+
+
+def test_killed_while_the_pack_is_written(tmp_path: Path) -> None:
+    out = tmp_path / "pack"
+    root = Path(__file__).parents[1]
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(out)], cwd=root, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert list(tmp_path.iterdir()) == [parts_folder(out)]
+    assert len(list(parts_folder(out).glob(".pack.*"))) == 1
+    found, job = named(tmp_path, "a"), name_job(parts_folder(out))
+    extract(found, NameEncoder(), job, out, in_process, untold)
+    assert list(tmp_path.iterdir()) == [out]
+    assert FeaturePack(out).vids == ("a",)
 
 
 def test_files_that_changed_are_read_again(tmp_path: Path) -> None:

@@ -207,12 +207,16 @@ class FeaturePackWriter:
     Args:
         path: Folder to create.
         identity: The encoder whose features are stored.
+        within: Folder to write in until then, on the same disk; the one that the pack comes to
+            lie in, if None. What a killed process leaves there is hidden and of the pack's name.
 
     Raises:
         FeatureError: If the folder exists already.
     """
 
-    def __init__(self, path: Path, identity: EncoderIdentity) -> None:
+    def __init__(
+        self, path: Path, identity: EncoderIdentity, *, within: Path | None = None
+    ) -> None:
         if path.exists():
             raise FeatureError(
                 str(path),
@@ -223,7 +227,8 @@ class FeaturePackWriter:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
         self._identity = identity
-        self._temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        within = within or path.parent
+        self._temporary = Path(tempfile.mkdtemp(dir=within, prefix=f".{path.name}."))
         self._rows: list[NDArray[np.float16]] = []
         self._pending = 0
         self._shard = 0
