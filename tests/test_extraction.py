@@ -191,7 +191,6 @@ def test_a_killed_extraction_goes_on_to_the_same_bytes(
     begun.wait()
     assert begun.returncode in (-killed, 130)
     assert not out.exists()
-    # Killed from outside, the worker finishes what it is at; the command left it no more to do.
     assert list(parts_folder(out).glob("unit-*"))
     on = command(folder, clip_models["clip"], out, "--workers", "2")
     text, complaint = on.communicate()
@@ -269,6 +268,38 @@ def test_a_worker_that_dies_once_costs_nothing(tmp_path: Path) -> None:
     errors = finished([unit], tmp_path)
     assert errors["a"] == errors["once"] == ""
     assert errors["bug"] == "the process that read it failed: RuntimeError: no kernel for this"
+
+
+ORPHANED = """
+import sys
+from pathlib import Path
+from tests import test_extraction as t
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    t.run_workers([t.unit_of(folder, "slow")], t.name_job(folder), t.untold)
+"""
+
+
+def test_a_worker_ends_when_the_command_is_killed(tmp_path: Path) -> None:
+    script, pid = tmp_path / "begin.py", tmp_path / "pid"
+    script.write_text(ORPHANED)
+    root = Path(__file__).parents[1]
+    paths = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, str(script), str(tmp_path)]
+    begun = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": paths})
+    while begun.poll() is None and not (pid.exists() and pid.read_text().endswith("\n")):
+        time.sleep(0.01)
+    begun.kill()
+    begun.wait()
+    worker = Path("/proc") / pid.read_text().strip() / "cmdline"
+    for _ in range(500):
+        # Of one that has ended and was not waited for, nothing is to be read.
+        if not worker.exists() or not worker.read_bytes():
+            break
+        time.sleep(0.01)
+    else:
+        pytest.fail("the worker goes on")
 
 
 def test_damaged_weights_end_it(tmp_path: Path) -> None:

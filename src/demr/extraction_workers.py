@@ -7,6 +7,7 @@ its videos are tried one by one, and the one that kills its worker twice is skip
 
 import multiprocessing
 import os
+import threading
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
@@ -186,6 +187,7 @@ def _work(pipe: Connection, job: Job, threads: int) -> None:
     """What a worker does: encode units until the pipe closes."""
     import torch
 
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     try:
         encoder = job.make_encoder()
@@ -207,3 +209,11 @@ def _work(pipe: Connection, job: Job, threads: int) -> None:
         return
     except Exception as error:  # noqa: BLE001  (whatever it is, the unit and not the run has failed)
         pipe.send(f"failed: {brief(error)}")
+
+
+def _end_with_parent() -> None:
+    """Leave nothing running where the command was killed: it may have been started again."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
