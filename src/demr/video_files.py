@@ -84,12 +84,18 @@ def find_videos(sources: Sequence[Path]) -> Found:
     """
     closed: list[str] = []
     places: dict[Path, str] = {}
+    # One folder can be named in several ways. A link to a file is a video of its own.
+    seen: set[Path] = set()
     for source in sources:
-        if source.is_dir():
-            for path in _walk(source, closed):
-                places.setdefault(path.absolute(), _text(path.relative_to(source)))
-        elif source.exists():
-            places.setdefault(source.absolute(), _text(Path(source.name)))
+        is_folder = source.is_dir()
+        here = source if is_folder else source.parent
+        there = Path(os.path.realpath(here))
+        if is_folder or source.exists():
+            for path in _walk(source, closed) if is_folder else (source,):
+                place = path.relative_to(here)
+                if there / place not in seen:
+                    seen.add(there / place)
+                    places[path.absolute()] = _text(place)
         else:
             raise InputError(
                 str(source), expected="a video or a folder", got="nothing", remedy="check the path"
