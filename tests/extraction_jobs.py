@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from demr.encoders import Encoder, EncoderIdentity, QueryFeatures, VideoFeatures
 from demr.errors import ModelError, VideoError
@@ -36,6 +37,8 @@ class NameEncoder:
             time.sleep(60)
         if "bug" in name:
             raise RuntimeError("no kernel\nfor this")
+        if "gpu" in name:
+            raise torch.OutOfMemoryError("CUDA out of memory")
         if "weights" in name:
             raise ModelError("weights", expected="all", got="some", remedy="get the rest")
         if "bad" in name:

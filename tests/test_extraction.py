@@ -310,6 +310,13 @@ def test_damaged_weights_end_it(tmp_path: Path) -> None:
     assert not has_part(tmp_path, units[1])
 
 
+def test_a_full_accelerator_is_no_fault_of_a_file(tmp_path: Path) -> None:
+    unit = unit_of(tmp_path, "gpu")
+    with pytest.raises(ModelError, match=r"--device cpu: .* CUDA out of memory; .* fewer --workers"):
+        run_workers([unit], name_job(tmp_path), untold)
+    assert not has_part(tmp_path, unit)
+
+
 def test_parts_hold_what_was_made(tmp_path: Path) -> None:
     unit = unit_of(tmp_path, "a", "bad", "longer")
     outcomes = encode_unit(NameEncoder(), unit, lambda _: None)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from demr.encoders import EncoderIdentity
 from demr.encoders.model_folder import brief
-from demr.errors import DemrError
+from demr.errors import DemrError, ModelError
 from demr.extraction import (
     Done,
     Job,
@@ -207,8 +207,29 @@ def _work(pipe: Connection, job: Job, threads: int) -> None:
         pipe.send(error)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
+    except _device_errors() as error:
+        # Pictures of all files are of one size there: the next file would be skipped as well,
+        # and so would all others.
+        pipe.send(
+            ModelError(
+                f"--device {job.device}",
+                expected="one that works, with room for the networks of all workers",
+                got=brief(error),
+                remedy="free its memory or use fewer --workers, and run the same command again: "
+                "it goes on where it was",
+            )
+        )
     except Exception as error:  # noqa: BLE001  (whatever it is, the unit and not the run has failed)
         pipe.send(f"failed: {brief(error)}")
+
+
+def _device_errors() -> tuple[type[Exception], ...]:
+    """What PyTorch raises where an accelerator is full or lost."""
+    import torch
+
+    # The second has come with PyTorch 2.8.
+    lost = getattr(torch, "AcceleratorError", torch.OutOfMemoryError)
+    return (torch.OutOfMemoryError, lost)
 
 
 def _end_with_parent() -> None:
