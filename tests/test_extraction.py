@@ -312,7 +312,9 @@ def test_damaged_weights_end_it(tmp_path: Path) -> None:
 
 def test_a_full_accelerator_is_no_fault_of_a_file(tmp_path: Path) -> None:
     unit = unit_of(tmp_path, "gpu")
-    with pytest.raises(ModelError, match=r"--device cpu: .* CUDA out of memory; .* fewer --workers"):
+    with pytest.raises(
+        ModelError, match=r"--device cpu: .* CUDA out of memory; .* fewer --workers"
+    ):
         run_workers([unit], name_job(tmp_path), untold)
     assert not has_part(tmp_path, unit)
 

@@ -371,7 +371,7 @@ def test_packs_of_several_weights_do_not_mix_beside_one_that_names_none(tmp_path
     write(tmp_path / "b", video("b"), identity=replace(IDENTITY, model="m", digest="1" * 16))
     assert FeaturePack(tmp_path / "a").identity.digest == ""
     write(tmp_path / "c", video("c"), identity=replace(IDENTITY, model="m", digest="2" * 16))
-    with pytest.raises(FeatureError, match="packs of one encoder, .*1{16}.* got also .*2{16}"):
+    with pytest.raises(FeatureError, match=r"packs of one encoder, .*1{16}.* got also .*2{16}"):
         FeaturePack(tmp_path)
 
 

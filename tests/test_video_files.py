@@ -67,7 +67,10 @@ def test_odd_names(tmp_path: Path) -> None:
     for name in (b"/\xff.mp4", b"/\xfe.mp4"):
         touch(Path(os.fsdecode(os.fsencode(tmp_path) + name)))
     found = find_videos([tmp_path])
-    assert {video.vid for video in found.videos} == {Path(name).stem for name in odd} | {r"\xfe", r"\xff"}
+    assert {video.vid for video in found.videos} == {Path(name).stem for name in odd} | {
+        r"\xfe",
+        r"\xff",
+    }
     for video in found.videos:
         assert video.path.exists()
         video.vid.encode("utf-8")
