@@ -128,3 +128,16 @@ def test_no_cluster_there(cli: Cli, film: Path, tmp_path: Path, address: str) ->
     ).one_line()
     assert f"--ray {address}: expected the address of a running cluster" in line
     assert not (tmp_path / "pack").exists()
+
+
+def test_an_interrupt_waits_until_a_cluster_has_started() -> None:
+    from demr.processes import late_interrupts
+
+    started = []
+    with pytest.raises(KeyboardInterrupt), late_interrupts():
+        signal.raise_signal(signal.SIGINT)
+        started.append("all of it")
+    assert started
+    with late_interrupts():
+        pass
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

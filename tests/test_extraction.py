@@ -531,3 +531,13 @@ def test_bad_options(cli: Cli, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError):
         find_videos([tmp_path / "no"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
+def test_a_closed_folder_is_reported_by_its_whole_name(tmp_path: Path) -> None:
+    out = tmp_path / "pack"
+    found = demr.video_files.Found(
+        unit_of(tmp_path, "a").videos, ("/my: films: Permission denied",)
+    )
+    job = name_job(parts_folder(out))
+    made = extract(found, NameEncoder(), job, out, in_process, untold)
+    assert made.skipped == (("/my: films", "Permission denied"),)

@@ -24,6 +24,7 @@ from demr.encoders.model_folder import brief
 from demr.errors import DemrError, InputError
 from demr.extraction import Gathering, Job, Tell, embed, encode_unit, has_part, write_part
 from demr.extraction_workers import run_workers
+from demr.processes import late_interrupts
 from demr.video_files import Unit
 
 LOCAL = "local"
@@ -68,8 +69,8 @@ def run_on_ray(
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
-    _connect(ray, address, workers)
     try:
+        _connect(ray, address, workers)
         with warnings.catch_warnings():
             # Nothing else carries max_retries yet.
             warnings.filterwarnings("ignore", ".*ray_remote_args_fn.* is deprecated")
@@ -93,12 +94,14 @@ def run_on_ray(
 def _connect(ray: Any, address: str, workers: int) -> None:
     try:
         if address == LOCAL:
-            ray.init(
-                num_cpus=max(os.cpu_count() or 1, 2 * workers),
-                include_dashboard=False,
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-            )
+            # Half started, it would leave some of its processes behind.
+            with late_interrupts():
+                ray.init(
+                    num_cpus=max(os.cpu_count() or 1, 2 * workers),
+                    include_dashboard=False,
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                )
             return
         host, _, port = address.rpartition(":")
         if host:

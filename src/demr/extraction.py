@@ -442,7 +442,7 @@ def _publish(
 ) -> Summary:
     """Write the pack from the finished units."""
     paths = {video.vid: str(video.path) for video in found.videos}
-    skipped = [tuple(text.split(": ", 1)) for text in found.closed]
+    skipped = [tuple(text.rsplit(": ", 1)) for text in found.closed]
     damaged: list[tuple[str, str]] = []
     videos = clips = 0
     with FeaturePackWriter(out, identity, within=parts) as writer:
