@@ -2,11 +2,13 @@
 
 import os
 import signal
+import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from demr.encoders import Encoder, EncoderIdentity, QueryFeatures, VideoFeatures
 from demr.errors import ModelError, VideoError
@@ -30,8 +32,13 @@ class NameEncoder:
             if not mark.exists():
                 mark.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
+        if "slow" in name:
+            Path(path).with_name("pid").write_text(f"{os.getpid()}\n")
+            time.sleep(60)
         if "bug" in name:
             raise RuntimeError("no kernel\nfor this")
+        if "gpu" in name:
+            raise torch.OutOfMemoryError("CUDA out of memory")
         if "weights" in name:
             raise ModelError("weights", expected="all", got="some", remedy="get the rest")
         if "bad" in name:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.progress import Progress
 from tests.extraction_jobs import IDENTITY, NameEncoder, name_job, touched, unit_of
 
 import demr.video_files
@@ -30,6 +31,7 @@ from demr.extraction import (
     read_part,
     write_part,
 )
+from demr.extraction_report import _Teller
 from demr.extraction_workers import run_workers
 from demr.features import FeaturePack
 from demr.video_files import Unit, VideoFile, find_videos
@@ -136,6 +138,47 @@ def test_what_the_command_says(
     assert (done.code, done.out.count("\n")) == (0, 1)
 
 
+def test_odd_names_make_one_line_each(
+    cli: Cli, folder: Path, clip_models: dict[str, Path], tmp_path: Path
+) -> None:
+    odd = tmp_path / "odd"
+    odd.mkdir()
+    shutil.copyfile(folder / "film00.mp4", odd / "good.mp4")
+    shutil.copyfile(folder / "film00.mp4", odd / os.fsdecode(b"\xff.mp4"))
+    for name in ("new\nline.mp4", "\x1b[31mred.mp4", os.fsdecode(b"\xfe.mp4")):
+        (odd / name).write_text("not a video")
+    # Through a folder that is not there yet, and back.
+    out = tmp_path / "new" / ".." / "pack"
+    done = cli("extract", odd, "--encoder", f"clip:{clip_models['clip']}", "--out", out)
+    assert done.code == 1
+    lines = sorted(line for line in done.err.splitlines() if line.startswith("demr: skipped"))
+    for line, name in zip(lines, ("?.mp4", "?[31mred.mp4", "new line.mp4"), strict=True):
+        assert line.startswith(f"demr: skipped {odd}/{name}: expected a readable video")
+    made = FeaturePack(tmp_path / "pack")
+    assert made.vids == (r"\xff", "good")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["odd", "pack"]
+
+
+def test_the_bar_counts_each_video_once(tmp_path: Path) -> None:
+    bar = Progress(disable=True)
+    unit, other = unit_of(tmp_path, "a", "b"), unit_of(tmp_path, "c")
+    tell = _Teller(bar, "names", [10, 10, 10])
+    (task,) = bar.tasks
+    seen = []
+    whole = Done(unit.key, ())
+    # Half done when its worker dies, tried one by one, then put together.
+    for of, share, done in (
+        *((unit, 0.5, None), (unit, 0.0, None), (unit_of(tmp_path, "a"), 1.0, whole)),
+        *((unit_of(tmp_path, "b"), 1.0, whole), (unit, 1.0, whole), (other, 0.25, None)),
+    ):
+        tell(of, share, done)
+        seen.append((task.completed, task.fields["videos"]))
+    assert seen == [
+        *((10, "0/3"), (0, "0/3"), (10, "1/3")),
+        *((20, "2/3"), (20, "2/3"), (22.5, "2/3")),
+    ]
+
+
 @pytest.mark.parametrize("killed", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_extraction_goes_on_to_the_same_bytes(
     pack: Path, folder: Path, clip_models: dict[str, Path], tmp_path: Path, killed: signal.Signals
@@ -148,7 +191,6 @@ def test_a_killed_extraction_goes_on_to_the_same_bytes(
     begun.wait()
     assert begun.returncode in (-killed, 130)
     assert not out.exists()
-    # Killed from outside, the worker finishes what it is at; the command left it no more to do.
     assert list(parts_folder(out).glob("unit-*"))
     on = command(folder, clip_models["clip"], out, "--workers", "2")
     text, complaint = on.communicate()
@@ -228,12 +270,53 @@ def test_a_worker_that_dies_once_costs_nothing(tmp_path: Path) -> None:
     assert errors["bug"] == "the process that read it failed: RuntimeError: no kernel for this"
 
 
+ORPHANED = """
+import sys
+from pathlib import Path
+from tests import test_extraction as t
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    t.run_workers([t.unit_of(folder, "slow")], t.name_job(folder), t.untold)
+"""
+
+
+def test_a_worker_ends_when_the_command_is_killed(tmp_path: Path) -> None:
+    script, pid = tmp_path / "begin.py", tmp_path / "pid"
+    script.write_text(ORPHANED)
+    root = Path(__file__).parents[1]
+    paths = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, str(script), str(tmp_path)]
+    begun = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": paths})
+    while begun.poll() is None and not (pid.exists() and pid.read_text().endswith("\n")):
+        time.sleep(0.01)
+    begun.kill()
+    begun.wait()
+    worker = Path("/proc") / pid.read_text().strip() / "cmdline"
+    for _ in range(500):
+        # Of one that has ended and was not waited for, nothing is to be read.
+        if not worker.exists() or not worker.read_bytes():
+            break
+        time.sleep(0.01)
+    else:
+        pytest.fail("the worker goes on")
+
+
 def test_damaged_weights_end_it(tmp_path: Path) -> None:
     units = [unit_of(tmp_path, "a"), unit_of(tmp_path, "weights")]
     with pytest.raises(ModelError, match="weights: expected all, got some; get the rest"):
         run_workers(units, name_job(tmp_path), untold)
     assert has_part(tmp_path, units[0])
     assert not has_part(tmp_path, units[1])
+
+
+def test_a_full_accelerator_is_no_fault_of_a_file(tmp_path: Path) -> None:
+    unit = unit_of(tmp_path, "gpu")
+    with pytest.raises(
+        ModelError, match=r"--device cpu: .* CUDA out of memory; .* fewer --workers"
+    ):
+        run_workers([unit], name_job(tmp_path), untold)
+    assert not has_part(tmp_path, unit)
 
 
 def test_parts_hold_what_was_made(tmp_path: Path) -> None:
@@ -275,13 +358,27 @@ def test_no_video_at_all(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_one_extraction_at_a_time_and_one_encoder(tmp_path: Path) -> None:
+def test_one_extraction_at_a_time_and_one_encoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "pack"
     job = name_job(parts_folder(out))
     parts_folder(out).mkdir()
     with (parts_folder(out) / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(FeatureError, match="another that is at work there"):
+            extract(named(tmp_path, "a"), NameEncoder(), job, out, in_process, untold)
+    with monkeypatch.context() as patch:
+        # The other has just finished, and removed what is locked here.
+        patch.setattr(fcntl, "flock", lambda lock, _: Path(lock.name).unlink())
+        with pytest.raises(FeatureError, match="another that is at work there"):
+            extract(named(tmp_path, "a"), NameEncoder(), job, out, in_process, untold)
+
+        def cannot(_lock: object, _how: int) -> None:
+            raise OSError(errno.ENOLCK, "No locks available")
+
+        patch.setattr(fcntl, "flock", cannot)
+        with pytest.raises(FeatureError, match="No locks available"):
             extract(named(tmp_path, "a"), NameEncoder(), job, out, in_process, untold)
     other = IDENTITY.to_dict() | {"version": "2"}
     plan = {"version": 1, "encoder": other}
@@ -293,7 +390,7 @@ def test_one_extraction_at_a_time_and_one_encoder(tmp_path: Path) -> None:
         extract(named(tmp_path, "a"), NameEncoder(), job, out, in_process, untold)
 
 
-@pytest.mark.parametrize("fails_at", range(4))
+@pytest.mark.parametrize("fails_at", range(7))
 def test_a_full_disk_keeps_what_is_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails_at: int
 ) -> None:
@@ -309,17 +406,99 @@ def test_a_full_disk_keeps_what_is_finished(
             raise OSError(errno.ENOSPC, "No space left on device")
         sync(handle)
 
-    # The plan and three units are written with care; the fifth time would be a success.
+    # The plan, three units, and three files of the pack.
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(DemrError, match="free disk space"):
         extract(found, NameEncoder(), job, out, in_process, untold)
-    assert not out.exists()
-    assert len(list(parts_folder(out).glob("unit-*"))) == max(fails_at - 1, 0)
+    assert list(tmp_path.iterdir()) == [parts_folder(out)]
+    assert len(list(parts_folder(out).glob("unit-*"))) == min(max(fails_at - 1, 0), 3)
     monkeypatch.setattr(os, "fsync", sync)
     done: list[float] = []
     extract(found, NameEncoder(), job, out, in_process, lambda _, share, __: done.append(share))
     assert done == [1.0] * 3
     assert FeaturePack(out).vids == ("a", "bb", "ccc")
+
+
+def test_the_pack_is_on_the_disk_before_the_parts_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "pack"
+    synced: list[int] = []
+
+    def note(handle: int) -> None:
+        assert parts_folder(out).exists()
+        synced.append(os.fstat(handle).st_ino)
+
+    monkeypatch.setattr(os, "fsync", note)
+    extract(
+        named(tmp_path, "a"),
+        NameEncoder(),
+        name_job(parts_folder(out)),
+        out,
+        in_process,
+        untold,
+    )
+    made = {path.stat().st_ino for path in (*out.iterdir(), out, tmp_path)}
+    assert len(made) == 5
+    assert made <= set(synced)
+
+
+def test_what_others_keep_in_the_folder_stays_and_half_written_files_go(tmp_path: Path) -> None:
+    out = tmp_path / "pack"
+    parts = parts_folder(out)
+    (parts / ".pack.abc").mkdir(parents=True)
+    for name in (".pack.abc/video-00000.safetensors", ".unit-0.abc", ".plan.json.abc"):
+        (parts / name).write_text("half")
+    (parts / "notes.txt").write_text("mine")
+    seen: list[set[str]] = []
+
+    def run(units: Any, job: Any, tell: Any) -> None:
+        seen.append({path.name for path in parts.iterdir()})
+        in_process(units, job, tell)
+
+    extract(named(tmp_path, "a"), NameEncoder(), name_job(parts), out, run, untold)
+    assert seen == [{"lock", "plan.json", "notes.txt"}]
+    assert [path.name for path in parts.iterdir()] == ["notes.txt"]
+    # Of a run that was killed while it removed its parts, the next one removes the rest.
+    (parts / "notes.txt").unlink()
+    (parts / "unit-0.safetensors").write_text("x")
+    again = extract(named(tmp_path, "a"), NameEncoder(), name_job(parts), out, run, untold)
+    assert again.was_there
+    assert list(tmp_path.iterdir()) == [out]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from tests import test_extraction as t
+
+out, sync, written = Path(sys.argv[1]), os.fsync, 0
+
+def kill(handle):
+    global written
+    written += 1
+    # The plan, the unit, and a first file of the pack have been written.
+    if written == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    sync(handle)
+
+os.fsync = kill
+job = t.name_job(t.parts_folder(out))
+t.extract(t.named(out.parent, "a"), t.NameEncoder(), job, out, t.in_process, t.untold)
+"""
+
+
+def test_killed_while_the_pack_is_written(tmp_path: Path) -> None:
+    out = tmp_path / "pack"
+    root = Path(__file__).parents[1]
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(out)], cwd=root, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert list(tmp_path.iterdir()) == [parts_folder(out)]
+    assert len(list(parts_folder(out).glob(".pack.*"))) == 1
+    found, job = named(tmp_path, "a"), name_job(parts_folder(out))
+    extract(found, NameEncoder(), job, out, in_process, untold)
+    assert list(tmp_path.iterdir()) == [out]
+    assert FeaturePack(out).vids == ("a",)
 
 
 def test_files_that_changed_are_read_again(tmp_path: Path) -> None:
@@ -346,8 +525,19 @@ def test_bad_options(cli: Cli, folder: Path, tmp_path: Path) -> None:
         in cli("extract", folder, "--encoder", "nine", "--out", "x").one_line()
     )
     assert "got nothing" in cli("extract", tmp_path / "no", *line[2:]).one_line()
+    assert "the root of all folders" in cli(*line[:-1], "/").one_line()
     (tmp_path / "file").write_text("x")
     assert "--out" in cli(*line[:-1], tmp_path / "file").one_line()
     with pytest.raises(InputError):
         find_videos([tmp_path / "no"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
+def test_a_closed_folder_is_reported_by_its_whole_name(tmp_path: Path) -> None:
+    out = tmp_path / "pack"
+    found = demr.video_files.Found(
+        unit_of(tmp_path, "a").videos, ("/my: films: Permission denied",)
+    )
+    job = name_job(parts_folder(out))
+    made = extract(found, NameEncoder(), job, out, in_process, untold)
+    assert made.skipped == (("/my: films", "Permission denied"),)

@@ -366,6 +366,15 @@ def test_a_folder_of_packs(tmp_path: Path) -> None:
         FeaturePack(tmp_path)
 
 
+def test_packs_of_several_weights_do_not_mix_beside_one_that_names_none(tmp_path: Path) -> None:
+    write(tmp_path / "a", video("a"))
+    write(tmp_path / "b", video("b"), identity=replace(IDENTITY, model="m", digest="1" * 16))
+    assert FeaturePack(tmp_path / "a").identity.digest == ""
+    write(tmp_path / "c", video("c"), identity=replace(IDENTITY, model="m", digest="2" * 16))
+    with pytest.raises(FeatureError, match=r"packs of one encoder, .*1{16}.* got also .*2{16}"):
+        FeaturePack(tmp_path)
+
+
 def test_a_video_in_two_packs_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "train", video("a"))
     write(tmp_path / "val", video("a", 3.0))

@@ -37,6 +37,20 @@ def test_a_named_file_is_taken_whatever_its_suffix(tmp_path: Path) -> None:
     assert [video.vid for video in found.videos] == ["b", "film"]
 
 
+def test_a_folder_named_in_several_ways_is_searched_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path / "x/a.mp4", tmp_path / "x/deep/b.mp4")
+    (tmp_path / "link").symlink_to("x")
+    monkeypatch.chdir(tmp_path / "x")
+    names = ("link", "x/../x", "x", "x/deep", "x/a.mp4")
+    found = find_videos([Path(), *(tmp_path / name for name in names), Path("../x/a.mp4")])
+    assert [(video.vid, video.path) for video in found.videos] == [
+        ("a", tmp_path / "x/a.mp4"),
+        ("b", tmp_path / "x/deep/b.mp4"),
+    ]
+
+
 def test_equal_names_are_told_apart_by_their_folders(tmp_path: Path) -> None:
     touch(*(tmp_path / name for name in ("x/talk.mp4", "y/talk.mp4", "x/talk.mkv", "x/song.mp4")))
     names = [video.vid for video in find_videos([tmp_path]).videos]
@@ -50,10 +64,13 @@ def test_equal_names_are_told_apart_by_their_folders(tmp_path: Path) -> None:
 def test_odd_names(tmp_path: Path) -> None:
     odd = ["a 'b' \"c\".mp4", "🎬 film.mp4", "-x.mp4", "new\nline.mp4", "été.mp4"]
     touch(*(tmp_path / name for name in odd))
-    raw = os.fsencode(tmp_path) + b"/\xff\xfe.mp4"
-    Path(os.fsdecode(raw)).write_bytes(b"x")
+    for name in (b"/\xff.mp4", b"/\xfe.mp4"):
+        touch(Path(os.fsdecode(os.fsencode(tmp_path) + name)))
     found = find_videos([tmp_path])
-    assert {video.vid for video in found.videos} == {Path(name).stem for name in odd} | {"??"}
+    assert {video.vid for video in found.videos} == {Path(name).stem for name in odd} | {
+        r"\xfe",
+        r"\xff",
+    }
     for video in found.videos:
         assert video.path.exists()
         video.vid.encode("utf-8")

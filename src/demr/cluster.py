@@ -10,7 +10,6 @@ import logging
 import os
 import socket
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,12 +24,15 @@ from demr.encoders.model_folder import brief
 from demr.errors import DemrError, InputError
 from demr.extraction import Gathering, Job, Tell, embed, encode_unit, has_part, write_part
 from demr.extraction_workers import run_workers
+from demr.processes import late_interrupts
 from demr.video_files import Unit
 
 LOCAL = "local"
 _RETRIES = 2
 _PATIENCE_S = 10.0
 _Batch = dict[str, NDArray[Any]]
+# Whose part it is, its place among the parts of that unit, and the part.
+_COLUMNS = "unit", "number", "part"
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class _Made:
 
 @dataclass(frozen=True)
 class _End:
-    """Of a unit: how many parts it has besides this."""
+    """Behind all parts of a unit: how many there are."""
 
     parts: int
 
@@ -75,8 +77,8 @@ def run_on_ray(
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
-    _connect(ray, address, workers)
     try:
+        _connect(ray, address, workers)
         with warnings.catch_warnings():
             # Nothing else carries max_retries yet.
             warnings.filterwarnings("ignore", ".*ray_remote_args_fn.* is deprecated")
@@ -100,12 +102,14 @@ def run_on_ray(
 def _connect(ray: Any, address: str, workers: int) -> None:
     try:
         if address == LOCAL:
-            ray.init(
-                num_cpus=max(os.cpu_count() or 1, 2 * workers),
-                include_dashboard=False,
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-            )
+            # Half started, it would leave some of its processes behind.
+            with late_interrupts():
+                ray.init(
+                    num_cpus=max(os.cpu_count() or 1, 2 * workers),
+                    include_dashboard=False,
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                )
             return
         host, _, port = address.rpartition(":")
         if host:
@@ -148,7 +152,7 @@ def _run(ray: Any, units: Sequence[Unit], job: Job, tell: Tell, workers: int) ->
         )
     sink = _Sink(units, job, tell)
     for row in made.iter_rows():
-        sink.take(row["unit"], row["part"])
+        sink.take(row["unit"], row["number"], row["part"])
 
 
 class _Sink:
@@ -160,30 +164,31 @@ class _Sink:
         self._tell = tell
         self._identity = EncoderIdentity.from_dict(job.identity)
         self._gathering: dict[str, Gathering] = {}
-        # Parts that are still to come; before a unit's end is known, minus those that have come.
-        self._missing: Counter[str] = Counter()
-        self._ended: set[str] = set()
+        # Numbers of the parts that have come, and how many there are to be.
+        self._come: dict[str, set[int]] = {}
+        self._wanted: dict[str, int] = {}
 
-    def take(self, key: str, part: Any) -> None:
+    def take(self, key: str, number: int, part: Any) -> None:
         unit = self._units[key]
+        if has_part(self._job.parts, unit):
+            return
         if isinstance(part, list):  # the outcomes of a unit, from an encoder that cannot be parted
             self._tell(unit, 1.0, write_part(self._job.parts, unit, part))
             return
-        gathering = self._gathering.get(key)
-        if gathering is None:
-            gathering = Gathering(unit, self._identity, partial(self._reached, unit))
-            self._gathering[key] = gathering
+        if key not in self._gathering:
+            self._gathering[key] = Gathering(unit, self._identity, partial(self._reached, unit))
+            self._come[key] = set()
         if isinstance(part, _End):
-            self._missing[key] += part.parts
-            self._ended.add(key)
-        else:
-            self._missing[key] -= 1
+            self._wanted[key] = part.parts
+        elif number not in self._come[key]:
+            self._come[key].add(number)
             if isinstance(part, _Made):
-                gathering.dtype = part.dtype
+                self._gathering[key].dtype = part.dtype
             for made in part.parts if isinstance(part, _Made) else (part,):
-                gathering.add(made)
-        if key in self._ended and not self._missing[key]:
+                self._gathering[key].add(made)
+        if len(self._come[key]) == self._wanted.get(key):
             outcomes = self._gathering.pop(key).outcomes()
+            del self._come[key], self._wanted[key]
             self._tell(unit, 1.0, write_part(self._job.parts, unit, outcomes))
 
     def _reached(self, unit: Unit, share: float) -> None:
@@ -203,12 +208,12 @@ def _decode(batch: _Batch, job: Job) -> Iterator[_Batch]:
     """Units -> what :func:`read_blocks` says of them, and their ends; a task for a CPU."""
     encoder = _encoder_of(job)
     for unit in batch["unit"]:
-        parts = 0
+        number = 0
         paths = [video.path for video in unit.videos]
         for part in read_blocks(paths, encoder.streams, encoder.identity.clip_s):
-            parts += 1
-            yield _row(unit.key, part)
-        yield _row(unit.key, _End(parts))
+            yield _row(unit.key, number, part)
+            number += 1
+        yield _row(unit.key, number, _End(number))
 
 
 class _Embed:
@@ -220,27 +225,27 @@ class _Embed:
         self._dtype = encoder.identity.dtype
 
     def __call__(self, batch: _Batch) -> Iterator[_Batch]:
-        for key, part in zip(batch["unit"], batch["part"], strict=True):
+        for key, number, part in zip(*(batch[name] for name in _COLUMNS), strict=True):
+            made = part
             if isinstance(part, Block):
-                yield _row(key, _Made(tuple(embed(part, self._streams)), self._dtype))
-            else:
-                yield _row(key, part)
+                made = _Made(tuple(embed(part, self._streams)), self._dtype)
+            yield _row(key, number, made)
 
 
 def _encode_whole(batch: _Batch, job: Job) -> Iterator[_Batch]:
     """Units -> their outcomes, with an encoder that decodes and encodes in one."""
     for unit in batch["unit"]:
-        yield _row(unit.key, encode_unit(_encoder_of(job), unit, _untold))
+        yield _row(unit.key, 0, encode_unit(_encoder_of(job), unit, _untold))
 
 
 def _untold(share: float) -> None:
     """Nobody to tell: a task has no way back but its result."""
 
 
-def _row(key: str, part: Any) -> _Batch:
+def _row(key: str, number: int, part: Any) -> _Batch:
     column = np.empty(1, dtype=object)
     column[0] = part
-    return {"unit": np.array([key], dtype=object), "part": column}
+    return {"unit": np.array([key], dtype=object), "number": np.array([number]), "part": column}
 
 
 _encoders: dict[str, Any] = {}

@@ -7,10 +7,12 @@ the same bytes.
 """
 
 import fcntl
+import glob
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,7 @@ from demr.video_files import Found, Unit, VideoFile, cut_into_units
 
 REPORT = "extraction.json"
 _PLAN_VERSION = 1
+_PARTIAL = ".partial"
 
 
 @dataclass(frozen=True)
@@ -174,13 +177,13 @@ def extract(
         if todo:
             run(todo, job, tell)
         summary = _publish(found, units, encoder.identity, job.parts, out)
-        shutil.rmtree(job.parts, ignore_errors=True)
+        _remove(job.parts)
     return summary
 
 
 def parts_folder(out: Path) -> Path:
     """Where finished units lie until the pack is whole."""
-    return out.with_name(f"{out.name}.partial")
+    return out.with_name(out.name + _PARTIAL)
 
 
 def encode_unit(encoder: Encoder, unit: Unit, tell: Callable[[float], None]) -> list[Outcome]:
@@ -379,17 +382,40 @@ def _parts_folder(parts: Path, identity: EncoderIdentity) -> Iterator[None]:
         parts.mkdir(parents=True, exist_ok=True)
         lock = (parts / "lock").open("w")
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        with _disk_errors(parts):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # One that was just finishing has removed the file that is locked here.
+                is_alone = os.fstat(lock.fileno()).st_nlink > 0
+            except BlockingIOError:
+                is_alone = False
+        if not is_alone:
             raise FeatureError(
                 str(parts),
                 expected="one extraction at a time",
                 got="another that is at work there",
                 remedy="wait for it, or choose another --out",
-            ) from error
+            )
         _check_plan(parts, identity)
+        # What was half written when a process was killed.
+        _remove(parts, finished=False)
         yield
+
+
+def _remove(parts: Path, *, finished: bool = True) -> None:
+    """Remove what extractions have put into the folder, and the folder if that was all."""
+    pack = glob.escape(parts.name.removesuffix(_PARTIAL))
+    half = (f".{pack}.*", ".unit-*", ".plan.json.*")
+    for pattern in (*half, "unit-*", "plan.json", "lock") if finished else half:
+        for path in parts.glob(pattern):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                with suppress(OSError):
+                    path.unlink()
+    if finished:
+        with suppress(OSError):
+            parts.rmdir()
 
 
 def _check_plan(parts: Path, identity: EncoderIdentity) -> None:
@@ -423,13 +449,13 @@ def _publish(
 ) -> Summary:
     """Write the pack from the finished units."""
     paths = {video.vid: str(video.path) for video in found.videos}
-    skipped = [tuple(text.split(": ", 1)) for text in found.closed]
+    skipped = [tuple(text.rsplit(": ", 1)) for text in found.closed]
     damaged: list[tuple[str, str]] = []
     videos = clips = 0
     # Actors of a cluster may have computed in half precision, or some of them.
     used = {outcome.dtype for unit in units for outcome in read_part(parts, unit)} - {""}
     identity = replace(identity, dtype="+".join(sorted(used)) or identity.dtype)
-    with FeaturePackWriter(out, identity) as writer:
+    with FeaturePackWriter(out, identity, within=parts) as writer:
         for unit in units:
             for outcome in read_part(parts, unit):
                 path = paths[outcome.vid]
@@ -445,7 +471,7 @@ def _publish(
                 videos += 1
                 clips += len(outcome.features)
         if not videos:
-            shutil.rmtree(parts, ignore_errors=True)
+            _remove(parts)
             raise VideoError(
                 f"{len(skipped)} videos",
                 expected="at least one that can be used",
@@ -488,7 +514,10 @@ def _finished_before(found: Found, identity: EncoderIdentity, out: Path, parts: 
             got=unasked,
             remedy="choose another folder, or remove this one",
         )
-    shutil.rmtree(parts, ignore_errors=True)
+    if parts.exists():
+        # Killed while it removed them; what another is at work on, or has made, stays.
+        with suppress(FeatureError), _parts_folder(parts, identity):
+            _remove(parts)
     size = sum(file.stat().st_size for file in out.iterdir())
     return Summary(len(pack), clips, skipped, damaged, identity, size, was_there=True)
 

@@ -1,5 +1,6 @@
 """An extraction as the command line shows it: a bar with the time left, and what was skipped."""
 
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from rich.progress import (
 )
 
 from demr.encoders import get_encoder
+from demr.errors import InputError
 from demr.extraction import REPORT, Done, Job, Runner, Summary, extract, parts_folder
 from demr.extraction_workers import run_workers
 from demr.video_files import Unit, find_videos
@@ -48,11 +50,19 @@ def extract_with_progress(
     """
     made = get_encoder(encoder, device=device)
     found = find_videos(sources)
-    out = out.absolute()
+    # A name to put another beside, whatever dots and links it was given with.
+    out = Path(os.path.realpath(out))
+    if not out.name:
+        raise InputError(
+            f"--out {out}",
+            expected="a new folder for the feature pack",
+            got="the root of all folders",
+            remedy="choose another folder",
+        )
     job = Job(encoder, device, made.identity.to_dict(), parts_folder(out))
     console = Console(stderr=True)
     for closed in found.closed:
-        console.print(f"demr: skipped {closed}", markup=False, highlight=False, soft_wrap=True)
+        _print(console, f"skipped {_shown(closed)}")
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -104,19 +114,21 @@ class _Teller:
             description, total=max(sum(sizes), 1), videos=f"0/{len(sizes)}"
         )
         self._videos = len(sizes)
-        self._begun: dict[str, float] = {}
-        self._finished: dict[str, Unit] = {}
+        # By video: some units are tried video by video. Sums are kept, not added up anew: a
+        # hundred thousand videos have much to tell.
+        self._reached: dict[str, float] = {}
+        self._bytes = 0.0
+        self._finished = 0
         self._named: set[str] = set()
 
     def __call__(self, unit: Unit, share: float, done: Done | None) -> None:
-        self._begun[unit.key] = share * unit.size
-        if share >= 1.0:
-            self._finished[unit.key] = unit
-        videos = sum(len(finished.videos) for finished in self._finished.values())
+        for video in unit.videos:
+            before = self._reached.get(video.vid, 0.0)
+            self._reached[video.vid] = share
+            self._bytes += (share - before) * video.size
+            self._finished += int(share >= 1.0) - int(before >= 1.0)
         self._progress.update(
-            self._task,
-            completed=sum(self._begun.values()),
-            videos=f"{min(videos, self._videos)}/{self._videos}",
+            self._task, completed=self._bytes, videos=f"{self._finished}/{self._videos}"
         )
         for path, reason in done.skipped if done else ():
             if path not in self._named:
@@ -124,9 +136,20 @@ class _Teller:
                 self._name(path, reason)
 
     def _name(self, path: str, reason: str) -> None:
-        line = f"skipped {reason if path in reason else f'{path}: {reason}'}"
+        # Errors are of one line, names of files need not be.
+        shown, reason = _shown(path), _shown(reason)
+        line = f"skipped {reason if shown in reason else f'{shown}: {reason}'}"
         if len(self._named) > _NAMED:
             return
         if len(self._named) == _NAMED:
             line = f"skipped more than can be named here; {REPORT} will list them"
-        self._progress.console.print(f"demr: {line}", markup=False, highlight=False, soft_wrap=True)
+        _print(self._progress.console, line)
+
+
+def _print(console: Console, line: str) -> None:
+    console.print(f"demr: {line}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _shown(text: str) -> str:
+    """A line of text that does nothing to a terminal, whatever names of files are in it."""
+    return "".join(sign if sign.isprintable() else "?" for sign in " ".join(text.split()))

@@ -7,6 +7,7 @@ its videos are tried one by one, and the one that kills its worker twice is skip
 
 import multiprocessing
 import os
+import threading
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from demr.encoders import EncoderIdentity
 from demr.encoders.model_folder import brief
-from demr.errors import DemrError
+from demr.errors import DemrError, ModelError
 from demr.extraction import (
     Done,
     Job,
@@ -186,6 +187,7 @@ def _work(pipe: Connection, job: Job, threads: int) -> None:
     """What a worker does: encode units until the pipe closes."""
     import torch
 
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     try:
         encoder = job.make_encoder()
@@ -205,5 +207,34 @@ def _work(pipe: Connection, job: Job, threads: int) -> None:
         pipe.send(error)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
+    except _device_errors() as error:
+        # Pictures of all files are of one size there: the next file would be skipped as well,
+        # and so would all others.
+        pipe.send(
+            ModelError(
+                f"--device {job.device}",
+                expected="one that works, with room for the networks of all workers",
+                got=brief(error),
+                remedy="free its memory or use fewer --workers, and run the same command again: "
+                "it goes on where it was",
+            )
+        )
     except Exception as error:  # noqa: BLE001  (whatever it is, the unit and not the run has failed)
         pipe.send(f"failed: {brief(error)}")
+
+
+def _device_errors() -> tuple[type[Exception], ...]:
+    """What PyTorch raises where an accelerator is full or lost."""
+    import torch
+
+    # The second has come with PyTorch 2.8.
+    lost = getattr(torch, "AcceleratorError", torch.OutOfMemoryError)
+    return (torch.OutOfMemoryError, lost)
+
+
+def _end_with_parent() -> None:
+    """Leave nothing running where the command was killed: it may have been started again."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -26,6 +26,7 @@ from torch import Tensor
 from demr.encoders.base import EncoderIdentity, QueryFeatures, VideoFeatures, clip_count
 from demr.errors import FeatureError
 from demr.feature_shards import TENSOR, FeatureShard
+from demr.files import sync
 
 PACK_VERSION = 1
 ALIGN_ROWS = 2
@@ -206,12 +207,16 @@ class FeaturePackWriter:
     Args:
         path: Folder to create.
         identity: The encoder whose features are stored.
+        within: Folder to write in until then, on the same disk; the one that the pack comes to
+            lie in, if None. What a killed process leaves there is hidden and of the pack's name.
 
     Raises:
         FeatureError: If the folder exists already.
     """
 
-    def __init__(self, path: Path, identity: EncoderIdentity) -> None:
+    def __init__(
+        self, path: Path, identity: EncoderIdentity, *, within: Path | None = None
+    ) -> None:
         if path.exists():
             raise FeatureError(
                 str(path),
@@ -222,7 +227,8 @@ class FeaturePackWriter:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
         self._identity = identity
-        self._temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        within = within or path.parent
+        self._temporary = Path(tempfile.mkdtemp(dir=within, prefix=f".{path.name}."))
         self._rows: list[NDArray[np.float16]] = []
         self._pending = 0
         self._shard = 0
@@ -261,7 +267,9 @@ class FeaturePackWriter:
             FeatureError: If the disk is full.
         """
         with self._disk_errors():
-            (self._temporary / name).write_text(text, encoding="utf-8")
+            file = self._temporary / name
+            file.write_text(text, encoding="utf-8")
+            sync(file)
 
     def _flush(self) -> None:
         if self._rows:
@@ -269,6 +277,7 @@ class FeaturePackWriter:
             with self._disk_errors():
                 save_file({TENSOR: np.concatenate(self._rows)}, name)
                 name.chmod(0o644)  # safetensors makes files that only their owner can read
+                sync(name)
             self._rows, self._pending, self._shard = [], 0, self._shard + 1
 
     @contextmanager
@@ -290,11 +299,13 @@ class FeaturePackWriter:
             "encoder": self._identity.to_dict(),
             "videos": self._videos,
         }
+        self.add_text("index.json", json.dumps(index))
         with self._disk_errors():
-            (self._temporary / "index.json").write_text(json.dumps(index), encoding="utf-8")
             # mkdtemp made it private; a pack is shared like any other data.
             self._temporary.chmod(0o755)
+            sync(self._temporary)
             self._temporary.rename(self._path)
+            sync(self._path.parent)
 
     def __enter__(self) -> Self:
         """Start writing."""
@@ -344,8 +355,9 @@ class FeaturePack:
         self._videos: dict[str, _Entry] = {}
         self._shards: dict[Path, FeatureShard] = {}
         identities = [self._read_index(folder) for folder in folders or [path]]
-        self.identity = identities[0]
-        for other in identities[1:]:
+        # One without a digest fits any: it cannot say whether the others fit each other.
+        self.identity = max(identities, key=lambda identity: identity.digest != "")
+        for other in identities:
             if not other.fits(self.identity):
                 raise FeatureError(
                     str(path),

@@ -31,10 +31,28 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        # Only bytes that reached the disk count: some file systems report a full disk late.
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
+        sync(temporary)
         temporary.chmod(0o644)  # mkstemp makes files that only their owner can read
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the list of names in a folder, is on the disk.
+
+    Only what reached it counts: some file systems report a full disk late, and all forget what
+    is not there yet when the machine goes down.
+
+    Raises:
+        OSError: If the disk is full.
+    """
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError:
+        # Not every file system can do that for a folder.
+        if not path.is_dir():
+            raise
+    finally:
+        os.close(handle)

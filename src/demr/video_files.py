@@ -69,10 +69,11 @@ class Found:
 
 
 def find_videos(sources: Sequence[Path]) -> Found:
-    """Look for videos.
+    r"""Look for videos.
 
     A video is called by its file name without the suffix. Where two would share a name, both are
-    called by their paths below the folder that was named, suffix included.
+    called by their paths below the folder that was named, suffix included. Bytes of a name that
+    are no text stand in it as ``\xff``.
 
     Args:
         sources: Files, of whatever suffix, and folders, which are searched for the suffixes of
@@ -83,12 +84,18 @@ def find_videos(sources: Sequence[Path]) -> Found:
     """
     closed: list[str] = []
     places: dict[Path, str] = {}
+    # One folder can be named in several ways. A link to a file is a video of its own.
+    seen: set[Path] = set()
     for source in sources:
-        if source.is_dir():
-            for path in _walk(source, closed):
-                places.setdefault(path.absolute(), _text(path.relative_to(source)))
-        elif source.exists():
-            places.setdefault(source.absolute(), _text(Path(source.name)))
+        is_folder = source.is_dir()
+        here = source if is_folder else source.parent
+        there = Path(os.path.realpath(here))
+        if is_folder or source.exists():
+            for path in _walk(source, closed) if is_folder else (source,):
+                place = path.relative_to(here)
+                if there / place not in seen:
+                    seen.add(there / place)
+                    places[path.absolute()] = _text(place)
         else:
             raise InputError(
                 str(source), expected="a video or a folder", got="nothing", remedy="check the path"
@@ -150,4 +157,5 @@ def _look(name: str, path: Path) -> VideoFile:
 
 def _text(path: Path) -> str:
     # Names of files need not be text; names in a pack must.
-    return str(path).encode("utf-8", "replace").decode()
+    # Not replaced by one sign for all: names have to stay apart.
+    return os.fsencode(path).decode("utf-8", "backslashreplace")

@@ -213,7 +213,6 @@ class Assembly:
         durations: In seconds, of the videos that were opened.
         tables: Their features, ``(L, D)`` float32.
         closed: What was said when a video was closed.
-        early: Rows that came before their video was opened.
     """
 
     dims: tuple[int, ...]
@@ -221,29 +220,32 @@ class Assembly:
     durations: dict[int, float] = field(default_factory=dict)
     tables: dict[int, NDArray[np.float32]] = field(default_factory=dict)
     closed: dict[int, Closed] = field(default_factory=dict)
-    early: list[Rows] = field(default_factory=list)
+    _early: dict[int, list[Rows]] = field(default_factory=dict)
 
     def add(self, part: Opened | Closed | Rows) -> None:
         """Take in what :func:`read_blocks` said or :func:`embed_block` made, in any order."""
         if isinstance(part, Opened):
             self.durations[part.index] = part.duration_s
-            self.tables[part.index] = np.zeros((part.clips, sum(self.dims)), dtype=np.float32)
-            early, self.early = self.early, []
-            for rows in early:
-                self.add(rows)
+            empty = np.zeros((part.clips, sum(self.dims)), dtype=np.float32)
+            self.tables.setdefault(part.index, empty)
+            for rows in self._early.pop(part.index, []):
+                self._fill(part.index, rows)
         elif isinstance(part, Closed):
             before = self.closed.get(part.index)
             if before is None or not before.error:
                 self.closed[part.index] = part
         else:
-            low = sum(self.dims[: part.stream])
-            for index in np.unique(part.videos):
-                own = part.videos == index
-                rows, features = part.rows[own], part.features[own]
-                if int(index) in self.tables:
-                    self.tables[int(index)][rows, low : low + features.shape[1]] = features
+            for index in np.unique(part.videos).tolist():
+                if index in self.tables:
+                    self._fill(index, part)
                 else:
-                    self.early.append(Rows(part.stream, part.videos[own], rows, features))
+                    self._early.setdefault(index, []).append(part)
+
+    def _fill(self, index: int, part: Rows) -> None:
+        low = sum(self.dims[: part.stream])
+        own = part.videos == index
+        columns = slice(low, low + part.features.shape[1])
+        self.tables[index][part.rows[own], columns] = part.features[own]
 
     def video(self, index: int, vid: str) -> VideoFeatures:
         """Features of a video that was closed without an error."""
