@@ -143,6 +143,4 @@ def test_an_interrupt_waits_until_a_cluster_has_started() -> None:
     with pytest.raises(KeyboardInterrupt):
         start()
     assert started
-    with late_interrupts():
-        pass
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
