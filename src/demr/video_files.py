@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -62,7 +63,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class Found:
-    """Videos in the order of their names, and folders that could not be looked into."""
+    """Videos in the order of their names, and places that could not be looked into."""
 
     videos: tuple[VideoFile, ...]
     closed: tuple[str, ...] = ()
@@ -84,10 +85,17 @@ def find_videos(sources: Sequence[Path]) -> Found:
     closed: list[str] = []
     places: dict[Path, str] = {}
     for source in sources:
-        if source.is_dir():
+        try:
+            mode = source.stat().st_mode
+        except PermissionError as error:  # the folder it lies in is closed
+            closed.append(f"{source}: {error.strerror}")
+            continue
+        except (OSError, ValueError):
+            mode = 0
+        if stat.S_ISDIR(mode):
             for path in _walk(source, closed):
                 places.setdefault(path.absolute(), _text(path.relative_to(source)))
-        elif source.exists():
+        elif mode:
             places.setdefault(source.absolute(), _text(Path(source.name)))
         else:
             raise InputError(
