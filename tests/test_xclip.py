@@ -170,9 +170,16 @@ def test_clip_and_xclip_side_by_side(
     assert get_encoder(name.replace("clip_s=2", "clip_s=1")).identity != identity
 
 
-@pytest.mark.parametrize("name", ["xclip:{},xclip=a/b", "clip+xclip:{},layer=2", "xclip+clip:{}"])
-def test_wrong_spellings(vlm_models: dict[str, Path], name: str) -> None:
-    with pytest.raises(InputError, match="xclip@1"):
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("xclip:{},xclip=a/b", "expected ,clip_s= behind it"),
+        ("clip+xclip:{},layer=2", "expected ,clip_s= and ,xclip= behind it"),
+        ("xclip+clip:{}", "xclip@1"),
+    ],
+)
+def test_wrong_spellings(vlm_models: dict[str, Path], name: str, expected: str) -> None:
+    with pytest.raises(InputError, match=expected):
         get_encoder(name.format(vlm_models["xclip"]))
 
 

@@ -66,9 +66,9 @@ def get_encoder(name: str, *, device: str = "auto") -> Encoder:
     """
     found = _SPEC.fullmatch(name)
     kind, model = (found["name"], found["model"]) if found else ("", None)
-    options = _options(found["options"]) if found else {}
-    if set(options) - _OPTIONS.get(kind, set()) or kind not in _OPTIONS:
+    if found is None or kind not in _OPTIONS:
         raise _unknown(name)
+    options = _options(name, found["options"], _OPTIONS[kind])
     length = _seconds(name, options.get("clip_s"))
     # Imported here, so that reading an identity does not load the video decoder.
     if kind == "builtin":
@@ -131,8 +131,20 @@ def _unknown(name: str) -> InputError:
     )
 
 
-def _options(text: str) -> dict[str, str]:
-    return dict(part.split("=", 1) for part in text.split(",")[1:])
+def _options(name: str, text: str, known: set[str]) -> dict[str, str]:
+    options: dict[str, str] = {}
+    for part in text.split(",")[1:]:
+        key, value = part.split("=", 1)
+        if key not in known or key in options:
+            takes = " and ".join(f",{option}=" for option in sorted(known))
+            raise InputError(
+                f"encoder {name!r}",
+                expected=f"{takes} behind it, each once" if takes else "nothing behind it",
+                got=f",{part}" + (" as well" if key in options else ""),
+                remedy="leave it out, or check the spelling",
+            )
+        options[key] = value
+    return options
 
 
 def _seconds(name: str, text: str | None) -> float:
