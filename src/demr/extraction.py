@@ -169,8 +169,14 @@ def extract(
                 tell(unit, 1.0, None)
             else:
                 todo.append(unit)
-        if todo:
-            run(todo, job, tell)
+        try:
+            if todo:
+                run(todo, job, tell)
+        except DemrError:
+            # Of weights that cannot be loaded nothing is left that would bar the right ones.
+            if not any(job.parts.glob("unit-*")):
+                shutil.rmtree(job.parts, ignore_errors=True)
+            raise
         summary = _publish(found, units, encoder.identity, job.parts, out)
         shutil.rmtree(job.parts, ignore_errors=True)
     return summary
@@ -471,6 +477,8 @@ def _finished_before(found: Found, identity: EncoderIdentity, out: Path, parts: 
         gone = {path for path, _ in skipped}
         wanted = {video.vid for video in found.videos if str(video.path) not in gone}
         same = pack.identity == identity and wanted == set(pack.vids)
+        if pack.identity != identity:
+            unasked = f"a pack by {pack.identity}, where {identity} was asked for"
     if not same:
         raise InputError(
             f"--out {out}",
