@@ -265,7 +265,8 @@ def test_files_that_cannot_be_weights(cli: Cli, film: Path, tmp_path: Path) -> N
 
 
 def search(cli: Cli, film: Path, source: object) -> str:
-    return str(cli("search", film, "a red circle", "--encoder", f"slowfast:{source}").one_line())
+    chosen = ("--model", "shapes", "--encoder", f"slowfast:{source}")
+    return str(cli("search", film, "a red circle", *chosen).one_line())
 
 
 def test_paths_that_lead_nowhere(cli: Cli, film: Path, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ __all__ = [
     "VideoFeatures",
     "clip_count",
     "get_encoder",
+    "needs_training",
 ]
 
 _KNOWN = (
@@ -42,6 +43,20 @@ _OPTIONS: dict[str, set[str]] = {
     "clip+xclip": {"clip_s", "xclip"},
     "vlm": {"clip_s", "layer"},
 }
+# Whose clips and queries do not lie in one space; builtin has its model beside it.
+_UNALIGNED = ("slowfast", "clip+slowfast", "clip+xclip", "vlm")
+
+
+def needs_training(name: str) -> bool:
+    """Whether only a model trained on an encoder can search with it.
+
+    Known without its weights, which may have to be fetched.
+
+    Args:
+        name: What :func:`get_encoder` takes.
+    """
+    found = _SPEC.fullmatch(name)
+    return found is not None and found["name"] in _UNALIGNED
 
 
 def get_encoder(name: str, *, device: str = "auto") -> Encoder:
