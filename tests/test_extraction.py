@@ -115,8 +115,8 @@ def test_what_the_command_says(
     done = cli(*line)
     assert done.code == 1
     first, second, third = done.out.splitlines()
-    assert first.startswith(f"{tmp_path / 'pack'}: 1 videos, 5 clips of 2 s, clip@1:")
-    assert second == "1 files were skipped"
+    assert first.startswith(f"{tmp_path / 'pack'}: 1 video, 5 clips of 2 s, clip@1:")
+    assert second == "skipped: 1 file"
     assert third == f"which, and why: {tmp_path / 'pack' / REPORT}"
     assert done.err.count("demr: skipped") == 1
     assert "film05.mp4: expected a readable video" in done.err
@@ -128,7 +128,7 @@ def test_what_the_command_says(
     assert contents(tmp_path / "pack") == before
     # Other videos, or another encoder, under the same name: refused, and nothing is lost.
     shutil.copyfile(folder / "film00.mp4", few / "more.mp4")
-    assert "another pack than the 3 videos" in cli(*line).one_line()
+    assert "a pack of other videos than the 3 asked for" in cli(*line).one_line()
     (few / "more.mp4").unlink()
     other = cli(*line[:3], "builtin", *line[4:]).one_line()
     assert re.search(r"new folder .* got a pack by clip@1:.*, where builtin@1 .* asked for", other)

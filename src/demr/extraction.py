@@ -39,6 +39,7 @@ from demr.feature_shards import TENSOR
 from demr.features import FeaturePack, FeaturePackWriter, check_storable
 from demr.files import atomic_path
 from demr.video_files import Found, Unit, VideoFile, cut_into_units
+from demr.wording import counted
 
 REPORT = "extraction.json"
 _PLAN_VERSION = 1
@@ -443,7 +444,7 @@ def _publish(
         if not videos:
             shutil.rmtree(parts, ignore_errors=True)
             raise VideoError(
-                f"{len(skipped)} videos",
+                counted(len(skipped), "video"),
                 expected="at least one that can be used",
                 got=f"none, such as {skipped[0][1]}",
                 remedy="check the files",
@@ -464,7 +465,7 @@ def _publish(
 
 def _finished_before(found: Found, identity: EncoderIdentity, out: Path, parts: Path) -> Summary:
     """The summary of a pack that is there, if it is the one that was asked for."""
-    unasked = f"another pack than the {len(found.videos)} videos asked for"
+    unasked = f"a pack of other videos than the {len(found.videos)} asked for"
     try:
         pack = FeaturePack(out)
         report = json.loads((out / REPORT).read_text(encoding="utf-8"))
