@@ -239,6 +239,7 @@ def _fetch(path: Path) -> Path:
 
 def _reason(error: OSError) -> str:
     """What went wrong on the way to the publisher, in words that stand after "and"."""
-    # Others of urllib's errors say themselves what they are; this one wraps another.
-    cause = error.reason if type(error) is urllib.error.URLError else error
-    return " ".join(str(cause).split()) or type(error).__name__
+    if type(error) is not urllib.error.URLError:
+        return " ".join(str(error).split()) or type(error).__name__
+    cause = getattr(error.reason, "strerror", None) or error.reason
+    return f"no way to the publisher ({cause})"
