@@ -195,7 +195,7 @@ def decoding_text(decoding: dict[str, Any]) -> str:
     return paragraph(
         f"Decoding alone takes {hours['a']:,.0f} core hours for a frame every 2 s of 360p, "
         f"{hours['a dense']:,.0f} for 15 a second, {hours['b']:,.0f} for a frame every 2 s of "
-        "1080p: with `clip` a GPU waits for the decoder, and wants dozens of cores beside it."
+        "1080p: with `clip` a GPU waits for the decoder, and wants hundreds of cores beside it."
     )
 
 

@@ -310,7 +310,11 @@ def test_a_pack_and_a_model_refuse_other_weights(
         ("clip:{},clip_s=long", "clip_s=SECONDS"),
         ("clip:{},dtype=float16", "dtype=float32, or none"),
         ("clip@2:{}", "clip@1"),
-        ("builtin,clip_s=2", "builtin@1"),
+        ("builtin,clip_s=2", "expected nothing behind it, got ,clip_s=2"),
+        ("clip:{},clips=1", "expected ,clip_s= behind it, each once, got ,clips=1"),
+        ("clip:{},clip_s=1,clip_s=2", "got ,clip_s=2 as well"),
+        ("slowfast,layer=8", "expected ,clip_s= and ,short_side= behind it"),
+        ("clip:{},clip_s", "one of builtin@1"),
     ],
 )
 def test_wrong_spellings(clip_models: dict[str, Path], name: str, expected: str) -> None:

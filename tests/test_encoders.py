@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from demr.encoders import EncoderIdentity, clip_count, get_encoder
+from demr.encoders import EncoderIdentity, clip_count, get_encoder, needs_training
 from demr.encoders.builtin import VIDEO_DIM, describe_frames
 from demr.encoders.motion import HUE_DIM, MOTION_DIM, MOTIONS, SHAPE_DIM
 from demr.encoders.words import split_words, word_vector
@@ -264,6 +264,13 @@ def test_identity_survives_a_round_trip_and_names_what_is_wrong() -> None:
     ):
         with pytest.raises(FeatureError, match="encoder identity"):
             EncoderIdentity.from_dict(wrong)
+
+
+def test_which_encoders_need_training_is_known_by_name() -> None:
+    for name in ("builtin", "clip", "clip@1:a/b,clip_s=1", "xclip:/folder", "nonsense", ""):
+        assert not needs_training(name)
+    for name in ("vlm:a/b,layer=2", "slowfast", "clip+slowfast@1", "clip+xclip:a/b,xclip=c/d"):
+        assert needs_training(name)
 
 
 @pytest.mark.parametrize(

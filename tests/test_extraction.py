@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -116,8 +117,8 @@ def test_what_the_command_says(
     done = cli(*line)
     assert done.code == 1
     first, second, third = done.out.splitlines()
-    assert first.startswith(f"{tmp_path / 'pack'}: 1 videos, 5 clips of 2 s, clip@1:")
-    assert second == "1 files were skipped"
+    assert first.startswith(f"{tmp_path / 'pack'}: 1 video, 5 clips of 2 s, clip@1:")
+    assert second == "skipped: 1 file"
     assert third == f"which, and why: {tmp_path / 'pack' / REPORT}"
     assert done.err.count("demr: skipped") == 1
     assert "film05.mp4: expected a readable video" in done.err
@@ -129,9 +130,10 @@ def test_what_the_command_says(
     assert contents(tmp_path / "pack") == before
     # Other videos, or another encoder, under the same name: refused, and nothing is lost.
     shutil.copyfile(folder / "film00.mp4", few / "more.mp4")
-    assert "another pack than the 3 videos" in cli(*line).one_line()
+    assert "a pack of other videos than the 3 asked for" in cli(*line).one_line()
     (few / "more.mp4").unlink()
-    assert "new folder" in cli(*line[:3], "builtin", *line[4:]).one_line()
+    other = cli(*line[:3], "builtin", *line[4:]).one_line()
+    assert re.search(r"new folder .* got a pack by clip@1:.*, where builtin@1 .* asked for", other)
     assert contents(tmp_path / "pack") == before
     (few / "film05.mp4").unlink()
     done = cli(*line[:-1], tmp_path / "good")
@@ -317,6 +319,19 @@ def test_a_full_accelerator_is_no_fault_of_a_file(tmp_path: Path) -> None:
     ):
         run_workers([unit], name_job(tmp_path), untold)
     assert not has_part(tmp_path, unit)
+
+
+def test_damaged_weights_bar_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demr.video_files, "_UNIT_FILES", 1)
+    out = tmp_path / "pack"
+    job = name_job(parts_folder(out))
+    with pytest.raises(ModelError):
+        extract(named(tmp_path, "weights"), NameEncoder(), job, out, run_workers, untold)
+    assert not parts_folder(out).exists()
+    # What is finished is kept, though.
+    with pytest.raises(ModelError):
+        extract(named(tmp_path, "a", "weights"), NameEncoder(), job, out, run_workers, untold)
+    assert len(list(parts_folder(out).glob("unit-*"))) == 1
 
 
 def test_parts_hold_what_was_made(tmp_path: Path) -> None:

@@ -124,6 +124,26 @@ def test_missing_and_damaged_weights(cli: Cli, film: Path, own_clip: Path) -> No
     assert "model.safetensors" in search(cli, film, own_clip)
 
 
+def test_a_wrong_path_of_a_video_is_told_before_a_model_is_fetched(cli: Cli) -> None:
+    assert "nope.mp4: expected a readable video" in search(cli, Path("nope.mp4"), "owner/nothing")
+
+
+def test_weights_that_may_not_be_read(
+    cli: Cli, film: Path, own_clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Path.open
+
+    def deny(path: Path, *args: Any, **options: Any) -> Any:
+        if path.name == "model.safetensors":
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *args, **options)
+
+    monkeypatch.setattr(Path, "open", deny)
+    line = search(cli, film, own_clip)
+    assert f"{own_clip / 'model.safetensors'}: expected weights that can be read, got" in line
+    assert "Permission denied" in line
+
+
 def test_weights_with_a_tensor_missing_or_misshapen(cli: Cli, film: Path, own_clip: Path) -> None:
     """Transformers itself would draw the missing ones at random, and go on."""
     weights = own_clip / "model.safetensors"

@@ -419,6 +419,17 @@ def test_what_is_not_known_is_null_empty_or_a_dash(uncalibrated: SearchResult) -
     assert "Zero-shot" in in_words(uncalibrated.answers[0], uncalibrated)
 
 
+@pytest.mark.parametrize(
+    ("present", "words"), [(0.9996, "&gt;99"), (0.994, "99"), (0.0004, "&lt;1"), (1.0, "100")]
+)
+def test_the_gauge_is_no_surer_than_the_words(
+    result: SearchResult, video: Path, tmp_path: Path, present: float, words: str
+) -> None:
+    one = replace(result, answers=(replace(result.answers[0], present=present),))
+    text = write_html_report(tmp_path / "r.html", one, video_path=video).read_text()
+    assert f'text-anchor="middle">{words}</text>' in text
+
+
 def test_page_and_picture_show_windows_without_intervals(
     uncalibrated: SearchResult, video: Path, tmp_path: Path
 ) -> None:

@@ -265,7 +265,8 @@ def test_files_that_cannot_be_weights(cli: Cli, film: Path, tmp_path: Path) -> N
 
 
 def search(cli: Cli, film: Path, source: object) -> str:
-    return str(cli("search", film, "a red circle", "--encoder", f"slowfast:{source}").one_line())
+    chosen = ("--model", "shapes", "--encoder", f"slowfast:{source}")
+    return str(cli("search", film, "a red circle", *chosen).one_line())
 
 
 def test_paths_that_lead_nowhere(cli: Cli, film: Path, tmp_path: Path) -> None:
@@ -464,7 +465,7 @@ def test_numbers_that_are_none_are_refused(encoder: SlowFastEncoder) -> None:
         ("slowfast:{},short_side=8", "32 to 1024"),
         ("slowfast:{},short_side=big", "short_side=PIXELS"),
         ("slowfast@2:{}", "slowfast@1"),
-        ("slowfast:{},slowfast=x", "slowfast@1"),
+        ("slowfast:{},slowfast=x", "expected ,clip_s= and ,short_side= behind it"),
     ],
 )
 def test_wrong_spellings(slowfast_file: Path, name: str, expected: str) -> None:

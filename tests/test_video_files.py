@@ -113,6 +113,23 @@ def test_a_folder_that_may_not_be_read_is_told(
         find_videos([tmp_path / "closed"])
 
 
+def test_a_named_file_in_a_closed_folder_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path / "a.mp4", tmp_path / "closed/b.mp4")
+    look = Path.stat
+
+    def deny(path: Path, **options: bool) -> os.stat_result:
+        if path.parent.name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return look(path, **options)
+
+    monkeypatch.setattr(Path, "stat", deny)
+    found = find_videos([tmp_path / "closed/b.mp4", tmp_path / "a.mp4"])
+    assert [video.vid for video in found.videos] == ["a"]
+    assert found.closed == (f"{tmp_path / 'closed/b.mp4'}: Permission denied",)
+
+
 def test_units_are_neighbours_of_bounded_number_and_size() -> None:
     def files(*sizes: int) -> list[VideoFile]:
         return [VideoFile(f"{n:03d}", Path(f"/{n}.mp4"), size) for n, size in enumerate(sizes)]

@@ -26,7 +26,7 @@ from tests.vlm_models import (
     vlm_processor,
 )
 
-from demr.encoders import AlignedEncoder, EncoderIdentity, get_encoder, vlm
+from demr.encoders import AlignedEncoder, EncoderIdentity, get_encoder, needs_training, vlm
 from demr.encoders.remembered import RememberedQueries
 from demr.encoders.tokens import QueryCutWarning
 from demr.encoders.vlm import VlmEncoder
@@ -63,7 +63,8 @@ def own(vlm_models: dict[str, Path], tmp_path: Path) -> Path:
 
 def complaint(cli: Cli, film: Path, source: object, encoder: str = "vlm") -> str:
     """The one line that a command with this encoder complains in."""
-    return str(cli("search", film, "a ball", "--encoder", f"{encoder}:{source}").one_line())
+    chosen = ("--model", "shapes", "--encoder", f"{encoder}:{source}")
+    return str(cli("search", film, "a ball", *chosen).one_line())
 
 
 # Videos
@@ -277,6 +278,7 @@ def test_identity(vlm_models: dict[str, Path], smol: VlmEncoder, film: Path, own
     assert identity.spec == f"vlm@1:{vlm_models['smolvlm']},layer=2"
     assert EncoderIdentity.from_dict(json.loads(json.dumps(identity.to_dict()))) == identity
     assert not isinstance(smol, AlignedEncoder)
+    assert needs_training("vlm")
     # Found again from what is stored, in its own layer; the same weights elsewhere are the same.
     deep = VlmEncoder(str(own), layer=4, clip_s=1.5, device="cpu", exact=True).identity
     assert get_encoder(deep.request, device="cpu").identity == deep
@@ -312,8 +314,8 @@ def test_identity_changes_with_all_that_changes_features(
         ("vlm:{},layer=0", "layer=1 to layer=5"),
         ("vlm:{},layer=low", "layer=NUMBER"),
         ("vlm:{},clip_s=0", "0.01 to 3600"),
-        ("vlm:{},depth=3", "vlm@1"),
-        ("clip:{},layer=3", "vlm@1"),
+        ("vlm:{},depth=3", "expected ,clip_s= and ,layer= behind it"),
+        ("clip:{},layer=3", "expected ,clip_s= behind it"),
         ("vlm@2:{}", "vlm@1"),
     ],
 )
@@ -456,7 +458,10 @@ def test_without_a_model_there_is_no_search(
     cli: Cli, film: Path, vlm_models: dict[str, Path]
 ) -> None:
     """States of clips and of words are not trained to lie close: zero-shot is refused."""
-    line = complaint(cli, film, vlm_models["smolvlm"])
-    assert "encoder vlm@1" in line
-    assert "a model trained on it" in line
+    encoder = f"vlm:{vlm_models['smolvlm']}"
+    line = cli("search", film, "a ball", "--encoder", encoder).one_line()
+    assert f"encoder {encoder}: expected a model trained on it" in line
     assert "--model" in line
+    # Nothing is fetched to say so.
+    line = cli("search", film, "a ball", "--encoder", "vlm:owner/nothing").one_line()
+    assert "a model trained on it" in line

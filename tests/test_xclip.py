@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tests.clip_models import SENTENCES, cosine
 from tests.vlm_models import reference_xclip, xclip_processor
 
-from demr.encoders import AlignedEncoder, EncoderIdentity, get_encoder, xclip
+from demr.encoders import AlignedEncoder, EncoderIdentity, get_encoder, needs_training, xclip
 from demr.encoders.clip import ClipEncoder
 from demr.encoders.combined import CombinedEncoder
 from demr.encoders.frames import FrameEncoder
@@ -39,9 +39,9 @@ def own(vlm_models: dict[str, Path], tmp_path: Path) -> Path:
     return Path(shutil.copytree(vlm_models["xclip"], tmp_path / "own"))
 
 
-def complaint(cli: Cli, film: Path, encoder: str) -> str:
+def complaint(cli: Cli, film: Path, encoder: str, *others: str) -> str:
     """The one line that a search with this encoder complains in."""
-    return str(cli("search", film, "a ball", "--encoder", encoder).one_line())
+    return str(cli("search", film, "a ball", "--encoder", encoder, *others).one_line())
 
 
 # Videos
@@ -153,6 +153,8 @@ def test_clip_and_xclip_side_by_side(
     both = get_encoder(name, device="cpu")
     assert isinstance(both, CombinedEncoder)
     assert isinstance(both, FrameEncoder)
+    assert not isinstance(both, AlignedEncoder)
+    assert needs_training(name)
     identity = both.identity
     assert identity.name == "clip+xclip"
     assert identity.streams == (("xclip", 24), ("clip", 24))
@@ -170,9 +172,16 @@ def test_clip_and_xclip_side_by_side(
     assert get_encoder(name.replace("clip_s=2", "clip_s=1")).identity != identity
 
 
-@pytest.mark.parametrize("name", ["xclip:{},xclip=a/b", "clip+xclip:{},layer=2", "xclip+clip:{}"])
-def test_wrong_spellings(vlm_models: dict[str, Path], name: str) -> None:
-    with pytest.raises(InputError, match="xclip@1"):
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("xclip:{},xclip=a/b", "expected ,clip_s= behind it"),
+        ("clip+xclip:{},layer=2", "expected ,clip_s= and ,xclip= behind it"),
+        ("xclip+clip:{}", "xclip@1"),
+    ],
+)
+def test_wrong_spellings(vlm_models: dict[str, Path], name: str, expected: str) -> None:
+    with pytest.raises(InputError, match=expected):
         get_encoder(name.format(vlm_models["xclip"]))
 
 
@@ -186,7 +195,8 @@ def test_models_of_another_architecture(
     assert "for encoder xclip an X-CLIP model (model_type xclip), got model_type 'clip'" in line
     line = complaint(cli, film, f"clip:{vlm_models['xclip']}")
     assert "for encoder clip a CLIP" in line
-    line = complaint(cli, film, f"clip+xclip:{clip_models['clip']},xclip={clip_models['clip']}")
+    both = f"clip+xclip:{clip_models['clip']},xclip={clip_models['clip']}"
+    line = complaint(cli, film, both, "--model", "shapes")
     assert "for encoder xclip" in line
 
 

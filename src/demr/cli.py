@@ -81,9 +81,11 @@ def search(
     output = _one_output(as_json, as_csv, as_srt)
     asked = _collect_queries(query or [], queries)
     from demr.retriever import check_queries
+    from demr.video_opening import open_video
 
-    # Before a model is loaded and a video read.
+    # Before a model is fetched or loaded and a video read.
     check_queries(asked, top)
+    open_video(video).close()
     if not 0 < level < 1:
         raise InputError(
             "--level", expected="a number between 0 and 1", got=f"{level:g}", remedy="try 0.9"
@@ -209,11 +211,15 @@ def _retriever(
     model: str | None, encoder: str | None, device: str, level: float
 ) -> "MomentRetriever | ZeroShotRetriever":
     """The model that was asked for; with an encoder that has weights alone, zero-shot."""
-    from demr.encoders import get_encoder
+    from demr.encoders import get_encoder, needs_training
     from demr.retriever import DEFAULT_MODEL, MomentRetriever
 
     if encoder is None:
         return MomentRetriever.from_pretrained(model or DEFAULT_MODEL, device=device, level=level)
+    if model is None and needs_training(encoder):
+        from demr.zero_shot_retriever import untrained
+
+        raise untrained(encoder)
     chosen = get_encoder(encoder, device=device)
     # The bundled model is for the one encoder that has no weights.
     if model is None and chosen.identity.model:

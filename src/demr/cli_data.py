@@ -19,7 +19,11 @@ app.add_typer(import_app, name="import")
 
 @app.command()
 def extract(
-    sources: Annotated[list[Path], typer.Argument(metavar="VIDEO|DIR...", help="Videos, folders.")],
+    sources: Annotated[
+        # What is closed is skipped, as it is inside of folders.
+        list[Path],
+        typer.Argument(metavar="VIDEO|DIR...", readable=False, help="Videos, folders."),
+    ],
     encoder: Annotated[str, typer.Option(help="Encoder, such as clip or clip+slowfast.")],
     out: Annotated[Path, typer.Option(help="New folder for the feature pack.")],
     workers: Annotated[int, typer.Option(help="Processes, which share the cores.")] = 1,

@@ -41,6 +41,7 @@ from demr.feature_shards import TENSOR
 from demr.features import FeaturePack, FeaturePackWriter, check_storable
 from demr.files import atomic_path
 from demr.video_files import Found, Unit, VideoFile, cut_into_units
+from demr.wording import counted
 
 REPORT = "extraction.json"
 _PLAN_VERSION = 1
@@ -174,8 +175,14 @@ def extract(
                 tell(unit, 1.0, None)
             else:
                 todo.append(unit)
-        if todo:
-            run(todo, job, tell)
+        try:
+            if todo:
+                run(todo, job, tell)
+        except DemrError:
+            # Of weights that cannot be loaded nothing is left that would bar the right ones.
+            if not any(job.parts.glob("unit-*")):
+                shutil.rmtree(job.parts, ignore_errors=True)
+            raise
         summary = _publish(found, units, encoder.identity, job.parts, out)
         _remove(job.parts)
     return summary
@@ -473,7 +480,7 @@ def _publish(
         if not videos:
             _remove(parts)
             raise VideoError(
-                f"{len(skipped)} videos",
+                counted(len(skipped), "video"),
                 expected="at least one that can be used",
                 got=f"none, such as {skipped[0][1]}",
                 remedy="check the files",
@@ -494,7 +501,7 @@ def _publish(
 
 def _finished_before(found: Found, identity: EncoderIdentity, out: Path, parts: Path) -> Summary:
     """The summary of a pack that is there, if it is the one that was asked for."""
-    unasked = f"another pack than the {len(found.videos)} videos asked for"
+    unasked = f"a pack of other videos than the {len(found.videos)} asked for"
     try:
         pack = FeaturePack(out)
         report = json.loads((out / REPORT).read_text(encoding="utf-8"))
@@ -507,6 +514,8 @@ def _finished_before(found: Found, identity: EncoderIdentity, out: Path, parts: 
         gone = {path for path, _ in skipped}
         wanted = {video.vid for video in found.videos if str(video.path) not in gone}
         same = pack.identity == identity and wanted == set(pack.vids)
+        if pack.identity != identity:
+            unasked = f"a pack by {pack.identity}, where {identity} was asked for"
     if not same:
         raise InputError(
             f"--out {out}",

@@ -20,6 +20,7 @@ from demr.errors import InputError
 from demr.extraction import REPORT, Done, Job, Runner, Summary, extract, parts_folder
 from demr.extraction_workers import run_workers
 from demr.video_files import Unit, find_videos
+from demr.wording import counted
 
 # Lines about skipped files; a terminal does not hold a hundred thousand.
 _NAMED = 50
@@ -83,15 +84,16 @@ def describe(summary: Summary, out: Path) -> list[str]:
     state = "was there already: " if summary.was_there else ""
     streams = " + ".join(f"{name} {dims}" for name, dims in summary.identity.streams)
     whole = (
-        f"{out}: {state}{summary.videos} videos, {summary.clips} clips of "
+        f"{out}: {state}{counted(summary.videos, 'video')}, {counted(summary.clips, 'clip')} of "
         f"{summary.identity.clip_s:g} s, {summary.identity.spec} ({streams}), "
         f"{summary.size / 1e6:.1f} MB"
     )
     lines = [whole]
     if summary.damaged:
-        lines.append(f"{len(summary.damaged)} videos are damaged, their good part was used")
+        damaged = len({path for path, _ in summary.damaged})
+        lines.append(f"damaged, of which the good part was used: {counted(damaged, 'video')}")
     if summary.skipped:
-        lines.append(f"{len(summary.skipped)} files were skipped")
+        lines.append(f"skipped: {counted(len(summary.skipped), 'file')}")
     if summary.damaged or summary.skipped:
         lines.append(f"which, and why: {out / REPORT}")
     return lines

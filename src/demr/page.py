@@ -201,12 +201,13 @@ def _gauge(present: float) -> str:
     filled = around * min(max(present, 0.0), 1.0)
     cap = "round" if present > 0.02 else "butt"
     circle = '<circle cx="31" cy="31" r="25" fill="none" stroke-width="6"'
+    number = escape(percent(present).removesuffix(" %"))
     return (
         '<div class="gauge" role="img" aria-label="Chance that it is in this video: '
         f'{escape(percent(present))}"><svg width="62" height="62" viewBox="0 0 62 62">'
         f'{circle} stroke="var(--line)"/>{circle} stroke="var(--tone)" stroke-linecap="{cap}" '
         f'stroke-dasharray="{filled:.1f} {around:.1f}" transform="rotate(-90 31 31)"/>'
-        f'<text x="31" y="37" text-anchor="middle">{round(present * 100)}</text></svg>'
+        f'<text x="31" y="37" text-anchor="middle">{number}</text></svg>'
         "% in this video</div>"
     )
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -62,7 +63,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class Found:
-    """Videos in the order of their names, and folders that could not be looked into."""
+    """Videos in the order of their names, and places that could not be looked into."""
 
     videos: tuple[VideoFile, ...]
     closed: tuple[str, ...] = ()
@@ -87,10 +88,17 @@ def find_videos(sources: Sequence[Path]) -> Found:
     # One folder can be named in several ways. A link to a file is a video of its own.
     seen: set[Path] = set()
     for source in sources:
-        is_folder = source.is_dir()
+        try:
+            mode = source.stat().st_mode
+        except PermissionError as error:  # the folder it lies in is closed
+            closed.append(f"{source}: {error.strerror}")
+            continue
+        except (OSError, ValueError):
+            mode = 0
+        is_folder = stat.S_ISDIR(mode)
         here = source if is_folder else source.parent
         there = Path(os.path.realpath(here))
-        if is_folder or source.exists():
+        if mode:
             for path in _walk(source, closed) if is_folder else (source,):
                 place = path.relative_to(here)
                 if there / place not in seen:

@@ -46,6 +46,15 @@ def span(start: float, end: float) -> str:
     return f"{first}–{second}"
 
 
+def counted(number: int, what: str) -> str:
+    """Return a number with its noun.
+
+    >>> counted(1, "video"), counted(0, "clip"), counted(12, "file")
+    ('1 video', '0 clips', '12 files')
+    """
+    return f"{number} {what}" + ("" if number == 1 else "s")
+
+
 def percent(share: float) -> str:
     """Return a share as whole percent; only an exact 0 or 1 is called 0 % or 100 %.
 

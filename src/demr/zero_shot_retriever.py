@@ -26,6 +26,16 @@ NOTE = (
 _UNKNOWN = (math.nan, math.nan)
 
 
+def untrained(encoder: str) -> InputError:
+    """What to raise where an encoder alone answers nothing."""
+    return InputError(
+        f"encoder {encoder}",
+        expected="a model trained on it, or an encoder that compares text and pictures",
+        got="neither",
+        remedy="give --model, or another encoder such as clip",
+    )
+
+
 class ZeroShotVideo:
     """A video that can be asked many questions without a trained model.
 
@@ -67,12 +77,7 @@ class ZeroShotRetriever:
 
     def __init__(self, encoder: Encoder) -> None:
         if not isinstance(encoder, AlignedEncoder):
-            raise InputError(
-                f"encoder {encoder.identity.spec}",
-                expected="a model trained on it, or an encoder that compares text and pictures",
-                got="neither",
-                remedy="give --model, or another encoder such as clip",
-            )
+            raise untrained(encoder.identity.spec)
         self.encoder = encoder
 
     def encode_video(

@@ -25,6 +25,7 @@ __all__ = [
     "VideoFeatures",
     "clip_count",
     "get_encoder",
+    "needs_training",
 ]
 
 _KNOWN = (
@@ -42,6 +43,20 @@ _OPTIONS: dict[str, set[str]] = {
     "clip+xclip": {"clip_s", "dtype", "xclip"},
     "vlm": {"clip_s", "dtype", "layer"},
 }
+# Whose clips and queries do not lie in one space; builtin has its model beside it.
+_UNALIGNED = ("slowfast", "clip+slowfast", "clip+xclip", "vlm")
+
+
+def needs_training(name: str) -> bool:
+    """Whether only a model trained on an encoder can search with it.
+
+    Known without its weights, which may have to be fetched.
+
+    Args:
+        name: What :func:`get_encoder` takes.
+    """
+    found = _SPEC.fullmatch(name)
+    return found is not None and found["name"] in _UNALIGNED
 
 
 class _Common(TypedDict):
@@ -74,9 +89,9 @@ def get_encoder(name: str, *, device: str = "auto") -> Encoder:
     """
     found = _SPEC.fullmatch(name)
     kind, model = (found["name"], found["model"]) if found else ("", None)
-    options = _options(found["options"]) if found else {}
-    if set(options) - _OPTIONS.get(kind, set()) or kind not in _OPTIONS:
+    if found is None or kind not in _OPTIONS:
         raise _unknown(name)
+    options = _options(name, found["options"], _OPTIONS[kind])
     common = _Common(
         clip_s=_seconds(name, options.get("clip_s")),
         device=device,
@@ -143,8 +158,20 @@ def _unknown(name: str) -> InputError:
     )
 
 
-def _options(text: str) -> dict[str, str]:
-    return dict(part.split("=", 1) for part in text.split(",")[1:])
+def _options(name: str, text: str, known: set[str]) -> dict[str, str]:
+    options: dict[str, str] = {}
+    for part in text.split(",")[1:]:
+        key, value = part.split("=", 1)
+        if key not in known or key in options:
+            takes = " and ".join(f",{option}=" for option in sorted(known))
+            raise InputError(
+                f"encoder {name!r}",
+                expected=f"{takes} behind it, each once" if takes else "nothing behind it",
+                got=f",{part}" + (" as well" if key in options else ""),
+                remedy="leave it out, or check the spelling",
+            )
+        options[key] = value
+    return options
 
 
 def _seconds(name: str, text: str | None) -> float:

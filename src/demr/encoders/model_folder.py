@@ -87,11 +87,23 @@ class ModelFolder:
         return self.family.classes[self.model_type]
 
     def digest(self) -> str:
-        """First 16 hexadecimal digits of the weight files' SHA-256."""
+        """First 16 hexadecimal digits of the weight files' SHA-256.
+
+        Raises:
+            ModelError: If one cannot be read.
+        """
         total = hashlib.sha256()
         for file in self.weights:
-            with file.open("rb") as stream:
-                total.update(hashlib.file_digest(stream, "sha256").digest())
+            try:
+                with file.open("rb") as stream:
+                    total.update(hashlib.file_digest(stream, "sha256").digest())
+            except OSError as error:
+                raise ModelError(
+                    str(file),
+                    expected="weights that can be read",
+                    got=error.strerror or brief(error),
+                    remedy="check the file's permissions, or copy it again",
+                ) from error
         return total.hexdigest()[:16]
 
     def load(self, settings: Any) -> Any:
@@ -119,7 +131,7 @@ class ModelFolder:
         except Exception as error:  # errors of json, safetensors, torch, pickle and transformers
             raise ModelError(
                 f"{self.source} ({names})",
-                expected=f"the complete weights of a {self.class_name}",
+                expected=f"the complete weights of class {self.class_name}",
                 got=brief(error),
                 remedy=_AGAIN,
             ) from error
@@ -128,7 +140,7 @@ class ModelFolder:
         if missing:
             raise ModelError(
                 f"{self.source} ({names})",
-                expected=f"the complete weights of a {self.class_name}",
+                expected=f"the complete weights of class {self.class_name}",
                 got=f"{len(missing)} tensors missing, such as {missing[0]}",
                 remedy=_AGAIN,
             )
@@ -147,7 +159,7 @@ class ModelFolder:
         except Exception as error:  # whatever a validator of transformers raises
             raise ModelError(
                 str(self.path / "config.json"),
-                expected=f"the configuration of a {self.class_name}",
+                expected=f"the configuration of class {self.class_name}",
                 got=brief(error),
                 remedy=_AGAIN,
             ) from error

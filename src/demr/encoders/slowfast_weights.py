@@ -7,6 +7,7 @@ keeps it: who has used the model there has it here.
 import hashlib
 import os
 import shutil
+import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -82,9 +83,9 @@ class SlowFastWeights:
             return {name: found[name] for name in found}
         except Exception as error:  # errors of torch, pickle, zip files and safetensors
             raise ModelError(
-                f"{self.source} ({self.path.name})",
+                self._name,
                 expected="tensors by name, as torch or safetensors saves them",
-                got=brief(error),
+                got=f"a file that cannot be read so ({brief(error)})",
                 remedy=_AGAIN,
             ) from error
 
@@ -129,9 +130,15 @@ class SlowFastWeights:
                 raise self._unlike(f"{name} of shape {tuple(value.shape)} and not {expected}")
         return {own: given[name].float() for name, own in wanted.items()}
 
+    @property
+    def _name(self) -> str:
+        """For errors: as it was asked for, with the file where that says another."""
+        is_path = Path(self.source).name == self.path.name
+        return self.source if is_path else f"{self.source} ({self.path.name})"
+
     def _unlike(self, got: str) -> ModelError:
         return ModelError(
-            f"{self.source} ({self.path.name})",
+            self._name,
             expected=_WHOLE,
             got=got,
             remedy=f"give the file of SlowFast R50 8x8, such as {PUBLISHED}.pyth",
@@ -169,7 +176,7 @@ def how_to_fetch() -> str:
     """What to do where it cannot be fetched from here."""
     return (
         f"with a network run `curl -f --create-dirs -o {_cache()} {URL}`, "
-        "or give a file: slowfast:/path/to/file"
+        "or give a file: slowfast:/path/to/file, or clip+slowfast,slowfast=/path/to/file"
     )
 
 
@@ -210,7 +217,7 @@ def _fetch(path: Path) -> Path:
     """Bring the published file to where torch.hub would."""
     try:
         if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
-            raise OSError("no copy here, and HF_HUB_OFFLINE is set")
+            raise OSError("HF_HUB_OFFLINE is set")
         with (
             urllib.request.urlopen(URL, timeout=_PATIENCE_S) as answer,
             atomic_path(path) as temporary,
@@ -224,7 +231,15 @@ def _fetch(path: Path) -> Path:
         raise ModelError(
             f"encoder slowfast ({PUBLISHED})",
             expected="weights on this machine or at their publisher",
-            got=brief(error),
+            got=f"no copy here, and {_reason(error)}",
             remedy=how_to_fetch(),
         ) from error
     return path
+
+
+def _reason(error: OSError) -> str:
+    """What went wrong on the way to the publisher, in words that stand after "and"."""
+    if type(error) is not urllib.error.URLError:
+        return " ".join(str(error).split()) or type(error).__name__
+    cause = getattr(error.reason, "strerror", None) or error.reason
+    return f"no way to the publisher ({cause})"
