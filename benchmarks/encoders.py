@@ -34,7 +34,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import demr.encoders.frames
 from demr.encoders import get_encoder
 from demr.encoders.frames import Block, FrameEncoder, read_blocks
-from demr.extraction import Job, encode_unit, extract, parts_folder, write_part
+from demr.extraction import extract, parts_folder
+from demr.extraction_units import Job, encode_unit, write_part
 from demr.video import Frame, Video
 from demr.video_files import find_videos
 

@@ -12,7 +12,7 @@ import torch
 
 from demr.encoders import Encoder, EncoderIdentity, QueryFeatures, VideoFeatures
 from demr.errors import ModelError, VideoError
-from demr.extraction import Job
+from demr.extraction_units import Job
 from demr.video_files import Unit, VideoFile
 
 IDENTITY = EncoderIdentity("names", "1", 1.0, (("names", 2),), 2, "none")

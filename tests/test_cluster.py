@@ -15,7 +15,8 @@ from tests.extraction_jobs import name_job, unit_of
 import demr.video_files
 from demr.encoders import get_encoder
 from demr.encoders.frames import Closed, Opened, Rows
-from demr.extraction import Done, Job, extract, has_part, parts_folder, read_part
+from demr.extraction import extract, parts_folder
+from demr.extraction_units import Done, Job, has_part, read_part
 from demr.extraction_workers import run_workers
 from demr.video_files import Unit, find_videos
 

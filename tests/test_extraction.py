@@ -22,17 +22,9 @@ from tests.extraction_jobs import IDENTITY, NameEncoder, name_job, touched, unit
 import demr.video_files
 from demr.encoders import EncoderIdentity, get_encoder
 from demr.errors import DemrError, FeatureError, InputError, ModelError, VideoError
-from demr.extraction import (
-    REPORT,
-    Done,
-    encode_unit,
-    extract,
-    has_part,
-    parts_folder,
-    read_part,
-    write_part,
-)
+from demr.extraction import REPORT, extract, parts_folder
 from demr.extraction_report import _Teller
+from demr.extraction_units import Done, encode_unit, has_part, read_part, write_part
 from demr.extraction_workers import run_workers
 from demr.features import FeaturePack
 from demr.video_files import Unit, VideoFile, find_videos
@@ -130,8 +122,12 @@ def test_what_the_command_says(
     assert contents(tmp_path / "pack") == before
     # Other videos, or another encoder, under the same name: refused, and nothing is lost.
     shutil.copyfile(folder / "film00.mp4", few / "more.mp4")
-    assert "a pack of other videos than the 3 asked for" in cli(*line).one_line()
+    assert "a pack of other files than the 3 asked for" in cli(*line).one_line()
     (few / "more.mp4").unlink()
+    # So is the pack of a broken file once the file is mended.
+    shutil.copyfile(folder / "film00.mp4", few / "film05.mp4")
+    assert "a pack of other files than the 2 asked for" in cli(*line).one_line()
+    (few / "film05.mp4").write_bytes(b"")
     other = cli(*line[:3], "builtin", *line[4:]).one_line()
     assert re.search(r"new folder .* got a pack by clip@1:.*, where builtin@1 .* asked for", other)
     assert contents(tmp_path / "pack") == before
@@ -214,7 +210,7 @@ def test_a_killed_worker_is_replaced(
     out = tmp_path / "pack"
     spec = f"clip:{clip_models['clip']}"
     encoder = get_encoder(spec, device="cpu")
-    from demr.extraction import Job
+    from demr.extraction_units import Job
 
     job = Job(spec, "cpu", encoder.identity.to_dict(), parts_folder(out))
     killed: list[int] = []
@@ -425,7 +421,8 @@ def test_a_full_disk_keeps_what_is_finished(
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(DemrError, match="free disk space"):
         extract(found, NameEncoder(), job, out, in_process, untold)
-    assert list(tmp_path.iterdir()) == [parts_folder(out)]
+    # The folder of parts: there with the first write, and not left behind without a unit in it.
+    assert list(tmp_path.iterdir()) == ([] if fails_at == 1 else [parts_folder(out)])
     assert len(list(parts_folder(out).glob("unit-*"))) == min(max(fails_at - 1, 0), 3)
     monkeypatch.setattr(os, "fsync", sync)
     done: list[float] = []

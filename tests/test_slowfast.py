@@ -465,7 +465,7 @@ def test_numbers_that_are_none_are_refused(encoder: SlowFastEncoder) -> None:
         ("slowfast:{},short_side=8", "32 to 1024"),
         ("slowfast:{},short_side=big", "short_side=PIXELS"),
         ("slowfast@2:{}", "slowfast@1"),
-        ("slowfast:{},slowfast=x", "expected ,clip_s= and ,short_side= behind it"),
+        ("slowfast:{},slowfast=x", "expected ,clip_s= or ,dtype= or ,short_side= behind it"),
     ],
 )
 def test_wrong_spellings(slowfast_file: Path, name: str, expected: str) -> None:

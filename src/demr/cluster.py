@@ -22,7 +22,7 @@ from demr.encoders import EncoderIdentity
 from demr.encoders.frames import Block, Closed, FrameEncoder, Rows, read_blocks
 from demr.encoders.model_folder import brief
 from demr.errors import DemrError, InputError
-from demr.extraction import Gathering, Job, Tell, embed, encode_unit, has_part, write_part
+from demr.extraction_units import Gathering, Job, Tell, embed, encode_unit, has_part, write_part
 from demr.extraction_workers import run_workers
 from demr.processes import late_interrupts
 from demr.video_files import Unit

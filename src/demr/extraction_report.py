@@ -17,7 +17,8 @@ from rich.progress import (
 
 from demr.encoders import get_encoder
 from demr.errors import InputError
-from demr.extraction import REPORT, Done, Job, Runner, Summary, extract, parts_folder
+from demr.extraction import REPORT, Runner, Summary, extract, parts_folder
+from demr.extraction_units import Done, Job
 from demr.extraction_workers import run_workers
 from demr.video_files import Unit, find_videos
 from demr.wording import counted

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 from demr.encoders import EncoderIdentity
 from demr.encoders.model_folder import brief
 from demr.errors import DemrError, ModelError
-from demr.extraction import (
+from demr.extraction_units import (
     Done,
     Job,
     Outcome,

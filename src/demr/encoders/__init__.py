@@ -163,10 +163,10 @@ def _options(name: str, text: str, known: set[str]) -> dict[str, str]:
     for part in text.split(",")[1:]:
         key, value = part.split("=", 1)
         if key not in known or key in options:
-            takes = " and ".join(f",{option}=" for option in sorted(known))
+            takes = " or ".join(f",{option}=" for option in sorted(known))
             raise InputError(
                 f"encoder {name!r}",
-                expected=f"{takes} behind it, each once" if takes else "nothing behind it",
+                expected=f"{takes} behind it, once each" if takes else "nothing behind it",
                 got=f",{part}" + (" as well" if key in options else ""),
                 remedy="leave it out, or check the spelling",
             )
