@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import pickle
+import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,11 +64,27 @@ def test_what_the_hub_may_answer(
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setattr("demr.hub.ask", refuse)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
     line = search(cli, film, "owner/model")
     assert expected in line
     assert "hf download owner/model" in line
     assert "unset" not in line
+
+
+def test_a_hub_that_takes_the_call_and_says_nothing(
+    cli: Cli, film: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setattr("demr.hub._PATIENCE_S", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+        began = time.monotonic()
+        line = search(cli, film, "owner/model")
+    assert "no answer from the hub" in line
+    assert time.monotonic() - began < 10
 
 
 def test_a_model_of_the_hub_is_fetched_once(
@@ -83,6 +101,7 @@ def test_a_model_of_the_hub_is_fetched_once(
         here = True
         return str(clip_models["clip"])
 
+    monkeypatch.setattr("demr.hub.ask", lambda _: None)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     for _ in range(2):
         fetched = get_encoder("clip:owner/model")

@@ -358,6 +358,7 @@ def test_a_cut_download_is_fetched_again(
             raise FileNotFoundError(name)
         return str(own if local_files_only else vlm_models["smolvlm"])
 
+    monkeypatch.setattr("demr.hub.ask", lambda _: None)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ModelError, match="no complete copy here, and HF_HUB_OFFLINE"):
@@ -377,6 +378,7 @@ def test_what_the_hub_may_answer(
     def refuse(*_args: object, **_options: object) -> str:
         raise type(error, (OSError,), {})("full")
 
+    monkeypatch.setattr("demr.hub.ask", refuse)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
     line = complaint(cli, film, "owner/model")
     assert expected in line

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
 from typing import Self, overload
@@ -26,6 +25,7 @@ from demr.evaluation import (
     presence_probability,
 )
 from demr.features import prepare_query, prepare_video
+from demr.hub import fetch
 from demr.inference import Progress, predict
 from demr.pretrained import Pretrained, load_pretrained
 from demr.video import watch_decoding
@@ -506,7 +506,7 @@ def find_model(source: str | Path) -> Path:
 
 def _download(identifier: str) -> Path:
     try:
-        snapshot_download = import_module("huggingface_hub").snapshot_download
+        return fetch(identifier, ["config.json", "model.safetensors", "calibration.json"])
     except ImportError as error:
         raise ModelError(
             identifier,
@@ -514,9 +514,6 @@ def _download(identifier: str) -> Path:
             got="neither",
             remedy="pip install huggingface_hub, or check the path",
         ) from error
-    wanted = ["config.json", "model.safetensors", "calibration.json"]
-    try:
-        return Path(snapshot_download(identifier, allow_patterns=wanted))
     except Exception as error:  # the hub's client raises errors of several libraries
         raise ModelError(
             identifier,

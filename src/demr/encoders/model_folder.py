@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from demr.errors import InputError, ModelError
+from demr.hub import fetch
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _SAFE = ("model.safetensors", "model.safetensors.index.json")
@@ -328,16 +329,13 @@ def _fetch(identifier: str, family: Family) -> Path:
     here = cached_folder(identifier)
     if here is not None:
         return here
-    hub = import_module("huggingface_hub")
-    wanted = _WANTED
     try:
-        folder = Path(hub.snapshot_download(identifier, allow_patterns=wanted))
+        folder = fetch(identifier, _WANTED)
         if not _is_complete(folder):
             # Older models come as a pickle alone, of which torch reads nothing but tensors.
-            pickled = [*wanted, *_PICKLED, "pytorch_model-*.bin"]
-            folder = Path(hub.snapshot_download(identifier, allow_patterns=pickled))
+            folder = fetch(identifier, [*_WANTED, *_PICKLED, "pytorch_model-*.bin"])
     except Exception as error:  # the hub's client raises errors of several libraries
-        offline = bool(hub.constants.HF_HUB_OFFLINE)
+        offline = bool(import_module("huggingface_hub").constants.HF_HUB_OFFLINE)
         raise ModelError(
             f"encoder {family.encoder} ({identifier})",
             expected="a model on this machine or on the Hugging Face hub",
@@ -365,7 +363,9 @@ def _reason(error: Exception, offline: bool) -> str:
         return "a model whose licence has to be accepted first"
     if "RepositoryNotFoundError" in names:
         return "no such model, or one that is not public"
-    if "LocalEntryNotFoundError" in names:
+    if "TimeoutException" in names or "Timeout" in names:
+        return "no complete copy here, and no answer from the hub"
+    if "LocalEntryNotFoundError" in names or "ConnectError" in names or "ConnectionError" in names:
         return "no complete copy here, and the hub could not be reached"
     return brief(error)
 
