@@ -118,7 +118,7 @@ def test_both_get_the_clip_length(name: str, options: str, clip_s: float) -> Non
     ("wrong", "error", "expected"),
     [
         ("clip+slowfast@2:{clip},slowfast={slowfast}", InputError, r"clip\+slowfast@1"),
-        ("clip+slowfast:{clip},fast={slowfast}", InputError, ",short_side= and ,slowfast= behind"),
+        ("clip+slowfast:{clip},fast={slowfast}", InputError, ",short_side= or ,slowfast= behind"),
         ("slowfast+clip:{clip},slowfast={slowfast}", InputError, r"clip\+slowfast@1"),
         ("clip+slowfast:{clip},slowfast=/nope.pyth", ModelError, "no such file"),
         ("clip+slowfast:/nope,slowfast={slowfast}", ModelError, "no such folder"),

@@ -224,7 +224,7 @@ def test_weights_that_are_not_finite(cli: Cli, film: Path, own_clip: Path) -> No
     with torch.no_grad():
         model.visual_projection.weight[0, 0] = float("nan")
     model.save_pretrained(own_clip)
-    assert "NaN or infinity in float32" in search(cli, film, own_clip)
+    assert "NaN or infinity in " in search(cli, film, own_clip)
 
 
 def test_without_transformers(

@@ -30,7 +30,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def encoder(clip_models: dict[str, Path], kind: str) -> ClipEncoder:
-    return ClipEncoder(str(clip_models[kind]), device="cpu")
+    return ClipEncoder(str(clip_models[kind]), device="cpu", exact=True)
 
 
 SIZES = [(361, 641), (641, 361), (17, 33), (49, 48), (48, 48), (240, 1), (1, 1), (223, 500)]

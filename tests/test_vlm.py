@@ -314,8 +314,8 @@ def test_identity_changes_with_all_that_changes_features(
         ("vlm:{},layer=0", "layer=1 to layer=5"),
         ("vlm:{},layer=low", "layer=NUMBER"),
         ("vlm:{},clip_s=0", "0.01 to 3600"),
-        ("vlm:{},depth=3", "expected ,clip_s= and ,layer= behind it"),
-        ("clip:{},layer=3", "expected ,clip_s= behind it"),
+        ("vlm:{},depth=3", "expected ,clip_s= or ,dtype= or ,layer= behind it"),
+        ("clip:{},layer=3", "expected ,clip_s= or ,dtype= behind it"),
         ("vlm@2:{}", "vlm@1"),
     ],
 )

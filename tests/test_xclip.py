@@ -175,8 +175,8 @@ def test_clip_and_xclip_side_by_side(
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("xclip:{},xclip=a/b", "expected ,clip_s= behind it"),
-        ("clip+xclip:{},layer=2", "expected ,clip_s= and ,xclip= behind it"),
+        ("xclip:{},xclip=a/b", "expected ,clip_s= or ,dtype= behind it"),
+        ("clip+xclip:{},layer=2", "expected ,clip_s= or ,dtype= or ,xclip= behind it"),
         ("xclip+clip:{}", "xclip@1"),
     ],
 )
