@@ -121,7 +121,7 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
             "megabytes_an_hour": identity.video_dim * 2 * 3600 / identity.clip_s / 1e6,
         }
         if isinstance(encoder, FrameEncoder):
-            blocks = prepared(encoder, found.videos[0].path)
+            blocks = prepared(encoder, [video.path for video in found.videos])
             row["gflop"] = gigaflop(encoder, blocks)
             row["network_clips_per_s"] = network_speed(encoder, blocks)
             clock.watch(encoder)
@@ -148,9 +148,9 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     return row
 
 
-def prepared(encoder: FrameEncoder, path: Path) -> list[Block]:
-    """Blocks of one video, as the networks get them."""
-    parts = read_blocks([path], encoder.streams, encoder.identity.clip_s)
+def prepared(encoder: FrameEncoder, paths: list[Path]) -> list[Block]:
+    """Blocks of videos, as the networks get them."""
+    parts = read_blocks(paths, encoder.streams, encoder.identity.clip_s)
     return [part for part in parts if isinstance(part, Block)]
 
 
