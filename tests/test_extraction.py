@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -511,6 +512,29 @@ def test_killed_while_the_pack_is_written(tmp_path: Path) -> None:
     extract(found, NameEncoder(), job, out, in_process, untold)
     assert list(tmp_path.iterdir()) == [out]
     assert FeaturePack(out).vids == ("a",)
+
+
+def test_a_pack_says_all_that_its_features_were_computed_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An accelerator began it and a CPU went on."""
+    monkeypatch.setattr(demr.video_files, "_UNIT_FILES", 1)
+    weighty = replace(IDENTITY, model="owner/model", digest="0")
+    monkeypatch.setattr(NameEncoder, "identity", weighty)
+    out = tmp_path / "pack"
+
+    def run(units: Any, job: Any, tell: Any) -> None:
+        for unit, dtype in zip(units, ("float16", "float32", "float16"), strict=True):
+            made = encode_unit(NameEncoder(), unit, lambda _: None)
+            outcomes = [replace(outcome, dtype=dtype) for outcome in made]
+            tell(unit, 1.0, write_part(job.parts, unit, outcomes))
+
+    found = named(tmp_path, "a", "bb", "ccc")
+    extract(found, NameEncoder(), name_job(parts_folder(out)), out, run, untold)
+    assert FeaturePack(out).identity.dtype == "float16+float32"
+    assert FeaturePack(out).identity == weighty
+    report = json.loads((out / REPORT).read_text())
+    assert report["encoder"]["dtype"] == "float16+float32"
 
 
 def test_files_that_changed_are_read_again(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from demr.encoders import get_encoder
 from demr.encoders.clip import ClipEncoder
+from demr.retriever import find_model
 
 Cli = Callable[..., Any]
 
@@ -85,6 +86,21 @@ def test_a_hub_that_takes_the_call_and_says_nothing(
         line = search(cli, film, "owner/model")
     assert "no answer from the hub" in line
     assert time.monotonic() - began < 10
+
+
+def test_a_trained_model_that_is_here_serves_without_the_hub(
+    own_clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(name: str) -> None:
+        raise OSError(name)
+
+    def download(_name: str, *, local_files_only: bool = False, **_options: Any) -> str:
+        assert local_files_only
+        return str(own_clip)
+
+    monkeypatch.setattr("demr.hub.ask", unreachable)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert find_model("owner/model") == own_clip
 
 
 def test_a_model_of_the_hub_is_fetched_once(

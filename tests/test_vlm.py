@@ -358,14 +358,18 @@ def test_a_cut_download_is_fetched_again(
             raise FileNotFoundError(name)
         return str(own if local_files_only else vlm_models["smolvlm"])
 
-    monkeypatch.setattr("demr.hub.ask", lambda _: None)
+    def ask(name: str) -> None:
+        if constants.HF_HUB_OFFLINE:
+            raise FileNotFoundError(name)
+
+    monkeypatch.setattr("demr.hub.ask", ask)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ModelError, match="no complete copy here, and HF_HUB_OFFLINE"):
         get_encoder("vlm:owner/model")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     assert get_encoder("vlm:owner/model", device="cpu").identity.text_dim == 32
-    assert asked == [True, False, True, False]
+    assert asked == [True, True, False]
 
 
 @pytest.mark.parametrize(

@@ -182,9 +182,7 @@ def _publish(
     skipped = [tuple(text.rsplit(": ", 1)) for text in found.closed]
     damaged: list[tuple[str, str]] = []
     videos = clips = 0
-    # Actors of a cluster may have computed in half precision, or some of them.
-    used = {outcome.dtype for unit in units for outcome in read_part(parts, unit)} - {""}
-    identity = replace(identity, dtype="+".join(sorted(used)) or identity.dtype)
+    used: set[str] = set()
     with FeaturePackWriter(out, identity, within=parts) as writer:
         for unit in units:
             for outcome in read_part(parts, unit):
@@ -200,6 +198,7 @@ def _publish(
                 )
                 videos += 1
                 clips += len(outcome.features)
+                used.add(outcome.dtype)
         if not videos:
             _remove(parts)
             raise VideoError(
@@ -208,6 +207,8 @@ def _publish(
                 got=f"none, such as {skipped[0][1]}",
                 remedy="check the files",
             )
+        # Actors of a cluster may have computed in half precision, or some of them.
+        identity = writer.identity = replace(identity, dtype="+".join(sorted(used)))
         report = {
             "demr": __version__,
             "encoder": identity.to_dict(),

@@ -210,6 +210,9 @@ class FeaturePackWriter:
         within: Folder to write in until then, on the same disk; the one that the pack comes to
             lie in, if None. What a killed process leaves there is hidden and of the pack's name.
 
+    Attributes:
+        identity: Stored when the block ends; what it was computed in may be known only then.
+
     Raises:
         FeatureError: If the folder exists already.
     """
@@ -226,7 +229,7 @@ class FeaturePackWriter:
             )
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
-        self._identity = identity
+        self.identity = identity
         within = within or path.parent
         self._temporary = Path(tempfile.mkdtemp(dir=within, prefix=f".{path.name}."))
         self._rows: list[NDArray[np.float16]] = []
@@ -248,7 +251,7 @@ class FeaturePackWriter:
                 got="a second time",
                 remedy="give the videos different names",
             )
-        check_storable(video, self._identity)
+        check_storable(video, self.identity)
         self._videos[video.vid] = {
             "shard": self._shard,
             "row": self._pending,
@@ -296,7 +299,7 @@ class FeaturePackWriter:
         self._flush()
         index = {
             "version": PACK_VERSION,
-            "encoder": self._identity.to_dict(),
+            "encoder": self.identity.to_dict(),
             "videos": self._videos,
         }
         self.add_text("index.json", json.dumps(index))

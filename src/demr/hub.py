@@ -9,12 +9,13 @@ from typing import Any
 _PATIENCE_S = 20.0
 
 
-def fetch(identifier: str, patterns: Sequence[str]) -> Path:
-    """Folder of a model's files; a copy that is here serves where the hub cannot be reached.
+def fetch(identifier: str, patterns: Sequence[str], *, else_here: bool = False) -> Path:
+    """Folder of a model's files.
 
     Args:
         identifier: ``owner/name``.
         patterns: Which files are wanted.
+        else_here: Whether a copy that is here serves where the hub cannot be reached, whole or not.
 
     Raises:
         ImportError: If the hub's client is not installed.
@@ -25,8 +26,9 @@ def fetch(identifier: str, patterns: Sequence[str]) -> Path:
     try:
         ask(identifier)
     except Exception:
-        with suppress(Exception):
-            return Path(client.snapshot_download(identifier, local_files_only=True, **wanted))
+        if else_here:
+            with suppress(Exception):
+                return Path(client.snapshot_download(identifier, local_files_only=True, **wanted))
         raise
     return Path(client.snapshot_download(identifier, **wanted))
 

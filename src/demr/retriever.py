@@ -506,7 +506,8 @@ def find_model(source: str | Path) -> Path:
 
 def _download(identifier: str) -> Path:
     try:
-        return fetch(identifier, ["config.json", "model.safetensors", "calibration.json"])
+        files = ["config.json", "model.safetensors", "calibration.json"]
+        return fetch(identifier, files, else_here=True)
     except ImportError as error:
         raise ModelError(
             identifier,
