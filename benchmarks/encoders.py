@@ -15,6 +15,7 @@ import json
 import math
 import os
 import platform
+import resource
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from decoding_videos import CLIP_S as FILE_S
 from decoding_videos import make_clips
@@ -32,7 +34,7 @@ from safetensors import safe_open
 from torch.utils.flop_counter import FlopCounterMode
 
 import demr.encoders.frames
-from demr.encoders import get_encoder
+from demr.encoders import Encoder, get_encoder
 from demr.encoders.frames import Block, FrameEncoder, read_blocks
 from demr.extraction import extract, parts_folder
 from demr.extraction_units import Job, encode_unit, write_part
@@ -43,7 +45,8 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "encoders.json"
 HEADER = (
     "| encoder | where | in | row | token | parameters | GFLOP | network alone, clips/s "
-    "| end to end, clips/s | hours of video an hour | MB an hour of video |"
+    "| end to end, clips/s | hours of video an hour | MB an hour of video "
+    "| cosine to float32 | peak GB |"
 )
 BEGIN, END = "<!-- encoders -->", "<!-- end of encoders -->"
 # Encoder -> what it is asked for by, models it needs, files of 10 s that it reads.
@@ -124,6 +127,10 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
             blocks = prepared(encoder, [video.path for video in found.videos])
             row["gflop"] = gigaflop(encoder, blocks)
             row["network_clips_per_s"] = network_speed(encoder, blocks)
+            row["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+            exact = get_encoder(f"{spec.removesuffix(',dtype=float32')},dtype=float32")
+            row["cosine"] = least_cosine(encoder, exact, blocks)
+            del exact
             clock.watch(encoder)
         out = Path(temporary) / "pack"
         job = Job(spec, arguments.device, identity.to_dict(), parts_folder(out))
@@ -171,6 +178,19 @@ def network_speed(encoder: FrameEncoder, blocks: list[Block]) -> float:
         embed_all(encoder, blocks)
         seconds.append(time.perf_counter() - began)
     return clips / min(seconds)
+
+
+def least_cosine(encoder: FrameEncoder, exact: Encoder, blocks: list[Block]) -> float:
+    """Of any row to what it is in float32."""
+    if not isinstance(exact, FrameEncoder):
+        raise TypeError(f"{exact.identity.spec} reads no frames")
+    least = 1.0
+    for block in blocks:
+        pixels = torch.from_numpy(block.pixels)
+        rows, same = (made.streams[block.stream].embed(pixels) for made in (encoder, exact))
+        lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(same, axis=1)
+        least = min(least, float(((rows * same).sum(axis=1) / lengths).min()))
+    return least
 
 
 def embed_all(encoder: FrameEncoder, blocks: list[Block]) -> None:
@@ -258,9 +278,10 @@ def write_section(rows: dict[str, dict[str, Any]]) -> None:
         "Made by `python benchmarks/encoders.py`: random weights of the published sizes, computed",
         "in what each device does fast; videos of 640x360, 30 frames a second, clips of 2 s.",
         "Parameters are those of the whole model, text included; GFLOP the network's for a clip.",
+        "The cosine is the least of any row to the same row in float32; the peak is the process's.",
         "",
         HEADER,
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        f"|{'---|' * 13}",
     ]
     for name, row in rows.items():
         has_network = "network_share" in row
@@ -272,6 +293,8 @@ def write_section(rows: dict[str, dict[str, Any]]) -> None:
             f"{row['network_clips_per_s']:.2f}" if has_network else "-",
             *(f"{row['clips_per_s']:.2f}", f"{row['hours_per_hour']:.1f}"),
             f"{row['megabytes_an_hour']:.1f}",
+            f"{row['cosine']:.5f}" if has_network else "-",
+            f"{row['peak_gb']:.1f}" if has_network else "-",
         ]
         lines.append(f"| {' | '.join(columns)} |")
     lines += [
