@@ -10,8 +10,9 @@ import argparse
 import shutil
 from pathlib import Path
 
-from demr.pretrained import load_pretrained, save_pretrained
-from demr.runs import calibrate_run, evaluate_run
+from demr.answers.pretrained import load_pretrained, save_pretrained
+from demr.runs.calibrating import calibrate_run
+from demr.runs.evaluating import evaluate_run
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGET = ROOT / "src" / "demr" / "models" / "shapes"

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from demr.encoders.base import EncoderIdentity, VideoFeatures
-from demr.features import FeaturePack, FeaturePackWriter
-from demr.video_files import VideoFile, cut_into_units
+from demr.extraction.videos import VideoFile, cut_into_units
+from demr.features.pack import FeaturePack, FeaturePackWriter
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -83,7 +83,7 @@ def in_a_process_of_its_own(path: Path) -> tuple[float, float]:
     """Seconds and megabytes that opening a pack takes."""
     # The peak that a process reports may be its parent's: what is there now is read instead.
     code = (
-        "import sys, time; from pathlib import Path; from demr.features import FeaturePack\n"
+        "import sys, time; from pathlib import Path; from demr.features.pack import FeaturePack\n"
         "def pages(): return int(Path('/proc/self/statm').read_text().split()[1])\n"
         "before, began = pages(), time.perf_counter(); pack = FeaturePack(Path(sys.argv[1]))\n"
         "print(time.perf_counter() - began, (pages() - before) * 4096 / 1e6)"

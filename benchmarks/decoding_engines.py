@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from av.video.reformatter import Interpolation
 
-from demr.video import Video
+from demr.video.reading import Video
 
 if TYPE_CHECKING:
     import cv2

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from demr.encoders.slowfast_network import SlowFastNetwork
+from demr.encoders.slowfast.network import SlowFastNetwork
 
 
 def build_clip(folder: Path) -> None:

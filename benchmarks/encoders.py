@@ -36,10 +36,10 @@ from torch.utils.flop_counter import FlopCounterMode
 import demr.encoders.frames
 from demr.encoders import Encoder, get_encoder
 from demr.encoders.frames import Block, FrameEncoder, read_blocks
-from demr.extraction import extract, parts_folder
-from demr.extraction_units import Job, encode_unit, write_part
-from demr.video import Frame, Video
-from demr.video_files import find_videos
+from demr.extraction.job import extract, parts_folder
+from demr.extraction.units import Job, encode_unit, write_part
+from demr.extraction.videos import find_videos
+from demr.video.reading import Frame, Video
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "encoders.json"

@@ -17,7 +17,8 @@ from pathlib import Path
 import onnxruntime
 import torch
 
-from demr.export import (
+from demr.answers.pretrained import DEFAULT_MODEL, find_model, load_pretrained
+from demr.export.exporting import (
     INPUTS,
     OUTPUTS,
     Localiser,
@@ -27,8 +28,6 @@ from demr.export import (
     load_pt2,
     random_batch,
 )
-from demr.pretrained import load_pretrained
-from demr.retriever import DEFAULT_MODEL, find_model
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- speed -->", "<!-- end of speed -->"

@@ -25,11 +25,12 @@ from typing import Any
 
 import numpy as np
 
-from demr.annotations import Annotation
-from demr.dataset import MomentDataset
+from demr.annotations.annotations import Annotation
+from demr.batches.dataset import MomentDataset
 from demr.encoders.base import EncoderIdentity, QueryFeatures, VideoFeatures
-from demr.feature_formats import import_features
-from demr.features import FeaturePack, align_streams, prepare_video
+from demr.features.imports import import_features
+from demr.features.pack import FeaturePack
+from demr.features.prepare import align_streams, prepare_video
 
 WIDTHS = {"slowfast": 2304, "clip": 512}
 DURATION_S = 150.0

@@ -26,19 +26,20 @@ import numpy as np
 import torch
 
 from demr import MomentRetriever
-from demr.annotations import Annotation, read_annotations
-from demr.batch import Item
+from demr.annotations.annotations import Annotation, read_annotations
+from demr.answers.answering import apply_calibration, presence_probability
+from demr.answers.inference import predict
+from demr.batches.batch import Item
+from demr.batches.stretches import plan_stretches
 from demr.encoders import VideoFeatures
-from demr.evaluation import apply_calibration, presence_probability
-from demr.features import FeaturePack, prepare_query
-from demr.inference import predict
-from demr.retriever import EncodedVideo
+from demr.features.pack import FeaturePack
+from demr.features.prepare import prepare_query
+from demr.report.wording import overlap
+from demr.search.retriever import EncodedVideo
 from demr.shapes.dataset import build_dataset
 from demr.shapes.language import Semantics, sentence
 from demr.shapes.script import ACTIONS, COLORS, SHAPES, Event
 from demr.shapes.world import make_scene
-from demr.stretches import plan_stretches
-from demr.wording import overlap
 
 ROOT = Path(__file__).resolve().parents[1]
 SCENES, SEED = 48, 7
@@ -258,7 +259,7 @@ def write_section(rows: list[dict[str, Any]]) -> None:
     lines += [
         "",
         "Verdicts, by three ways of making one `present` of what all stretches say. A search takes",
-        "the first (`demr.presence.somewhere`); its 0.3 was fitted with the roles of the scenes",
+        "the first (`answers.presence.somewhere`); its 0.3 was fitted with the roles of the scenes",
         "exchanged (75 present and 75 absent queries); that the surest stretch is the better start",
         "was seen on the queries below. Alone queries are the present ones in their short video.",
         "",

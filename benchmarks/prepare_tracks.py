@@ -25,11 +25,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from demr.annotations import Annotation, read_annotations, write_annotations
+from demr.annotations.annotations import Annotation, read_annotations, write_annotations
 from demr.encoders.base import EncoderIdentity, VideoFeatures
 from demr.encoders.words import split_words
-from demr.feature_formats import import_features, open_source
-from demr.features import FeaturePackWriter
+from demr.features.imports import import_features, open_source
+from demr.features.pack import FeaturePackWriter
 
 SPLITS = {
     "train": "charades_train.json.gz",

@@ -17,8 +17,8 @@ from rich.console import Console
 from shapes_study import RECIPE, cell
 from track_study import goals, results_of
 
-from demr.demo import run_demo, search_demo
-from demr.report import answer_figure, search_table
+from demr.cli.demo import run_demo, search_demo
+from demr.report.formats import answer_figure, search_table
 
 ROOT = Path(__file__).resolve().parents[1]
 _FENCE = re.compile(r"(beside the answers:\n\n```text\n).*?(\n```)", re.DOTALL)

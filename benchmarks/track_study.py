@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from demr.ablation import Grid, load_grid, plan, read_rows
-from demr.ablation_report import Results, cell, collect, figures, tables
-from demr.annotations import Annotation, read_annotations
-from demr.windows import window_iou
+from demr.annotations.annotations import Annotation, read_annotations
+from demr.annotations.windows import window_iou
+from demr.training.ablation import Grid, load_grid, plan, read_rows
+from demr.training.ablation_report import Results, cell, collect, figures, tables
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

@@ -65,7 +65,7 @@ Cli = Callable[..., Finished]
 
 def call_main(*arguments: object) -> int:
     """Run the command line in this process and return its exit code."""
-    from demr.cli import main
+    from demr.cli.main import main
 
     argv, show = sys.argv, warnings.showwarning
     sys.argv = ["demr", *map(str, arguments)]
@@ -190,7 +190,7 @@ def own_run(run: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def clip_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders of tiny models of the CLIP family by kind; tests must not change them."""
-    from tests.clip_models import KINDS, build_model
+    from tests.encoders.clip_models import KINDS, build_model
 
     root = tmp_path_factory.mktemp("models")
     return {kind: build_model(root / kind, kind) for kind in KINDS}
@@ -199,7 +199,7 @@ def clip_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def vlm_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders of a tiny SmolVLM, Idefics 3 and X-CLIP by kind; tests must not change them."""
-    from tests.vlm_models import VLM_KINDS, build_vlm, build_xclip
+    from tests.encoders.vlm_models import VLM_KINDS, build_vlm, build_xclip
 
     root = tmp_path_factory.mktemp("vlm")
     folders = {kind: build_vlm(root / kind, kind) for kind in VLM_KINDS}
@@ -216,7 +216,7 @@ def own_clip(clip_models: dict[str, Path], tmp_path: Path) -> Path:
 def slowfast_file(shared: Path) -> Path:
     """Randomly drawn weights of SlowFast as PyTorchVideo publishes them; not to be changed."""
     import torch
-    from tests.slowfast_models import random_state
+    from tests.encoders.slowfast_models import random_state
 
     path = shared / "slowfast.pyth"
     with locked(shared, "slowfast"):
@@ -228,9 +228,9 @@ def slowfast_file(shared: Path) -> Path:
 @pytest.fixture(scope="session")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """40 frames at 10 a second, written by `VideoWriter`."""
-    from tests.numbered_videos import grey
+    from tests.video.numbered_videos import grey
 
-    from demr.video import VideoWriter
+    from demr.video.writing import VideoWriter
 
     path = tmp_path_factory.mktemp("plain") / "plain.mp4"
     with VideoWriter(path, 64, 48, 10) as writer:
@@ -244,7 +244,7 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Nine seconds in which every half second looks different."""
     import numpy as np
 
-    from demr.video import VideoWriter
+    from demr.video.writing import VideoWriter
 
     rng = np.random.default_rng(0)
     path = tmp_path_factory.mktemp("film") / "film.mp4"

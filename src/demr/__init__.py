@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from demr import evidential
-    from demr.answers import Answer, Moment, SearchResult
     from demr.errors import DemrError
-    from demr.retriever import MomentRetriever
-    from demr.zero_shot_retriever import ZeroShotRetriever
+    from demr.search.result import Answer, Moment, SearchResult
+    from demr.search.retriever import MomentRetriever
+    from demr.search.zero_shot import ZeroShotRetriever
 
 __version__ = "0.1.0"
 
@@ -32,12 +32,12 @@ __all__ = [
 ]
 
 _HOME = {
-    "Answer": "demr.answers",
+    "Answer": "demr.search.result",
     "DemrError": "demr.errors",
-    "Moment": "demr.answers",
-    "MomentRetriever": "demr.retriever",
-    "SearchResult": "demr.answers",
-    "ZeroShotRetriever": "demr.zero_shot_retriever",
+    "Moment": "demr.search.result",
+    "MomentRetriever": "demr.search.retriever",
+    "SearchResult": "demr.search.result",
+    "ZeroShotRetriever": "demr.search.zero_shot",
 }
 
 

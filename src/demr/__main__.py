@@ -1,5 +1,5 @@
 """``python -m demr``: the command line without its script."""
 
-from demr.cli import main
+from demr.cli.main import main
 
 main()

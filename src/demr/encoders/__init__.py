@@ -1,4 +1,8 @@
-"""Frozen encoders: from frames and words to features."""
+"""Frozen encoders: from frames and words to features.
+
+It imports :mod:`demr.video`, :mod:`demr.machine` and :mod:`demr.errors`. Begin with ``base.py``,
+which says what an encoder is; :func:`get_encoder` makes one from its name.
+"""
 
 import re
 from typing import TYPE_CHECKING, TypedDict
@@ -99,25 +103,25 @@ def get_encoder(name: str, *, device: str = "auto") -> Encoder:
     )
     # Imported here, so that reading an identity does not load the video decoder.
     if kind == "builtin":
-        from demr.encoders.builtin import BuiltinEncoder
+        from demr.encoders.builtin.encoder import BuiltinEncoder
 
         if model is not None:
             raise _unknown(name)
         return BuiltinEncoder()
     if kind == "vlm":
-        from demr.encoders import vlm
+        from demr.encoders.vlm import encoder as vlm
 
         layer = _whole(name, options.get("layer"))
         source = model or vlm.DEFAULT_MODEL
         return vlm.VlmEncoder(source, layer=layer, **common)
     if kind == "clip":
-        from demr.encoders import clip
+        from demr.encoders.clip import clip as clip
 
         return clip.ClipEncoder(model or clip.DEFAULT_MODEL, **common)
     motion = _motion(name, kind, model, options, common)
     if "+" not in kind:
         return motion
-    from demr.encoders import clip
+    from demr.encoders.clip import clip as clip
     from demr.encoders.combined import CombinedEncoder
 
     frames = clip.ClipEncoder(model or clip.DEFAULT_MODEL, **common)
@@ -131,10 +135,10 @@ def _motion(
     first = kind.removeprefix("clip+")
     source = model if first == kind else options.get(first)
     if first == "xclip":
-        from demr.encoders import xclip
+        from demr.encoders.clip import xclip as xclip
 
         return xclip.XClipEncoder(source or xclip.DEFAULT_MODEL, **common)
-    from demr.encoders import slowfast
+    from demr.encoders.slowfast import encoder as slowfast
 
     side = options.get("short_side", str(slowfast.SHORT_SIDE))
     if not (side.isascii() and side.isdigit()):

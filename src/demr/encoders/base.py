@@ -136,7 +136,7 @@ class VideoFeatures:
         clip_s: Length of a clip in seconds; clip i begins at ``i * clip_s``.
         features: ``(L, video_dim)``, before any normalisation: float32 from an encoder, a
             read-only float16 view from a feature pack.
-            :func:`demr.features.as_float32` makes them equal.
+            :func:`demr.features.prepare.as_float32` makes them equal.
     """
 
     vid: str

@@ -59,5 +59,5 @@ class CombinedEncoder(ReadsFrames):
     def encode_queries(
         self, queries: Sequence[str], hidden: Sequence[Collection[int]] | None = None
     ) -> list[QueryFeatures]:
-        """As the CLIP alone does; see :meth:`demr.encoders.clip.ClipEncoder.encode_queries`."""
+        """As :meth:`demr.encoders.clip.clip.ClipEncoder.encode_queries` does."""
         return self._clip.encode_queries(queries, hidden)

@@ -24,7 +24,8 @@ from torch import Tensor, stack
 
 from demr.encoders.base import Encoder, VideoFeatures, clip_count
 from demr.errors import VideoError
-from demr.video import DamagedVideoWarning, Video, VideoInfo, probe_video
+from demr.video.reading import Video, VideoInfo, probe_video
+from demr.video.source import DamagedVideoWarning
 
 # Blocks that may wait for the network; each can be tens of megabytes.
 _AHEAD = 2

@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from demr.devices import has_fast_bfloat16, resolve_device
 from demr.encoders.model_folder import Family, find_model_folder
 from demr.errors import FeatureError, InputError
+from demr.machine.devices import has_fast_bfloat16, resolve_device
 
 
 class LoadedModel:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from demr.errors import InputError, ModelError
-from demr.hub import fetch
+from demr.machine.hub import fetch
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _SAFE = ("model.safetensors", "model.safetensors.index.json")

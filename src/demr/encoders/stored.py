@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from demr.encoders.base import Encoder, EncoderIdentity, QueryFeatures, VideoFeatures
 from demr.encoders.words import locate_words, normalize_query, query_words, split_words
 from demr.errors import FeatureError, InputError
-from demr.files import UNREADABLE_ARRAYS
+from demr.machine.files import UNREADABLE_ARRAYS
 
 # Pieces that CLIP's tokenizer takes text apart into, before it looks for rarer words' parts.
 _PIECE = re.compile(r"'(?:s|t|re|ve|m|ll|d)\b|[^\W\d_]+|\d|[^\w\s]+|_+")

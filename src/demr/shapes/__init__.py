@@ -1,4 +1,8 @@
-"""The embedded world: short videos of moving coloured shapes, with sentences and true windows."""
+"""The embedded world: short videos of moving coloured shapes, with sentences and true windows.
+
+It imports :mod:`demr.encoders`, :mod:`demr.features` and what lies below. Begin with ``world.py``,
+which draws a scene, then ``render.py``.
+"""
 
 from demr.shapes.language import demo_annotations, scene_annotations
 from demr.shapes.render import frames, render_scene

@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from demr.annotations import Annotation, write_annotations
+from demr.annotations.annotations import Annotation, write_annotations
 from demr.encoders import VideoFeatures, get_encoder
 from demr.errors import ConfigError
-from demr.features import FeaturePackWriter
-from demr.files import atomic_path
-from demr.processes import ignored_interrupts
+from demr.features.pack import FeaturePackWriter
+from demr.machine.files import atomic_path
+from demr.machine.processes import ignored_interrupts
 from demr.shapes.language import scene_annotations
 from demr.shapes.render import render_scene
 from demr.shapes.world import Split, make_scene

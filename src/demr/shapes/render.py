@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from demr.shapes.script import ASPECT, Floats, Scene, stable_rng
-from demr.video import VideoWriter
+from demr.video.writing import VideoWriter
 
 Image = NDArray[np.uint8]
 Counts = NDArray[np.uint16]

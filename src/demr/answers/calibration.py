@@ -1,0 +1,196 @@
+"""From a model's raw uncertainty to intervals that cover and a presence one can believe.
+
+Fitted on validation queries (or on fifty labels of one's own) after training; the network is
+not touched. Saved beside the weights as ``calibration.json``.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from demr.answers.covariates import LEAST_POINTS, Standardizer, numbers
+from demr.answers.intervals import LEVELS, IntervalCalibrator
+from demr.answers.presence import PresenceCalibrator
+from demr.errors import InputError, ModelError
+from demr.machine.files import atomic_path
+
+__all__ = [
+    "FORMAT_VERSION",
+    "LEVELS",
+    "Calibration",
+    "IntervalCalibrator",
+    "PresenceCalibrator",
+    "Standardizer",
+    "check_counts",
+]
+
+FORMAT_VERSION = 2
+
+
+def check_counts(present: int, absent: int, subject: str = "calibration") -> None:
+    """Check that there are queries enough to calibrate on; a training should not end to find out.
+
+    Args:
+        present: Queries with windows.
+        absent: Queries whose moment is not in the video; presence is fitted on as many of either
+            kind, and not at all without.
+        subject: What is too small, for the message.
+
+    Raises:
+        InputError: If there are too few of a kind.
+    """
+    if present < LEAST_POINTS:
+        raise InputError(
+            subject,
+            expected=f"at least {LEAST_POINTS} queries with windows to calibrate intervals on",
+            got=str(present),
+            remedy="add labelled queries",
+        )
+    if absent and 2 * absent < LEAST_POINTS:
+        raise InputError(
+            subject,
+            expected=f"at least {-(-LEAST_POINTS // 2)} absent queries to calibrate presence on, "
+            "or none",
+            got=str(absent),
+            remedy="add absent queries, or leave these out",
+        )
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """All that is fitted on validation after training; ``calibration.json`` of a run folder.
+
+    Attributes:
+        interval: Of the boundaries; None if not fitted.
+        presence: Of the moment; None if not fitted.
+        tau: Weight of the standardised log epistemic uncertainty in the ranking.
+        ranking: ``score``, ``uncertainty``, ``fusion`` or ``voting``.
+        thresholds: Named limits of ``present``, from which verdicts are made.
+        disagreement: Weight of the voters' spread where the ranking is ``voting``.
+    """
+
+    interval: IntervalCalibrator | None = None
+    presence: PresenceCalibrator | None = None
+    tau: float = 0.0
+    ranking: str = "score"
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    disagreement: float = 1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, with the format's version."""
+        return {
+            "version": FORMAT_VERSION,
+            "interval": None if self.interval is None else self.interval.to_dict(),
+            "presence": None if self.presence is None else self.presence.to_dict(),
+            "tau": self.tau,
+            "disagreement": self.disagreement,
+            "ranking": self.ranking,
+            "thresholds": dict(self.thresholds),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Inverse of :meth:`to_dict`; the version is :meth:`load`'s to check.
+
+        Raises:
+            InputError, KeyError, TypeError, ValueError: If it is damaged.
+        """
+        interval, presence = data["interval"], data["presence"]
+        thresholds = data["thresholds"]
+        if not isinstance(data["ranking"], str) or not isinstance(thresholds, dict):
+            raise TypeError("ranking must be a word and thresholds an object")
+        return cls(
+            None if interval is None else IntervalCalibrator.from_dict(interval),
+            None if presence is None else PresenceCalibrator.from_dict(presence),
+            float(numbers(data, "tau", ())),
+            data["ranking"],
+            {str(name): float(numbers(thresholds, name, ())) for name in thresholds},
+            # Format 1 did not know it.
+            float(numbers(data, "disagreement", ())) if "disagreement" in data else 1.0,
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the file whole or not at all; what was there stays until then.
+
+        Raises:
+            ModelError: If it cannot be written, or holds a number that is not finite.
+        """
+        target = Path(path)
+        try:
+            text = json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n"
+        except ValueError as error:
+            raise ModelError(
+                f"calibration for {target}",
+                expected="finite numbers",
+                got=str(error),
+                remedy="fit the calibration again",
+            ) from error
+        try:
+            with atomic_path(target) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise ModelError(
+                str(target),
+                expected="a place that can be written",
+                got=error.strerror or str(error),
+                remedy="free space or choose another folder; the old file is unchanged",
+            ) from error
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a file written by :meth:`save`.
+
+        Raises:
+            ModelError: If it is missing, damaged, or of a newer format.
+        """
+        target = Path(path)
+        try:
+            data = json.loads(target.read_text(encoding="utf-8"), parse_constant=_no_constant)
+            if not isinstance(data, dict):
+                raise TypeError("not a JSON object")
+            version = data["version"]
+            if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+                raise ValueError(f"version {version!r}")
+        except OSError as error:
+            raise ModelError(
+                str(target),
+                expected="a calibration file",
+                got=error.strerror or str(error),
+                remedy="run demr calibrate",
+            ) from error
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise _damaged(target, error) from error
+        if version > FORMAT_VERSION:
+            raise ModelError(
+                str(target),
+                expected=f"calibration format {FORMAT_VERSION} or older",
+                got=f"format {version}",
+                remedy="update demr",
+            )
+        try:
+            return cls.from_dict(data)
+        except (
+            InputError,
+            AttributeError,
+            LookupError,
+            OverflowError,
+            TypeError,
+            ValueError,
+        ) as error:
+            raise _damaged(target, error) from error
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number")
+
+
+def _damaged(path: Path, error: Exception) -> ModelError:
+    return ModelError(
+        str(path),
+        expected="a calibration file as demr writes it",
+        got=f"a damaged one ({type(error).__name__}: {error})",
+        remedy="run demr calibrate again",
+    )

@@ -1,0 +1,205 @@
+"""A model on disk: ``model.safetensors`` and ``config.json``, all that loading needs."""
+
+import json
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from demr.answers.domain import check_domain
+from demr.batches.stretches import MAX_CLIPS
+from demr.encoders.base import EncoderIdentity
+from demr.errors import DemrError, ModelError
+from demr.machine.files import atomic_path
+from demr.machine.hub import fetch
+from demr.network.model import DemrModel
+
+FORMAT_VERSION = 1
+# The start and end fraction that features.prepare_video appends to a clip.
+APPENDED_DIMS = 2
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A loaded model and what is known about it.
+
+    Attributes:
+        model: In evaluation mode, float32.
+        name: As the training config called it.
+        identity: The encoder whose features it understands.
+        architecture: Keyword arguments of :class:`~demr.network.model.DemrModel`.
+        known_words: Words of the training queries, or None where the encoder can place words
+            that were never trained on.
+        domain: ``low`` and ``high``, the range of every raw feature in the training videos, and
+            ``edge``, the share of values outside it that is still theirs; see
+            :func:`demr.answers.domain.describe_domain`.
+        max_clips: Clips of the longest video it was trained on, or of the longest stretch; longer
+            videos are read by stretches of so many. Models that do not say so get
+            :data:`demr.batches.stretches.MAX_CLIPS`.
+    """
+
+    model: DemrModel
+    name: str
+    identity: EncoderIdentity
+    architecture: Mapping[str, Any]
+    known_words: frozenset[str] | None = None
+    domain: Mapping[str, Any] | None = None
+    max_clips: int = MAX_CLIPS
+
+
+def save_pretrained(folder: Path, pretrained: Pretrained, half: bool = False) -> None:
+    """Write a model; one that is there stays whole until the new one is written.
+
+    Args:
+        folder: Created if missing.
+        pretrained: What to write.
+        half: Store the weights in float16.
+
+    Raises:
+        ModelError: If the disk is full or the folder not writable; nothing is left half-written.
+    """
+    config = {
+        "format_version": FORMAT_VERSION,
+        "name": pretrained.name,
+        "architecture": dict(pretrained.architecture),
+        "encoder": pretrained.identity.to_dict(),
+        "known_words": None if pretrained.known_words is None else sorted(pretrained.known_words),
+        "domain": None if pretrained.domain is None else dict(pretrained.domain),
+        "max_clips": pretrained.max_clips,
+    }
+    state = {
+        name: (value.half() if half and value.is_floating_point() else value).contiguous().cpu()
+        for name, value in pretrained.model.state_dict().items()
+    }
+    try:
+        # Both are written before either is put in place: weights never meet another's config.
+        with (
+            atomic_path(folder / "config.json") as described,
+            atomic_path(folder / "model.safetensors") as weights,
+        ):
+            save_file(state, weights)
+            described.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    except (OSError, SafetensorError) as error:
+        raise ModelError(
+            str(folder),
+            expected="room to save the model",
+            got=f"{type(error).__name__}: {error}",
+            remedy="free disk space or choose another folder; what was there is unchanged",
+        ) from error
+
+
+def load_pretrained(folder: Path) -> Pretrained:
+    """Read a model written by :func:`save_pretrained`.
+
+    Raises:
+        ModelError: If a file is missing, damaged, or of a newer format.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            str(folder),
+            expected="a model folder with config.json and model.safetensors",
+            got=f"{type(error).__name__}: {error}",
+            remedy="name the run folder that `demr train` wrote",
+        ) from error
+    version = config.get("format_version") if isinstance(config, dict) else None
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        newer = isinstance(version, int)
+        raise ModelError(
+            str(folder / "config.json"),
+            expected=f"model format {FORMAT_VERSION} or older",
+            got=f"format {version}" if newer else "no format_version",
+            remedy="upgrade demr" if newer else "name the run folder that `demr train` wrote",
+        )
+    weights = folder / "model.safetensors"
+    try:
+        identity = EncoderIdentity.from_dict(config["encoder"])
+        model = DemrModel(
+            identity.video_dim + APPENDED_DIMS, identity.text_dim, **config["architecture"]
+        )
+        model.load_state_dict({k: v.float() for k, v in load_file(weights).items()})
+        known = config.get("known_words")
+        known_words = None if known is None else frozenset(map(str, known))
+        domain = check_domain(config.get("domain"), identity.video_dim)
+        max_clips = config.get("max_clips", MAX_CLIPS)
+        if isinstance(max_clips, bool) or not isinstance(max_clips, int) or max_clips < 1:
+            raise ValueError(f"max_clips must be a number above 0, is {max_clips!r}")
+    except (DemrError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ModelError(
+            str(folder / "config.json"),
+            expected="the architecture and encoder of a model",
+            got=_brief(error),
+            remedy="copy the file again from the training run",
+        ) from error
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise ModelError(
+            str(weights),
+            expected="the complete weights that config.json describes",
+            got=_brief(error),
+            remedy="copy the file again from the training run",
+        ) from error
+    return Pretrained(
+        model.eval(),
+        str(config.get("name", folder.name)),
+        identity,
+        config["architecture"],
+        known_words,
+        domain,
+        max_clips,
+    )
+
+
+def _brief(error: Exception) -> str:
+    # torch lists every tensor that does not fit.
+    return textwrap.shorten(f"{type(error).__name__}: {error}", 200, placeholder=" ...")
+
+
+DEFAULT_MODEL = "shapes"
+
+
+def find_model(source: str | Path) -> Path:
+    """Folder of a model given by path, by the name of a bundled one, or by Hugging Face id.
+
+    Raises:
+        ModelError: If there is none.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        return folder
+    bundled = Path(str(files("demr"))) / "models" / str(source)
+    if str(source).isidentifier() and bundled.is_dir():
+        return bundled
+    if str(source).count("/") == 1 and not folder.suffix and not folder.is_absolute():
+        return _download(str(source))
+    raise ModelError(
+        str(source),
+        expected="a model folder, a Hugging Face id, or 'shapes'",
+        got="no such model",
+        remedy="name the run folder that `demr train` wrote",
+    )
+
+
+def _download(identifier: str) -> Path:
+    try:
+        files = ["config.json", "model.safetensors", "calibration.json"]
+        return fetch(identifier, files, else_here=True)
+    except ImportError as error:
+        raise ModelError(
+            identifier,
+            expected="a local folder, or the package huggingface_hub to fetch a model",
+            got="neither",
+            remedy="pip install huggingface_hub, or check the path",
+        ) from error
+    except Exception as error:  # the hub's client raises errors of several libraries
+        raise ModelError(
+            identifier,
+            expected="a local folder or a model on the Hugging Face hub",
+            got=f"{type(error).__name__}",
+            remedy="check the id and the network",
+        ) from error

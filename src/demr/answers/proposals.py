@@ -1,0 +1,205 @@
+"""Proposals: decode, rank, suppress, fuse. Windows, scores and uncertainty stay one record."""
+
+from dataclasses import dataclass, fields
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from demr.annotations.windows import suppress, window_iou
+
+Ranking = Literal["score", "uncertainty", "fusion", "voting"]
+# A proposal has a vote on the boundaries of a kept one that it overlaps by this much.
+_VOTING_IOU = 0.3
+# Windows that overlap a better one by more are absorbed by it (the release's value).
+NMS_IOU = 0.7
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """Candidate moments of one query, one row each; slicing slices every field.
+
+    Attributes:
+        window_norm: Predicted ``(start, end)`` as fractions of the duration, ``(N, 2)``.
+        foreground: Foreground probability, ``(N,)``.
+        nu: NIG parameter for start and end, ``(N, 2)``.
+        alpha: NIG parameter for start and end, ``(N, 2)``.
+        beta: NIG parameter for start and end, in squared fractions, ``(N, 2)``.
+        clip_idx: The clip that made the proposal, ``(N,)``.
+        score: What the rows are ranked by, ``(N,)``.
+        duration_s: Duration of the video in seconds.
+    """
+
+    window_norm: FloatArray
+    foreground: FloatArray
+    nu: FloatArray
+    alpha: FloatArray
+    beta: FloatArray
+    clip_idx: NDArray[np.int64]
+    score: FloatArray
+    duration_s: float
+
+    def __post_init__(self) -> None:
+        """Check that every field has one row a proposal.
+
+        Raises:
+            ValueError: If the shapes disagree.
+        """
+        count = len(self.window_norm)
+        for name in ("window_norm", "nu", "alpha", "beta"):
+            if getattr(self, name).shape != (count, 2):
+                raise ValueError(f"{name} must be ({count}, 2), is {getattr(self, name).shape}")
+        for name in ("foreground", "clip_idx", "score"):
+            if getattr(self, name).shape != (count,):
+                raise ValueError(f"{name} must be ({count},), is {getattr(self, name).shape}")
+
+    def __len__(self) -> int:
+        return len(self.window_norm)
+
+    def __getitem__(self, keep: slice | NDArray[Any]) -> Self:
+        """Select rows of every field alike."""
+        rows = (f.name for f in fields(self) if f.name != "duration_s")
+        return self.replace(**{name: getattr(self, name)[keep] for name in rows})
+
+    def replace(self, **changes: Any) -> Self:
+        """Return a copy with some fields exchanged."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return type(self)(**(values | changes))
+
+    @property
+    def window_s(self) -> FloatArray:
+        """Windows in seconds, inside the video and with start <= end, ``(N, 2)``."""
+        clipped = np.clip(self.window_norm, 0, 1)
+        return np.sort(clipped, axis=1) * self.duration_s
+
+    @property
+    def aleatoric(self) -> FloatArray:
+        """Aleatoric variance in seconds squared, ``(N, 2)``."""
+        return self.beta / (self.alpha - 1) * self.duration_s**2
+
+    @property
+    def epistemic(self) -> FloatArray:
+        """Epistemic variance in seconds squared, ``(N, 2)``."""
+        return self.aleatoric / self.nu
+
+    @property
+    def evidence(self) -> FloatArray:
+        """``2 nu + alpha``, ``(N, 2)``."""
+        return 2 * self.nu + self.alpha
+
+    @property
+    def scale_s(self) -> FloatArray:
+        """Scale of the predictive Student-t in seconds, ``(N, 2)``."""
+        variance = self.beta * (1 + self.nu) / (self.nu * self.alpha)
+        return np.sqrt(variance) * self.duration_s
+
+
+def rank(proposals: Proposals, tau: float = 0.0) -> Proposals:
+    """Order by foreground probability, lowered where the epistemic uncertainty is high.
+
+    The score is ``p * exp(-tau * z)`` with ``z`` the log epistemic uncertainty, standardised
+    over the proposals of the query; ``tau = 0`` ranks by probability alone.
+    """
+    score = proposals.foreground
+    if tau and len(proposals) > 1:
+        log_eu = np.log(proposals.epistemic.mean(axis=1) + 1e-12)
+        z = (log_eu - log_eu.mean()) / max(float(log_eu.std()), 1e-6)
+        score = score * np.exp(-tau * z)
+    order = np.argsort(-score, kind="stable")
+    return proposals.replace(score=score)[order]
+
+
+def select(
+    proposals: Proposals,
+    *,
+    ranking: Ranking = "score",
+    tau: float = 0.0,
+    disagreement: float = 1.0,
+    iou: float = NMS_IOU,
+    before: int = 1000,
+    after: int = 10,
+) -> Proposals:
+    """Rank, then suppress or fuse overlapping proposals.
+
+    Args:
+        proposals: All proposals of a query.
+        ranking: ``score`` drops what overlaps a better proposal; ``uncertainty`` does the same
+            in the order that ``tau`` gives; ``fusion`` merges it into the better one instead;
+            ``voting`` drops it like ``score``, but every overlapping proposal first has a vote
+            on the boundaries, see :func:`_vote`.
+        tau: See :func:`rank`; unused with ``score`` and ``voting``.
+        disagreement: See :func:`_vote`; unused without ``voting``.
+        iou: Windows that overlap a kept one by more are absorbed by it.
+        before: Proposals that may be kept, the best ones. All that overlap a kept one are merged
+            or vote: in a long video the best thousand may be spread over hundreds of moments, and
+            each needs the voices of its weaker clips too.
+        after: Proposals returned.
+    """
+    ranked = rank(proposals, 0.0 if ranking in ("score", "voting") else tau)
+    owner = suppress(ranked.window_s, iou, after, before)
+    keep = np.flatnonzero(owner == np.arange(len(ranked)))
+    if ranking == "fusion":
+        return _fuse(ranked, owner, keep)
+    return _vote(ranked, keep, disagreement) if ranking == "voting" else ranked[keep]
+
+
+def _vote(ranked: Proposals, keep: NDArray[np.int64], disagreement: float) -> Proposals:
+    """Move the boundaries of kept proposals to the precision-weighted mean of their neighbours'.
+
+    A clip near the start of a moment knows the start and not the end, and its predictive scale
+    says so. Weights are foreground probability over squared scale, for each boundary by itself.
+
+    Neighbours see the same evidence, so adding theirs up, as fusion does, would count it many
+    times: aleatoric uncertainty and alpha stay the kept proposal's. But where the voters differ,
+    the location is uncertain, whatever each of them says by itself. By the law of total variance
+    the weighted variance of their votes is added to the epistemic uncertainty, that is, nu falls:
+    ``nu = beta / ((alpha - 1) (EU + disagreement * spread))``.
+
+    That law asks for ``disagreement`` 1. But voters are clips of one video under one network: they
+    share most of their mistakes, and differ by less than each of them is wrong. How much less is
+    a matter of validation.
+    """
+    kept = ranked[keep]
+    votes = window_iou(kept.window_s, ranked.window_s) >= _VOTING_IOU
+    votes[np.arange(len(keep)), keep] = True
+    # Of a long video few have a vote on anything.
+    voters = np.flatnonzero(votes.any(axis=0))
+    votes, said = votes[:, voters], ranked[voters]
+    weight = said.foreground[:, None] / np.maximum(said.scale_s, 1e-9) ** 2
+    weight = np.maximum(weight, 1e-300)
+    total = votes.astype(np.float64) @ weight
+    window_norm = (votes @ (weight * said.window_norm)) / total
+    # Around the mean, so that no difference of two large squares is left.
+    offset = said.window_norm[None] - window_norm[:, None]
+    spread = np.einsum("kn,nb,knb->kb", votes, weight, offset**2) / total
+    aleatoric = kept.beta / (kept.alpha - 1)
+    nu = kept.nu / (1 + kept.nu * disagreement * spread / aleatoric)
+    return kept.replace(window_norm=window_norm, nu=nu)
+
+
+def _fuse(ranked: Proposals, owner: NDArray[np.int64], keep: NDArray[np.int64]) -> Proposals:
+    """Merge every kept proposal with what it absorbed, by normal-inverse-gamma summation.
+
+    ``nu`` and ``alpha`` add (1/2 more ``alpha`` for each further member), the location is the
+    nu-weighted mean, and ``beta`` grows by the disagreement (Ma et al. 2021, arXiv:2111.08456).
+    Members weigh in with their foreground probability, relative to the best one: a clip that
+    hardly belongs to the moment has little to say about its boundaries. Members of equal
+    probability are summed exactly as in the paper.
+    """
+    kept = ranked[keep]
+    loc, nu, alpha, beta = (np.empty((len(keep), 2)) for _ in range(4))
+    for row, index in enumerate(keep):
+        members = ranked[owner == index]
+        best = float(members.foreground.max())
+        # Probabilities that underflowed to zero leave nothing to weigh by.
+        relative = members.foreground / best if best > 0 else np.ones(len(members))
+        weight = relative[:, None]
+        evidence = weight * members.nu
+        nu[row] = evidence.sum(axis=0)
+        loc[row] = (evidence * members.window_norm).sum(axis=0) / nu[row]
+        extra = weight.sum(axis=0) - 1
+        alpha[row] = (weight * members.alpha).sum(axis=0) + extra / 2
+        spread = (evidence * (members.window_norm - loc[row]) ** 2).sum(axis=0)
+        beta[row] = (weight * members.beta).sum(axis=0) + spread / 2
+    return kept.replace(window_norm=loc, nu=nu, alpha=alpha, beta=beta)

@@ -1,0 +1,162 @@
+"""The command line: features of videos, and what others publish."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from demr.errors import InputError
+from demr.machine.terminal import need_extra, status
+
+app = typer.Typer()
+import_app = typer.Typer(
+    help="Convert what others publish into demr's own files.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(import_app, name="import")
+
+
+@app.command()
+def extract(
+    sources: Annotated[
+        # What is closed is skipped, as it is inside of folders.
+        list[Path],
+        typer.Argument(metavar="VIDEO|DIR...", readable=False, help="Videos, folders."),
+    ],
+    encoder: Annotated[str, typer.Option(help="Encoder, such as clip or clip+slowfast.")],
+    out: Annotated[Path, typer.Option(help="New folder for the feature pack.")],
+    workers: Annotated[int, typer.Option(help="Processes, which share the cores.")] = 1,
+    ray: Annotated[
+        str | None,
+        typer.Option(help="Address of a Ray cluster, or local: decode and encode there."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, or an accelerator.")] = "auto",
+) -> None:
+    """Bring the clip features of videos into a feature pack.
+
+    Can be stopped at any moment: the same command goes on where it was. A video that cannot be
+    read is skipped, named and listed in extraction.json; the exit code is 1 then.
+    """
+    from demr.extraction.progress import describe, extract_with_progress
+
+    if workers < 1:
+        raise InputError("--workers", expected="at least 1", got=str(workers), remedy="raise it")
+    if ray is not None:
+        need_extra("cluster", "ray", "pyarrow")
+    summary = extract_with_progress(sources, encoder, out, workers=workers, ray=ray, device=device)
+    typer.echo("\n".join(describe(summary, out)))
+    if summary.skipped:
+        raise typer.Exit(1)
+
+
+@import_app.command("annotations")
+def import_annotations(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="JSON Lines of the field, JSON of ActivityNet Captions or a CD split, text of "
+            "Charades-STA; plain or .gz."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="New JSON Lines file; .jsonl.gz is compressed.")],
+    durations: Annotated[
+        Path | None,
+        typer.Option(
+            help="Annotations that say how long each video is, for the text form, which does not."
+        ),
+    ] = None,
+) -> None:
+    """Mend annotations of any known form, and say what was mended."""
+    from demr.annotations.annotations import (
+        read_annotations,
+        read_annotations_with_report,
+        write_annotations,
+    )
+
+    if out.exists():
+        raise InputError(
+            f"--out {out}",
+            expected="a new file",
+            got="a folder" if out.is_dir() else "one that is there",
+            remedy="choose another name, or remove it first",
+        )
+    lengths = (
+        None
+        if durations is None
+        else {annotation.vid: annotation.duration_s for annotation in read_annotations(durations)}
+    )
+    annotations, report = read_annotations_with_report(file, durations_s=lengths)
+    write_annotations(out, annotations)
+    typer.echo(f"{out}: {report.summary()}")
+
+
+@import_app.command("features")
+def import_features(
+    stream: Annotated[
+        list[str],
+        typer.Option(help="NAME=PATH, in the order of concatenation: a folder of .npz, or HDF5."),
+    ],
+    annotations: Annotated[
+        list[Path], typer.Option(help="Annotations of the wanted videos; they know the durations.")
+    ],
+    out: Annotated[Path, typer.Option(help="New folder for the feature pack.")],
+    clip_length: Annotated[float, typer.Option(help="Seconds between two rows.")],
+    encoder: Annotated[str, typer.Option(help="What made them, as NAME@VERSION.")],
+    text_dim: Annotated[int, typer.Option(help="Width of a token of the queries' features.")] = 512,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Models must not bring each row to unit length.")
+    ] = False,
+) -> None:
+    """Bring published video features into a feature pack."""
+    from demr.annotations.annotations import read_annotations
+    from demr.features.imports import import_features as bring_in
+
+    streams = dict(_named_path(text) for text in stream)
+    name, separator, version = encoder.partition("@")
+    wrong = {
+        "--stream": (len(streams) < len(stream), "streams with names of their own", str(stream)),
+        "--clip-length": (not 0 < clip_length < 1e6, "seconds above 0", f"{clip_length:g}"),
+        "--text-dim": (text_dim < 1, "at least 1", str(text_dim)),
+        "--encoder": (not (name and separator and version), "NAME@VERSION", encoder),
+    }
+    for option, (is_wrong, expected, got) in wrong.items():
+        if is_wrong:
+            raise InputError(
+                option, expected=expected, got=got, remedy="see demr import features --help"
+            )
+    durations: dict[str, float] = {}
+    for file in annotations:
+        for annotation in read_annotations(file):
+            known = durations.setdefault(annotation.vid, annotation.duration_s)
+            if abs(known - annotation.duration_s) > clip_length:
+                raise InputError(
+                    f"--annotations {file}",
+                    expected=f"video {annotation.vid} to last {known:g} s, as said before",
+                    got=f"{annotation.duration_s:g} s",
+                    remedy="annotations of one video must agree to within a clip",
+                )
+    with status(f"reading {len(durations)} videos"):
+        done = bring_in(
+            streams,
+            durations,
+            out,
+            name=name,
+            version=version,
+            clip_s=clip_length,
+            text_dim=text_dim,
+            normalization="none" if raw else "l2",
+        )
+    typer.echo(f"{out}: {done.summary()}")
+
+
+def _named_path(text: str) -> tuple[str, Path]:
+    name, separator, path = text.partition("=")
+    if not (name and separator and path):
+        raise InputError(
+            f"--stream {text}",
+            expected="NAME=PATH, such as clip=features/clip",
+            got="no name and path",
+            remedy="see demr import features --help",
+        )
+    return name, Path(path)

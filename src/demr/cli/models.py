@@ -1,0 +1,233 @@
+"""The command line: training, measuring, comparing and exporting models."""
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from demr.errors import ConfigError, InputError
+from demr.machine.terminal import need_extra, status
+
+app = typer.Typer()
+
+
+class _Format(StrEnum):
+    ONNX = "onnx"
+    PT2 = "pt2"
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="A recipe, such as configs/shapes.yaml.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Override a setting: a.b=value.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="New run folder.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out after a stop.")
+    ] = False,
+) -> None:
+    """Train, calibrate and evaluate a model."""
+    from demr.runs.config import load_config
+
+    loaded = load_config(config, overrides or [])
+    need_extra("train", "lightning", "tensorboard", "HanTa")
+    from demr.runs.folder import default_run_folder, is_main_process
+    from demr.training.run import train_run
+
+    if resume and out is None:
+        raise ConfigError(
+            "--resume",
+            expected="the run to go on with",
+            got="no --out",
+            remedy="name its folder with --out",
+        )
+    run = train_run(loaded, out or default_run_folder(loaded.name), resume=resume)
+    if not is_main_process():
+        return
+    typer.echo(f"run finished: {run}", err=True)
+    _print_metrics(json.loads((run / "metrics.json").read_text(encoding="utf-8")))
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path | None, typer.Argument(help="A run folder.")] = None,
+    predictions: Annotated[
+        Path | None, typer.Option(help="Predictions in the field's JSON lines.")
+    ] = None,
+    annotations: Annotated[Path | None, typer.Option(help="Annotations to compare with.")] = None,
+    as_json: Annotated[
+        Path | None, typer.Option("--json", help="Also write the numbers to this file.")
+    ] = None,
+) -> None:
+    """Measure a run on its splits, or predictions against annotations."""
+    if (run is None) == (predictions is None) or (predictions is None) != (annotations is None):
+        raise InputError(
+            "evaluate",
+            expected="a run folder, or --predictions together with --annotations",
+            got="neither or both",
+            remedy="see demr evaluate --help",
+        )
+    if run is not None:
+        need_extra("train", "lightning")
+        from demr.runs.evaluating import evaluate_run
+
+        metrics = evaluate_run(run)
+    else:
+        from demr.evaluation.predictions import evaluate_predictions
+
+        metrics = {"all": evaluate_predictions(Path(str(predictions)), Path(str(annotations)))}
+    if as_json is not None:
+        from demr.machine.files import write_json
+
+        write_json(as_json, metrics)
+    _print_metrics(metrics)
+
+
+@app.command()
+def calibrate(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    annotations: Annotated[
+        Path | None,
+        typer.Option(help="Labels of your own (present and absent), for videos with features."),
+    ] = None,
+) -> None:
+    """Fit intervals, presence and ranking on validation queries, or on labels of your own."""
+    need_extra("train", "lightning")
+    from demr.annotations.annotations import read_annotations
+    from demr.runs.calibrating import calibrate_run
+
+    own = None if annotations is None else read_annotations(annotations)
+    fitted = calibrate_run(run, annotations=own)
+    points = 0 if fitted.interval is None else fitted.interval.points
+    presence = "no" if fitted.presence is None else str(fitted.presence.points)
+    typer.echo(
+        f"{run / 'calibration.json'}: ranking {fitted.ranking} (tau {fitted.tau:g}), "
+        f"intervals from {points} queries, presence from {presence} queries"
+    )
+
+
+@app.command()
+def balance(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    split: Annotated[str, typer.Option(help="Split to disturb.")] = "val",
+    limit: Annotated[int, typer.Option(help="Queries to use; 0 takes all.")] = 500,
+) -> None:
+    """Measure how uncertainty answers to noise on video and on text (dVar)."""
+    need_extra("train", "lightning")
+    from demr.runs.balance import balance_run
+
+    typer.echo(balance_run(run, split, limit))
+
+
+@app.command()
+def ablate(
+    config: Annotated[Path, typer.Argument(help="The recipe that variants depart from.")],
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(help="What to vary: a name (--list shows them) or a YAML file. [steps]"),
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="Seeds of every variant, with commas.")] = "0,1,2",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Override a setting of the recipe in all variants: a.b=value."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder; finished runs in it are kept.  [runs/NAME-ablation]"),
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="Runs at a time, which share the cores.")] = 1,
+    balance: Annotated[
+        str, typer.Option(help="Split whose noise curves are measured, or none.")
+    ] = "val",
+    limit: Annotated[int, typer.Option(help="Queries of that split; 0 takes all.")] = 500,
+    list_grids: Annotated[
+        bool, typer.Option("--list", help="Show the grids and their runs, and train nothing.")
+    ] = False,
+    report_only: Annotated[
+        bool, typer.Option("--report-only", help="Tables and figures of what is finished.")
+    ] = False,
+) -> None:
+    """Train variants of a recipe with several seeds, and compare them.
+
+    Can be stopped and started at will: finished runs are kept, others go on. Another recipe or
+    override is another run. A failed run does not stop the rest.
+    """
+    need_extra("train", "lightning", "tensorboard", "HanTa")
+    from demr.training.ablation import GRIDS, load_grid
+    from demr.training.ablation_report import ablate_recipe, describe
+
+    names = grid or (list(GRIDS) if list_grids else ["steps"])
+    grids = dict(load_grid(name) for name in names)
+    parsed = _seeds(seeds)
+    if list_grids:
+        typer.echo(describe(config, grids, parsed, overrides or []))
+        return
+    for option, value, least in (("--jobs", jobs, 1), ("--limit", limit, 0)):
+        if value < least:
+            raise InputError(
+                option, expected=f"at least {least}", got=str(value), remedy="raise it"
+            )
+    report, failed = ablate_recipe(
+        config,
+        grids,
+        parsed,
+        overrides or [],
+        out,
+        jobs=jobs,
+        balance=None if balance == "none" else balance,
+        limit=limit,
+        train=not report_only,
+    )
+    typer.echo(report)
+    if failed:
+        typer.echo(f"demr: {failed} runs failed; the same command tries them again", err=True)
+        raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    run: Annotated[
+        str, typer.Argument(help="Run folder, Hugging Face id, or shapes, the bundled model.")
+    ],
+    file_format: Annotated[
+        _Format, typer.Option("--format", help="onnx runs without torch, pt2 with torch alone.")
+    ] = _Format.ONNX,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="New file.  [RUN/model.FORMAT; of no run folder NAME.FORMAT here]"),
+    ] = None,
+) -> None:
+    """Write a model as one file that runs without demr, and try that file."""
+    if file_format is _Format.ONNX:
+        need_extra("export", "onnx", "onnxruntime", "onnxscript")
+    from demr.export.exporting import export_model
+
+    with status(f"exporting {run}"):
+        exported = export_model(run, file_format.value, out)
+    typer.echo(exported.summary())
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        seeds = [int(part) for part in text.split(",")]
+    except ValueError:
+        seeds = []
+    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise InputError(
+            f"--seeds {text}",
+            expected="different whole numbers from 0 on, with commas",
+            got="something else",
+            remedy="write for example --seeds 0,1,2",
+        )
+    return seeds
+
+
+def _print_metrics(metrics: dict[str, dict[str, float]]) -> None:
+    from rich.console import Console
+
+    from demr.report.formats import metrics_table
+
+    Console().print(metrics_table(metrics))

@@ -1,0 +1,261 @@
+"""Videos -> a feature pack: resumable, past files that are broken, by processes or a cluster.
+
+Videos are encoded in units (:mod:`demr.extraction.videos`). Each finished unit is a file in the
+folder ``OUT.partial``; when all are there, the pack is written and the folder removed. What a
+unit's features are depends on its files alone, so that a run that was killed and started again
+makes the same bytes. (Not to the last bit where a worker died over a unit twice: its videos are
+encoded one by one then.)
+"""
+
+import fcntl
+import glob
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from demr import __version__
+from demr.encoders import Encoder, EncoderIdentity, VideoFeatures
+from demr.errors import DemrError, FeatureError, InputError, VideoError
+from demr.extraction.units import Job, Tell, disk_errors, has_part, read_part
+from demr.extraction.videos import Found, Unit, cut_into_units
+from demr.features.pack import FeaturePack, FeaturePackWriter
+from demr.machine.files import atomic_path
+from demr.machine.terminal import counted
+
+REPORT = "extraction.json"
+_PLAN_VERSION = 1
+_PARTIAL = ".partial"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A finished extraction.
+
+    Attributes:
+        videos: In the pack.
+        clips: Of all of them.
+        skipped: Path and reason of each video that is not in it.
+        damaged: Path and damage of each that is there in part.
+        identity: The encoder.
+        size: Bytes of the pack.
+        was_there: Whether the pack had been finished before.
+    """
+
+    videos: int
+    clips: int
+    skipped: tuple[tuple[str, str], ...]
+    damaged: tuple[tuple[str, str], ...]
+    identity: EncoderIdentity
+    size: int
+    was_there: bool = False
+
+
+Runner = Callable[[Sequence[Unit], Job, Tell], None]
+"""Works on all units of a list, each in the end a file among the parts."""
+
+
+def extract(
+    found: Found, encoder: Encoder, job: Job, out: Path, run: Runner, tell: Tell
+) -> Summary:
+    """Bring videos into a feature pack.
+
+    Args:
+        found: The videos.
+        encoder: What describes them, as ``job`` makes it.
+        job: Told to workers.
+        out: Folder of the pack; ``out.partial`` beside it holds what is finished meanwhile.
+        run: Who works on the units that are not there yet.
+        tell: Told of units that are, too.
+
+    Raises:
+        FeatureError: If ``out`` exists and is not this pack, ``out.partial`` holds another
+            encoder's features, or the disk is full.
+        VideoError: If no video at all can be used; nothing is left behind.
+    """
+    if out.exists():
+        return _finished_before(found, encoder.identity, out, job.parts)
+    with _parts_folder(job.parts, encoder.identity):
+        units = cut_into_units(found.videos)
+        todo = []
+        for unit in units:
+            if has_part(job.parts, unit):
+                tell(unit, 1.0, None)
+            else:
+                todo.append(unit)
+        try:
+            if todo:
+                run(todo, job, tell)
+        except DemrError:
+            # Of weights that cannot be loaded nothing is left that would bar the right ones.
+            if not any(job.parts.glob("unit-*")):
+                shutil.rmtree(job.parts, ignore_errors=True)
+            raise
+        summary = _publish(found, units, encoder.identity, job.parts, out)
+        _remove(job.parts)
+    return summary
+
+
+def parts_folder(out: Path) -> Path:
+    """Where finished units lie until the pack is whole."""
+    return out.with_name(out.name + _PARTIAL)
+
+
+@contextmanager
+def _parts_folder(parts: Path, identity: EncoderIdentity) -> Iterator[None]:
+    """The folder of finished units, checked, and for this process alone."""
+    with disk_errors(parts):
+        parts.mkdir(parents=True, exist_ok=True)
+        lock = (parts / "lock").open("w")
+    with lock:
+        with disk_errors(parts):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # One that was just finishing has removed the file that is locked here.
+                is_alone = os.fstat(lock.fileno()).st_nlink > 0
+            except BlockingIOError:
+                is_alone = False
+        if not is_alone:
+            raise FeatureError(
+                str(parts),
+                expected="one extraction at a time",
+                got="another that is at work there",
+                remedy="wait for it, or choose another --out",
+            )
+        _check_plan(parts, identity)
+        # What was half written when a process was killed.
+        _remove(parts, finished=False)
+        yield
+
+
+def _remove(parts: Path, *, finished: bool = True) -> None:
+    """Remove what extractions have put into the folder, and the folder if that was all."""
+    pack = glob.escape(parts.name.removesuffix(_PARTIAL))
+    half = (f".{pack}.*", ".unit-*", ".plan.json.*")
+    for pattern in (*half, "unit-*", "plan.json", "lock") if finished else half:
+        for path in parts.glob(pattern):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                with suppress(OSError):
+                    path.unlink()
+    if finished:
+        with suppress(OSError):
+            parts.rmdir()
+
+
+def _check_plan(parts: Path, identity: EncoderIdentity) -> None:
+    path = parts / "plan.json"
+    if not path.exists():
+        plan = {"version": _PLAN_VERSION, "encoder": identity.to_dict()}
+        with disk_errors(parts), atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(plan), encoding="utf-8")
+        return
+    try:
+        plan = json.loads(path.read_text(encoding="utf-8"))
+        begun, version = EncoderIdentity.from_dict(plan["encoder"]), plan["version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FeatureError(
+            str(path),
+            expected="the plan of an extraction",
+            got=f"{type(error).__name__}: {error}",
+            remedy=f"remove {parts} and start anew",
+        ) from error
+    if begun != identity or version != _PLAN_VERSION:
+        raise FeatureError(
+            str(parts),
+            expected=f"an extraction by {identity}",
+            got=f"one that was begun by {begun}",
+            remedy="choose another --out, or remove that folder",
+        )
+
+
+def _publish(
+    found: Found, units: Sequence[Unit], identity: EncoderIdentity, parts: Path, out: Path
+) -> Summary:
+    """Write the pack from the finished units."""
+    paths = {video.vid: str(video.path) for video in found.videos}
+    skipped = [tuple(text.rsplit(": ", 1)) for text in found.closed]
+    damaged: list[tuple[str, str]] = []
+    videos = clips = 0
+    used: set[str] = set()
+    with FeaturePackWriter(out, identity, within=parts) as writer:
+        for unit in units:
+            for outcome in read_part(parts, unit):
+                path = paths[outcome.vid]
+                if outcome.error:
+                    skipped.append((path, outcome.error))
+                    continue
+                damaged += [(path, note) for note in outcome.notes]
+                writer.add(
+                    VideoFeatures(
+                        outcome.vid, outcome.duration_s, identity.clip_s, outcome.features
+                    )
+                )
+                videos += 1
+                clips += len(outcome.features)
+                used.add(outcome.dtype)
+        if not videos:
+            _remove(parts)
+            raise VideoError(
+                counted(len(skipped), "video"),
+                expected="at least one that can be used",
+                got=f"none, such as {skipped[0][1]}",
+                remedy="check the files",
+            )
+        # Actors of a cluster may have computed in half precision, or some of them.
+        identity = writer.identity = replace(identity, dtype="+".join(sorted(used)))
+        report = {
+            "demr": __version__,
+            "encoder": identity.to_dict(),
+            "files": _fingerprint(found),
+            "videos": videos,
+            "clips": clips,
+            "skipped": [{"path": path, "reason": reason} for path, reason in skipped],
+            "damaged": [{"path": path, "damage": note} for path, note in damaged],
+        }
+        writer.add_text(REPORT, json.dumps(report, indent=1) + "\n")
+    size = sum(file.stat().st_size for file in out.iterdir())
+    pairs = tuple((path, reason) for path, reason in skipped)
+    return Summary(videos, clips, pairs, tuple(damaged), identity, size)
+
+
+def _fingerprint(found: Found) -> str:
+    """Of the files' names and sizes: copies elsewhere are the same videos, mended ones are not."""
+    text = "\n".join(f"{video.vid}\0{video.size}" for video in found.videos)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _finished_before(found: Found, identity: EncoderIdentity, out: Path, parts: Path) -> Summary:
+    """The summary of a pack that is there, if it is the one that was asked for."""
+    unasked = f"a pack of other files than the {len(found.videos)} asked for"
+    try:
+        pack = FeaturePack(out)
+        report = json.loads((out / REPORT).read_text(encoding="utf-8"))
+        skipped = tuple((str(e["path"]), str(e["reason"])) for e in report["skipped"])
+        damaged = tuple((str(e["path"]), str(e["damage"])) for e in report["damaged"])
+        clips = int(report["clips"])
+        files = str(report["files"])
+    except (DemrError, OSError, ValueError, KeyError, TypeError):
+        same, unasked = False, "something else"
+    else:
+        same = pack.identity == identity and files == _fingerprint(found)
+        if pack.identity != identity:
+            unasked = f"a pack by {pack.identity}, where {identity} was asked for"
+    if not same:
+        raise InputError(
+            f"--out {out}",
+            expected="a new folder for the feature pack, or this very pack",
+            got=unasked,
+            remedy="choose another folder, or remove this one",
+        )
+    if parts.exists():
+        # Killed while it removed them; what another is at work on, or has made, stays.
+        with suppress(FeatureError), _parts_folder(parts, identity):
+            _remove(parts)
+    size = sum(file.stat().st_size for file in out.iterdir())
+    return Summary(len(pack), clips, skipped, damaged, identity, size, was_there=True)

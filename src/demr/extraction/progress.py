@@ -1,0 +1,158 @@
+"""An extraction as the command line shows it: a bar with the time left, and what was skipped."""
+
+import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from demr.encoders import get_encoder
+from demr.errors import InputError
+from demr.extraction.job import REPORT, Runner, Summary, extract, parts_folder
+from demr.extraction.units import Done, Job
+from demr.extraction.videos import Unit, find_videos
+from demr.extraction.workers import run_workers
+from demr.machine.terminal import counted
+
+# Lines about skipped files; a terminal does not hold a hundred thousand.
+_NAMED = 50
+
+
+def extract_with_progress(
+    sources: Sequence[Path],
+    encoder: str,
+    out: Path,
+    *,
+    workers: int = 1,
+    ray: str | None = None,
+    device: str = "auto",
+) -> Summary:
+    """Find videos, encode them and write the pack, telling the terminal how far it is.
+
+    Args:
+        sources: Videos and folders of videos.
+        encoder: What :func:`demr.encoders.get_encoder` takes.
+        out: Folder of the pack.
+        workers: Processes, or encoding actors of a cluster.
+        ray: Address of a cluster, ``local`` for one on this machine, None for none.
+        device: Where networks run.
+
+    Raises:
+        DemrError: If a source or the encoder is unusable, ``out`` is something else, the disk is
+            full, or no video can be used.
+    """
+    made = get_encoder(encoder, device=device)
+    found = find_videos(sources)
+    # A name to put another beside, whatever dots and links it was given with.
+    out = Path(os.path.realpath(out))
+    if not out.name:
+        raise InputError(
+            f"--out {out}",
+            expected="a new folder for the feature pack",
+            got="the root of all folders",
+            remedy="choose another folder",
+        )
+    job = Job(encoder, device, made.identity.to_dict(), parts_folder(out))
+    console = Console(stderr=True)
+    for closed in found.closed:
+        _print(console, f"skipped {_shown(closed)}")
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[videos]} videos"),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    quiet = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=quiet) as progress:
+        tell = _Teller(progress, made.identity.spec, [video.size for video in found.videos])
+        return extract(found, made, job, out, _runner(workers, ray), tell)
+
+
+def describe(summary: Summary, out: Path) -> list[str]:
+    """What came out, in lines for people."""
+    state = "was there already: " if summary.was_there else ""
+    streams = " + ".join(f"{name} {dims}" for name, dims in summary.identity.streams)
+    whole = (
+        f"{out}: {state}{counted(summary.videos, 'video')}, {counted(summary.clips, 'clip')} of "
+        f"{summary.identity.clip_s:g} s, {summary.identity.spec} ({streams}), "
+        f"{summary.size / 1e6:.1f} MB"
+    )
+    lines = [whole]
+    if summary.damaged:
+        damaged = len({path for path, _ in summary.damaged})
+        lines.append(f"damaged, of which the good part was used: {counted(damaged, 'video')}")
+    if summary.skipped:
+        lines.append(f"skipped: {counted(len(summary.skipped), 'file')}")
+    if summary.damaged or summary.skipped:
+        lines.append(f"which, and why: {out / REPORT}")
+    return lines
+
+
+def _runner(workers: int, ray: str | None) -> Runner:
+    if ray is None:
+        return partial(run_workers, workers=workers)
+    from demr.extraction.cluster import run_on_ray
+
+    return partial(run_on_ray, address=ray, workers=workers)
+
+
+class _Teller:
+    """Turns what workers say into a bar; counts bytes, shows videos."""
+
+    def __init__(self, progress: Progress, description: str, sizes: Sequence[int]) -> None:
+        self._progress = progress
+        self._task = progress.add_task(
+            description, total=max(sum(sizes), 1), videos=f"0/{len(sizes)}"
+        )
+        self._videos = len(sizes)
+        # By video: some units are tried video by video. Sums are kept, not added up anew: a
+        # hundred thousand videos have much to tell.
+        self._reached: dict[str, float] = {}
+        self._bytes = 0.0
+        self._finished = 0
+        self._named: set[str] = set()
+
+    def __call__(self, unit: Unit, share: float, done: Done | None) -> None:
+        for video in unit.videos:
+            before = self._reached.get(video.vid, 0.0)
+            self._reached[video.vid] = share
+            self._bytes += (share - before) * video.size
+            self._finished += int(share >= 1.0) - int(before >= 1.0)
+        self._progress.update(
+            self._task, completed=self._bytes, videos=f"{self._finished}/{self._videos}"
+        )
+        for path, reason in done.skipped if done else ():
+            if path not in self._named:
+                self._named.add(path)
+                self._name(path, reason)
+
+    def _name(self, path: str, reason: str) -> None:
+        # Errors are of one line, names of files need not be.
+        shown, reason = _shown(path), _shown(reason)
+        line = f"skipped {reason if shown in reason else f'{shown}: {reason}'}"
+        if len(self._named) > _NAMED:
+            return
+        if len(self._named) == _NAMED:
+            line = f"skipped more than can be named here; {REPORT} will list them"
+        _print(self._progress.console, line)
+
+
+def _print(console: Console, line: str) -> None:
+    console.print(f"demr: {line}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _shown(text: str) -> str:
+    """A line of text that does nothing to a terminal, whatever names of files are in it."""
+    return "".join(sign if sign.isprintable() else "?" for sign in " ".join(text.split()))

@@ -1,0 +1,273 @@
+"""Feature packs: sharded safetensors in float16 with an index, written once, read by mapping."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+from demr.encoders.base import EncoderIdentity, VideoFeatures
+from demr.errors import FeatureError
+from demr.features.prepare import check_storable
+from demr.features.shards import TENSOR, FeatureShard
+from demr.machine.files import sync
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+PACK_VERSION = 1
+_SHARD_ROWS = 65_536
+
+
+class FeaturePackWriter:
+    """Write a feature pack: sharded safetensors in float16 with an index.
+
+    The pack appears under its name only when the ``with`` block ends without an error.
+
+    Args:
+        path: Folder to create.
+        identity: The encoder whose features are stored.
+        within: Folder to write in until then, on the same disk; the one that the pack comes to
+            lie in, if None. What a killed process leaves there is hidden and of the pack's name.
+
+    Attributes:
+        identity: Stored when the block ends; what it was computed in may be known only then.
+
+    Raises:
+        FeatureError: If the folder exists already.
+    """
+
+    def __init__(
+        self, path: Path, identity: EncoderIdentity, *, within: Path | None = None
+    ) -> None:
+        if path.exists():
+            raise FeatureError(
+                str(path),
+                expected="a new folder for the feature pack",
+                got="an existing one",
+                remedy="choose another folder or remove this one",
+            )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
+        self.identity = identity
+        within = within or path.parent
+        self._temporary = Path(tempfile.mkdtemp(dir=within, prefix=f".{path.name}."))
+        self._rows: list[NDArray[np.float16]] = []
+        self._pending = 0
+        self._shard = 0
+        self._videos: dict[str, dict[str, float | int]] = {}
+
+    def add(self, video: VideoFeatures) -> None:
+        """Append one video.
+
+        Raises:
+            FeatureError: If the video is there already, its features do not fit the encoder or
+                the range of float16, or the disk is full.
+        """
+        if video.vid in self._videos:
+            raise FeatureError(
+                f"video {video.vid}",
+                expected="every video once",
+                got="a second time",
+                remedy="give the videos different names",
+            )
+        check_storable(video, self.identity)
+        self._videos[video.vid] = {
+            "shard": self._shard,
+            "row": self._pending,
+            "rows": len(video.features),
+            "duration_s": video.duration_s,
+        }
+        self._rows.append(video.features.astype(np.float16))
+        self._pending += len(video.features)
+        if self._pending >= _SHARD_ROWS:
+            self._flush()
+
+    def add_text(self, name: str, text: str) -> None:
+        """Put a text file beside the features.
+
+        Raises:
+            FeatureError: If the disk is full.
+        """
+        with self._disk_errors():
+            file = self._temporary / name
+            file.write_text(text, encoding="utf-8")
+            sync(file)
+
+    def _flush(self) -> None:
+        if self._rows:
+            name = self._temporary / f"video-{self._shard:05d}.safetensors"
+            with self._disk_errors():
+                save_file({TENSOR: np.concatenate(self._rows)}, name)
+                name.chmod(0o644)  # safetensors makes files that only their owner can read
+                sync(name)
+            self._rows, self._pending, self._shard = [], 0, self._shard + 1
+
+    @contextmanager
+    def _disk_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            raise FeatureError(
+                str(self._path),
+                expected="room to store the features",
+                got=f"{type(error).__name__}: {error}",
+                remedy="free disk space or choose another folder; nothing was left behind",
+            ) from error
+
+    def _publish(self) -> None:
+        self._flush()
+        index = {
+            "version": PACK_VERSION,
+            "encoder": self.identity.to_dict(),
+            "videos": self._videos,
+        }
+        self.add_text("index.json", json.dumps(index))
+        with self._disk_errors():
+            # mkdtemp made it private; a pack is shared like any other data.
+            self._temporary.chmod(0o755)
+            sync(self._temporary)
+            self._temporary.rename(self._path)
+            sync(self._path.parent)
+
+    def __enter__(self) -> Self:
+        """Start writing."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Publish the pack, or remove what was written if an error came."""
+        try:
+            if kind is None:
+                self._publish()
+        finally:
+            # After the renaming there is no such folder any more.
+            shutil.rmtree(self._temporary, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """Where a pack keeps a video: rows ``row`` to ``row + rows`` of a shard."""
+
+    shard: Path
+    row: int
+    rows: int
+    duration_s: float
+
+
+class FeaturePack:
+    """Stored features; shards are memory-mapped, so opening reads only the index.
+
+    Args:
+        path: Folder written by :class:`FeaturePackWriter`, or a folder of such folders made by
+            one encoder.
+
+    Raises:
+        FeatureError: If the folder is no pack, of a newer version, mixes encoders, or has a video
+            twice.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        folders = [path] if (path / "index.json").exists() else sorted(path.glob("*/index.json"))
+        folders = [folder if folder == path else folder.parent for folder in folders]
+        self._videos: dict[str, _Entry] = {}
+        self._shards: dict[Path, FeatureShard] = {}
+        identities = [self._read_index(folder) for folder in folders or [path]]
+        # One without a digest fits any: it cannot say whether the others fit each other.
+        self.identity = max(identities, key=lambda identity: identity.digest != "")
+        for other in identities:
+            if not other.fits(self.identity):
+                raise FeatureError(
+                    str(path),
+                    expected=f"packs of one encoder, {self.identity}",
+                    got=f"also {other}",
+                    remedy="keep the features of different encoders in different folders",
+                )
+
+    def _read_index(self, folder: Path) -> EncoderIdentity:
+        try:
+            index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+            version = int(index["version"])
+            if version > PACK_VERSION:
+                raise FeatureError(
+                    str(folder),
+                    expected=f"feature pack version {PACK_VERSION} or older",
+                    got=f"version {version}",
+                    remedy="upgrade demr",
+                )
+            identity = EncoderIdentity.from_dict(index["encoder"])
+            videos = {
+                vid: _Entry(
+                    folder / f"video-{int(entry['shard']):05d}.safetensors",
+                    int(entry["row"]),
+                    int(entry["rows"]),
+                    float(entry["duration_s"]),
+                )
+                for vid, entry in index["videos"].items()
+            }
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise FeatureError(
+                str(folder),
+                expected="a folder with a feature pack (index.json and shards)",
+                got=f"{type(error).__name__}: {error}",
+                remedy="extract or import the features again",
+            ) from error
+        twice = sorted(self._videos.keys() & videos.keys())
+        if twice:
+            raise FeatureError(
+                str(folder),
+                expected="every video in one pack alone",
+                got=f"{twice[0]} in {self._videos[twice[0]].shard.parent.name} as well",
+                remedy="keep one of the two",
+            )
+        self._videos |= videos
+        return identity
+
+    @property
+    def vids(self) -> tuple[str, ...]:
+        """Names of the stored videos."""
+        return tuple(self._videos)
+
+    def __contains__(self, vid: object) -> bool:
+        return vid in self._videos
+
+    def __len__(self) -> int:
+        return len(self._videos)
+
+    def __getitem__(self, vid: str) -> VideoFeatures:
+        """One video; its features are a read-only float16 view into the memory-mapped shard.
+
+        Raises:
+            FeatureError: If the video or its shard is missing or damaged.
+        """
+        entry = self._videos.get(vid)
+        if entry is None:
+            raise FeatureError(
+                f"video {vid}",
+                expected=f"one of the {len(self)} videos of {self.path}",
+                got="no features",
+                remedy="extract this video or drop its queries",
+            )
+        shard = self._shards.get(entry.shard)
+        if shard is None:
+            shard = FeatureShard(entry.shard, self.identity.video_dim)
+            self._shards[entry.shard] = shard
+        rows = shard.rows(entry.row, entry.rows)
+        return VideoFeatures(vid, entry.duration_s, self.identity.clip_s, rows)
+
+    def __iter__(self) -> Iterator[VideoFeatures]:
+        for vid in self._videos:
+            yield self[vid]

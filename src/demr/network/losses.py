@@ -1,0 +1,343 @@
+"""Training losses of the retrieval branch and their weighted sum."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from demr.batches.batch import Batch, Targets
+from demr.evidential import NormalInverseGamma, der_regularizer, geom_regularizer, nig_nll
+from demr.network.model import Embeddings, ModelOutput
+
+TEMPERATURE = 0.07
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weights of ``L = L_mr + lambda_der * 2 * mean(L_e)``; defaults are the paper's.
+
+    Attributes:
+        smooth_l1: Boundary distance on foreground clips.
+        giou: Generalised IoU on foreground clips.
+        foreground: Binary cross-entropy on all valid clips.
+        background_weight: Weight of a background clip in that cross-entropy.
+        intra: Saliency against clips of the same video.
+        inter: Saliency against other (clip, query) pairs of the batch.
+        clip_contrast: Clips of one moment against clips of other moments, without the text.
+        absent_negatives: Whether clips must also keep away from queries whose moment is not in
+            their own video. The paper's data has no such queries; where there are some, they are
+            often made to resemble what their video shows. As with any other negative, one of
+            another video may by chance be true of a clip.
+        lambda_der: Weight of the evidential loss.
+        lambda_nll: Weight of the likelihood within it.
+        lambda_geom: Weight of the Geom-regulariser within it.
+        lambda_reg: Weight of the vanilla DER regulariser within it.
+        regularizer: Which regulariser shapes the evidence.
+        error_scale: How the Geom-regulariser scales errors; see ``geom_regularizer``.
+        error_unit: Whether that regulariser compares errors as fractions of their videos, or in
+            seconds.
+        background_evidence: Whether clips that would be proposed by mistake have evidential terms
+            too; see :func:`evidential_terms`.
+        noise_doubt: Whether noise in the features of an item counts against its evidence; see
+            ``doubt`` there.
+        location_gradient: Whether the likelihood's gradient reaches the predicted boundary.
+    """
+
+    smooth_l1: float = 10.0
+    giou: float = 4.0
+    foreground: float = 4.0
+    background_weight: float = 0.1
+    intra: float = 0.2
+    inter: float = 0.2
+    clip_contrast: float = 0.5
+    absent_negatives: bool = False
+    lambda_der: float = 1e-3
+    lambda_nll: float = 1.0
+    lambda_geom: float = 1e-2
+    lambda_reg: float = 1e-2
+    regularizer: Literal["none", "der", "geom"] = "geom"
+    error_scale: Literal["min-max", "rank"] = "min-max"
+    error_unit: Literal["fraction", "seconds"] = "fraction"
+    background_evidence: bool = False
+    noise_doubt: bool = False
+    location_gradient: bool = True
+
+
+@dataclass(frozen=True)
+class LossBreakdown:
+    """Every term of the loss before weighting, and the weighted total."""
+
+    total: Tensor
+    smooth_l1: Tensor
+    giou: Tensor
+    foreground: Tensor
+    intra: Tensor
+    inter: Tensor
+    clip_contrast: Tensor
+    nll: Tensor
+    regularizer: Tensor
+
+
+def retrieval_loss(output: ModelOutput, batch: Batch, weights: LossWeights) -> LossBreakdown:
+    """The loss of stage 2.
+
+    Args:
+        output: What the model said about ``batch``.
+        batch: Must carry targets.
+        weights: Weights of the terms.
+
+    Raises:
+        ValueError: If the batch carries no targets.
+    """
+    targets = _targets(batch)
+    mask = targets.foreground
+    smooth_l1 = _boundary_distance(output.nig.loc, targets)
+    giou = (1 - _masked_giou(output.nig.loc, targets)) if mask.any() else smooth_l1 * 0
+    foreground = foreground_loss(
+        output.foreground_logit, mask, batch.video_mask, weights.background_weight
+    )
+    intra, inter, contrast = saliency_terms(output, batch, weights.absent_negatives)
+    nll, regularizer = evidential_terms(output, batch, weights)
+    evidential = evidential_sum(nll, regularizer, weights)
+    total = (
+        weights.smooth_l1 * smooth_l1
+        + weights.giou * giou
+        + weights.foreground * foreground
+        + weights.intra * intra
+        + weights.inter * inter
+        + weights.clip_contrast * contrast
+        + weights.lambda_der * 2 * evidential
+    )
+    return LossBreakdown(
+        total, smooth_l1, giou, foreground, intra, inter, contrast, nll, regularizer
+    )
+
+
+def evidential_sum(nll: Tensor, regularizer: Tensor, weights: LossWeights) -> Tensor:
+    """``L_e``: the likelihood and the configured regulariser, weighted."""
+    if weights.regularizer == "none":
+        return weights.lambda_nll * nll
+    scale = weights.lambda_geom if weights.regularizer == "geom" else weights.lambda_reg
+    return weights.lambda_nll * nll + scale * regularizer
+
+
+def saliency_loss(output: Embeddings, batch: Batch, weights: LossWeights) -> Tensor:
+    """The weighted saliency terms alone, as used in stage 1."""
+    intra, inter, contrast = saliency_terms(output, batch, weights.absent_negatives)
+    return weights.intra * intra + weights.inter * inter + weights.clip_contrast * contrast
+
+
+def alignment_loss(output: Embeddings, batch: Batch, weights: LossWeights) -> Tensor:
+    """Saliency terms and, in a model with matching, its foreground cross-entropy; no fusion."""
+    loss = saliency_loss(output, batch, weights)
+    if output.match_logit is None:
+        return loss
+    return loss + weights.foreground * foreground_loss(
+        output.match_logit,
+        _targets(batch).foreground,
+        batch.video_mask,
+        weights.background_weight,
+    )
+
+
+def evidential_terms(
+    output: ModelOutput, batch: Batch, weights: LossWeights
+) -> tuple[Tensor, Tensor]:
+    """Likelihood and regulariser over the foreground, unweighted.
+
+    With ``weights.background_evidence`` also over background clips, each drawn with its own
+    foreground probability: they are what a search would propose by mistake, and without them
+    nobody ever tells the evidential head what its numbers are worth there. Their target is the
+    nearest window; they move no boundary.
+
+    Raises:
+        ValueError: If the batch carries no targets.
+    """
+    targets = _targets(batch)
+    nig, mask, target = output.nig, targets.foreground, targets.window_norm
+    loc = nig.loc
+    if weights.background_evidence:
+        drawn = torch.bernoulli(output.foreground_logit.detach().sigmoid()).bool()
+        present = mask.any(dim=1, keepdim=True)
+        loc = torch.where(mask[..., None], loc, loc.detach())
+        mask = mask | (drawn & batch.video_mask & present)
+    if not weights.location_gradient:
+        loc = loc.detach()
+    scored = NormalInverseGamma.from_excess(loc, nig.nu, nig.excess, nig.beta, validate_args=False)
+    nll = nig_nll(scored, target, mask)
+    if weights.regularizer == "none":
+        return nll, nll.new_zeros(())
+    if weights.regularizer == "der":
+        return nll, der_regularizer(scored, target, mask)
+    return nll, geom_regularizer(
+        scored,
+        target,
+        mask,
+        error_scale=weights.error_scale,
+        doubt=batch.noise if weights.noise_doubt else None,
+        unit=batch.duration_s if weights.error_unit == "seconds" else None,
+    )
+
+
+def giou(predicted: Tensor, true: Tensor) -> Tensor:
+    """Generalised IoU of paired windows.
+
+    Args:
+        predicted: ``(N, 2)``; an end before its start counts as an empty window at its middle.
+        true: ``(N, 2)``.
+
+    Returns:
+        ``IoU - (hull - union) / hull`` in (-1, 1], ``(N,)``.
+    """
+    middle = predicted.mean(dim=-1)
+    start = torch.minimum(predicted[..., 0], middle)
+    end = torch.maximum(predicted[..., 1], middle)
+    overlap = (torch.minimum(end, true[..., 1]) - torch.maximum(start, true[..., 0])).clamp(min=0)
+    union = (end - start) + (true[..., 1] - true[..., 0]) - overlap
+    hull = torch.maximum(end, true[..., 1]) - torch.minimum(start, true[..., 0])
+    tiny = torch.finfo(union.dtype).eps
+    return overlap / union.clamp(min=tiny) - (hull - union) / hull.clamp(min=tiny)
+
+
+def foreground_loss(
+    logit: Tensor, foreground: Tensor, valid: Tensor, background_weight: float
+) -> Tensor:
+    """Weighted binary cross-entropy, averaged over the valid clips.
+
+    Args:
+        logit: ``(B, L)``.
+        foreground: ``(B, L)`` bool.
+        valid: ``(B, L)`` bool.
+        background_weight: Weight of a clip outside the foreground; foreground weighs 1.
+    """
+    weight = torch.where(foreground, 1.0, background_weight) * valid
+    loss = F.binary_cross_entropy_with_logits(logit, foreground.float(), reduction="none")
+    return (loss.masked_fill(~valid, 0) * weight).sum() / valid.sum()
+
+
+def saliency_terms(
+    output: Embeddings, batch: Batch, absent_negatives: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Intra-video, inter-video and clip contrast; 0 where there is nothing to contrast.
+
+    All compare by cosine at temperature 0.07 and work on projected, pre-fusion features.
+    Positive clips are drawn from the foreground by torch's global generator.
+    """
+    targets = _targets(batch)
+    zero = output.saliency.sum() * 0
+    rows = targets.foreground.any(dim=1).nonzero()[:, 0]
+    if len(rows) == 0:
+        return zero, zero, zero
+    positive = torch.multinomial(targets.foreground[rows].float(), 1)[:, 0]
+    # A matrix product under autocast would round similarities to bfloat16, whose steps, divided
+    # by the temperature, are as large as the differences that are learned from.
+    with torch.autocast(output.saliency.device.type, enabled=False):
+        intra = intra_loss(
+            output.saliency[rows], targets.saliency[rows], batch.video_mask[rows], positive
+        )
+        clips = output.clip_embedding
+        # All queries of the batch, or those with a moment; `own` says which is whose.
+        asked = torch.arange(len(batch), device=rows.device) if absent_negatives else rows
+        own = rows if absent_negatives else torch.arange(len(rows), device=rows.device)
+        same = same_event(batch.event)[rows]
+        neighbours = batch.video_idx[rows, None] == batch.video_idx
+        # Of two queries about one video, the clip of one may well lie in the other's moment.
+        shared = neighbours & targets.foreground.T[positive]
+        inter = inter_loss(
+            F.normalize(clips[rows, positive].float(), dim=-1),
+            F.normalize(output.query_embedding[asked].float(), dim=-1),
+            (same | shared)[:, asked],
+            own,
+        )
+        # A pair of clips is drawn for each query: too many to tell which lie in which moment.
+        contrast = _clip_contrast(
+            clips[rows],
+            targets.foreground[rows],
+            batch.video_mask[rows],
+            (same | neighbours)[:, rows],
+        )
+    return intra, inter, contrast
+
+
+def intra_loss(saliency: Tensor, relevance: Tensor, valid: Tensor, positive: Tensor) -> Tensor:
+    """Cross-entropy of a positive clip against the less relevant clips of its video.
+
+    Args:
+        saliency: Cosine of clip and query, ``(B, L)``.
+        relevance: Annotated saliency, ``(B, L)``.
+        valid: ``(B, L)`` bool.
+        positive: Index of each item's positive clip, ``(B,)``.
+    """
+    chosen = positive[:, None]
+    negative = (relevance < relevance.gather(1, chosen)) & valid
+    logit = (saliency / TEMPERATURE).masked_fill(~negative.scatter(1, chosen, True), -torch.inf)
+    return F.cross_entropy(logit, positive)
+
+
+def inter_loss(clips: Tensor, queries: Tensor, same: Tensor, own: Tensor | None = None) -> Tensor:
+    """Symmetric cross-entropy of (clip, query) pairs over a batch.
+
+    A clip is compared with every query, and every clip's own query with every clip. Queries that
+    no clip belongs to are negatives alone.
+
+    Args:
+        clips: Unit-length positive clips, ``(R, D)``.
+        queries: Unit-length pooled queries, Q >= R of them, ``(Q, D)``.
+        same: True where a query is, or may be, also true of another's clip, and the two must not
+            repel, ``(R, Q)``.
+        own: Index of each clip's own query, ``(R,)``; None where they stand in the same order.
+    """
+    own = torch.arange(len(clips), device=clips.device) if own is None else own
+    mine = torch.zeros_like(same).scatter(1, own[:, None], True)
+    logit = (clips @ queries.T / TEMPERATURE).masked_fill(same & ~mine, -torch.inf)
+    paired = logit[:, own].T
+    label = torch.arange(len(clips), device=clips.device)
+    return (F.cross_entropy(logit, own) + F.cross_entropy(paired, label)) / 2
+
+
+def same_event(event: Tensor) -> Tensor:
+    """True where two items name the same event, ``(B, B)``; -1 equals only itself."""
+    own = torch.eye(len(event), dtype=torch.bool, device=event.device)
+    return ((event[:, None] == event) & (event >= 0)) | own
+
+
+def _clip_contrast(clips: Tensor, foreground: Tensor, valid: Tensor, same: Tensor) -> Tensor:
+    """Two clips of one moment against one clip outside it, and against other events' clips."""
+    rows = (foreground.sum(dim=1) >= 2).nonzero()[:, 0]
+    if len(rows) == 0:
+        return clips.sum() * 0
+    pair = torch.multinomial(foreground[rows].float(), 2)
+    outside = valid[rows] & ~foreground[rows]
+    has_outside = outside.any(dim=1)
+    # multinomial needs one candidate a row; rows without one are masked right after.
+    drawn = torch.multinomial(outside.float() + (~has_outside)[:, None].float(), 1)[:, 0]
+    # Made unit length only now: of all clips a few take part.
+    anchor, positive, negative = (
+        F.normalize(clips[rows, index].float(), dim=-1) for index in (pair[:, 0], pair[:, 1], drawn)
+    )
+    logit_positive = (anchor * positive).sum(dim=-1, keepdim=True)
+    # Negatives: every other event's positive, and one clip outside the moment from own video.
+    others = (anchor @ positive.T).masked_fill(same[rows][:, rows], -torch.inf)
+    own = (anchor * negative).sum(dim=-1).masked_fill(~has_outside, -torch.inf)
+    logit = torch.cat([logit_positive, others, own[:, None]], dim=1) / TEMPERATURE
+    return F.cross_entropy(logit, torch.zeros(len(rows), dtype=torch.long, device=logit.device))
+
+
+def _boundary_distance(window: Tensor, targets: Targets) -> Tensor:
+    mask = targets.foreground
+    if not mask.any():
+        return window.sum() * 0
+    return F.smooth_l1_loss(window[mask], targets.window_norm[mask])
+
+
+def _masked_giou(window: Tensor, targets: Targets) -> Tensor:
+    mask = targets.foreground
+    return giou(window[mask], targets.window_norm[mask]).mean()
+
+
+def _targets(batch: Batch) -> Targets:
+    if batch.targets is None:
+        raise ValueError("a loss needs a batch with targets")
+    return batch.targets

@@ -1,0 +1,139 @@
+"""The data that a config names, opened."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+from demr.annotations.annotations import Annotation, read_annotations_with_report
+from demr.batches.dataset import MomentDataset
+from demr.encoders import Encoder, get_encoder
+from demr.encoders.remembered import RememberedQueries
+from demr.encoders.stored import StoredText, open_text
+from demr.errors import AnnotationError, ConfigError
+from demr.features.pack import FeaturePack
+from demr.runs.config import DataConfig
+from demr.runs.splits import check_videos, hold_out
+from demr.shapes.dataset import build_dataset
+
+console = Console(stderr=True, soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class RunData:
+    """The data a config names, opened."""
+
+    config: DataConfig
+    pack: FeaturePack
+    encoder: Encoder
+
+    def read(self, path: Path) -> list[Annotation]:
+        """Annotations of one split, with features for every video.
+
+        Raises:
+            AnnotationError: If the split is empty or damaged.
+            FeatureError: If a video has no features.
+        """
+        source = self.config.root / path
+        annotations, report = read_annotations_with_report(source)
+        console.print(f"{source}: {report.summary()}", highlight=False)
+        check_videos(annotations, self.pack, source)
+        return annotations
+
+    def train_and_val(self) -> tuple[list[Annotation], list[Annotation]]:
+        """Queries to train on and to choose by.
+
+        Raises:
+            AnnotationError: If a split is empty or damaged.
+            ConfigError: If ``data.val_share`` leaves one of them without a moment.
+            FeatureError: If a video has no features.
+        """
+        train = self._read_annotated(self.config.train)
+        if self.config.val_share:
+            return hold_out(train, self.config.val_share, "data.val_share")
+        return train, self._read_annotated(self.config.val)
+
+    def val(self) -> list[Annotation]:
+        """Queries to choose by; training queries are read only where these are held out of them."""
+        if self.config.val_share:
+            return self.train_and_val()[1]
+        return self._read_annotated(self.config.val)
+
+    def _read_annotated(self, path: Path) -> list[Annotation]:
+        """As :meth:`read`, without queries of which it is not known where their moment is."""
+        annotations = self.read(path)
+        known = [annotation for annotation in annotations if annotation.windows_s is not None]
+        if not any(annotation.windows_s for annotation in known):
+            raise AnnotationError(
+                str(self.config.root / path),
+                expected="queries with relevant_windows, to learn from and to choose by",
+                got=f"{len(annotations)} queries, none with windows",
+                remedy="use another split; this one can only be answered",
+            )
+        if len(known) < len(annotations):
+            console.print(f"{len(annotations) - len(known)} queries without windows left out")
+        return known
+
+    def dataset(self, annotations: list[Annotation], *, training: bool = False) -> MomentDataset:
+        """Annotations with their features; of long videos one stretch at a time for training."""
+        encoder = self.encoder
+        if isinstance(encoder, StoredText):
+            encoder = encoder.about(
+                {annotation.query: annotation.qid for annotation in annotations}
+            )
+        max_clips = self.config.max_clips if training else None
+        return MomentDataset(annotations, self.pack, encoder, max_clips=max_clips)
+
+
+def open_data(config: DataConfig, *, render: bool = False) -> RunData:
+    """Open what a config names.
+
+    Args:
+        config: The data section of a config.
+        render: Render the embedded world first, if the config asks for it and it is not there.
+
+    Raises:
+        ConfigError: If the data folder is missing and not to be rendered.
+        FeatureError: If its features are missing or damaged.
+    """
+    if render and config.shapes is not None:
+        prepare_shapes(config)
+    elif not config.root.is_dir():
+        raise ConfigError(
+            str(config.root),
+            expected="the run's data folder, data.root of its config",
+            got=f"none seen from {Path.cwd()}",
+            remedy="run this in the folder that training was started in, or train first",
+        )
+    pack = FeaturePack(config.root / config.features)
+    if config.text is None:
+        return RunData(config, pack, RememberedQueries(get_encoder(config.encoder)))
+    return RunData(config, pack, open_text(config.root / config.text, pack.identity))
+
+
+def prepare_shapes(config: DataConfig) -> None:
+    """Render and encode the embedded world into ``config.root``, unless it is there."""
+    shapes = config.shapes
+    if shapes is None:
+        return
+    # Without work even an empty bar would print a line.
+    splits = (config.train, config.val, *config.tests.values())
+    idle = all((config.root / split).exists() for split in splits)
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=idle) as bar:
+        tasks: dict[str, Any] = {}
+
+        def report(split: str, done: int, total: int) -> None:
+            if split not in tasks:
+                tasks[split] = bar.add_task(f"rendering {split}", total=total)
+            bar.update(tasks[split], completed=done)
+
+        build_dataset(
+            config.root,
+            {"train": shapes.train, "val": shapes.val, "iid": shapes.iid, "ood": shapes.ood},
+            seed=shapes.seed,
+            workers=shapes.workers,
+            progress=report,
+        )

@@ -1,0 +1,119 @@
+"""A run folder from config to metrics: prepare data, train, save, calibrate, evaluate."""
+
+import os
+from pathlib import Path
+
+from demr.answers.pretrained import Pretrained, load_pretrained
+from demr.errors import ConfigError, ModelError
+from demr.runs.config import TrainConfig, load_config
+
+_FOLDER_VARIABLE = "DEMR_RUN_FOLDER"
+
+
+def check_folder(config: TrainConfig, run: Path, resume: bool) -> None:
+    """Check that a run may begin, or go on, in a folder; nothing is written.
+
+    Raises:
+        ConfigError: If the folder is taken, or no run of this config to resume.
+    """
+    path = run / "config.yaml"
+    if not is_main_process():
+        return
+    if resume:
+        if not path.exists():
+            raise ConfigError(
+                str(run),
+                expected="a run to resume",
+                got="a folder without config.yaml",
+                remedy="start it without --resume",
+            )
+        if load_config(path) != config:
+            raise ConfigError(
+                str(path),
+                expected="the config this run was started with",
+                got="another one",
+                remedy="resume with the same config and --set, or start a new run",
+            )
+        return
+    if run.exists() and not (run.is_dir() and not any(run.iterdir())):
+        raise _taken(run)
+
+
+def claim_folder(config: TrainConfig, run: Path, resume: bool) -> None:
+    """Create the folder of a new run with its config; of two runs one gets it.
+
+    Raises:
+        ConfigError: If the folder was taken meanwhile.
+    """
+    if resume or not is_main_process():
+        return
+    run.mkdir(parents=True, exist_ok=True)
+    path = run / "config.yaml"
+    try:
+        # "x": of two runs that begin at the same moment, one gets the folder.
+        with path.open("x", encoding="utf-8") as stream:
+            stream.write(config.to_yaml())
+    except FileExistsError as error:
+        raise _taken(run) from error
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def _taken(run: Path) -> ConfigError:
+    return ConfigError(
+        str(run),
+        expected="a new folder for the run",
+        got="an existing one" if run.is_dir() else "a file",
+        remedy="choose another --out, or --resume this one",
+    )
+
+
+def is_main_process() -> bool:
+    """Whether this is the process that writes; false in the others of a parallel training."""
+    ranks = ("RANK", "LOCAL_RANK", "NODE_RANK")
+    return all(int(os.environ.get(rank, "0")) == 0 for rank in ranks)
+
+
+def default_run_folder(name: str) -> Path:
+    """``runs/NAME``, with a number if that is taken; the same in all processes of a training.
+
+    The main process decides and leaves its choice in the environment, which the processes that
+    Lightning starts inherit.
+
+    Raises:
+        ConfigError: If the processes were started by something else, such as torchrun.
+    """
+    if not is_main_process():
+        chosen = os.environ.get(_FOLDER_VARIABLE)
+        if chosen is None:
+            raise ConfigError(
+                "demr train in several processes",
+                expected="--out, as they cannot agree on a folder otherwise",
+                got="no --out",
+                remedy="name a new folder with --out",
+            )
+        return Path(chosen)
+    folder = Path("runs") / name
+    number = 2
+    while folder.exists():
+        folder = Path("runs") / f"{name}-{number}"
+        number += 1
+    os.environ[_FOLDER_VARIABLE] = str(folder)
+    return folder
+
+
+def load_run(run: Path) -> tuple[TrainConfig, Pretrained]:
+    """Config and model of a finished run.
+
+    Raises:
+        ModelError: If the folder holds no finished run.
+    """
+    if not (run / "config.yaml").exists() or not (run / "model.safetensors").exists():
+        raise ModelError(
+            str(run),
+            expected="a run folder with config.yaml and model.safetensors",
+            got="an unfinished run" if (run / "config.yaml").exists() else "no run",
+            remedy="finish it with demr train --resume, or name another folder",
+        )
+    return load_config(run / "config.yaml"), load_pretrained(run)

@@ -1,0 +1,168 @@
+"""Lightning's Trainer as every stage uses it: precision, checkpoints, resume, Ctrl-C."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from safetensors import SafetensorError
+
+from demr.errors import ModelError
+from demr.machine.files import atomic_path
+from demr.runs.config import TrainConfig
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's checkpoints, written beside their target and moved into place."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+    ) -> None:
+        """Write atomically and through to the disk.
+
+        Raises:
+            ModelError: If the disk is full; the last checkpoint is still there.
+        """
+        del storage_options
+        with (
+            disk_errors(Path(path)),
+            atomic_path(Path(path)) as temporary,
+            temporary.open("wb") as stream,
+        ):
+            torch.save(checkpoint, stream)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read without unpickling anything but tensors and plain values."""
+        del weights_only
+        location = "cpu" if map_location is None else map_location
+        checkpoint: dict[str, Any] = torch.load(path, map_location=location, weights_only=True)
+        return checkpoint
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn what a full disk makes of a save into one clear error.
+
+    Raises:
+        ModelError: If the block could not write.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # torch covers what the disk said with a complaint of its own.
+        cause = error if isinstance(error, OSError) else error.__context__ or error
+        raise ModelError(
+            str(path),
+            expected="room to save the state of training",
+            got=str(cause),
+            remedy="free disk space and go on with --resume; the last checkpoint is unchanged",
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Lightning's advice and its own deprecations away from who trains a model."""
+    log = logging.getLogger("lightning.pytorch")
+    level = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"lightning\.")
+            yield
+    finally:
+        log.setLevel(level)
+
+
+@_quiet()
+def fit_stage(
+    stage: lightning.LightningModule,
+    config: TrainConfig,
+    run: Path,
+    name: str,
+    epochs: int,
+    *,
+    validate_every: int,
+) -> Path:
+    """Train a stage, from its last checkpoint if there is one.
+
+    Args:
+        stage: What is trained.
+        config: The run's config.
+        run: Folder that takes checkpoints and logs.
+        name: Of the stage, and of its folder of checkpoints.
+        epochs: To train in all.
+        validate_every: Epochs between validations; 0 never validates.
+
+    Returns:
+        The checkpoint of the best validated epoch; of the last one without validation.
+
+    Raises:
+        KeyboardInterrupt: At Ctrl-C.
+    """
+    folder = run / "checkpoints" / name
+    last = ModelCheckpoint(
+        dirpath=folder, filename="last", save_on_train_epoch_end=True, enable_version_counter=False
+    )
+    callbacks: list[lightning.Callback] = [
+        last,
+        # Standard output belongs to the results.
+        RichProgressBar(refresh_rate=5, console_kwargs={"stderr": True}),
+    ]
+    best = last
+    if validate_every:
+        best = ModelCheckpoint(
+            dirpath=folder,
+            filename="best",
+            monitor="val/quality",
+            mode="max",
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        )
+        # Before `last`, so that the newest `last` always knows the newest `best`.
+        callbacks.insert(0, best)
+    trainer = lightning.Trainer(
+        accelerator="auto",
+        devices=config.devices,
+        # No stage uses every head.
+        strategy="auto" if config.devices == 1 else "ddp_find_unused_parameters_true",
+        max_epochs=epochs,
+        precision="bf16-mixed" if use_bf16(config.precision) else "32-true",
+        callbacks=callbacks,
+        logger=TensorBoardLogger(run, name="logs", version=name),
+        plugins=[AtomicCheckpointIO()],
+        check_val_every_n_epoch=validate_every or None,
+        limit_val_batches=None if validate_every else 0,
+        num_sanity_val_steps=0,
+        reload_dataloaders_every_n_epochs=1,
+        use_distributed_sampler=False,
+        enable_model_summary=False,
+        default_root_dir=run,
+    )
+    resume = folder / "last.ckpt"
+    try:
+        trainer.fit(stage, ckpt_path=resume if resume.exists() else None, weights_only=True)
+    except SystemExit as stop:
+        # Lightning turns Ctrl-C into a silent exit with code 1.
+        if trainer.interrupted:
+            raise KeyboardInterrupt from stop
+        raise
+    return Path(best.best_model_path or folder / "last.ckpt")
+
+
+def use_bf16(precision: str) -> bool:
+    """Whether to train under bfloat16 autocast; ``auto`` asks the hardware."""
+    if precision != "auto":
+        return precision == "bf16"
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    # Without AMX tiles bfloat16 on a CPU is emulated and slower than float32.
+    return bool(torch.cpu._is_amx_tile_supported())

@@ -1,0 +1,464 @@
+import dataclasses
+import errno
+import itertools
+import json
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import special, stats
+
+from demr.answers import intervals
+from demr.answers.calibration import Calibration, check_counts
+from demr.answers.intervals import IntervalCalibrator
+from demr.answers.presence import PresenceCalibrator
+from demr.errors import InputError, ModelError
+from demr.metrics.uncertainty import auroc, ece
+
+FloatArray = npt.NDArray[np.float64]
+NAMES = ("log_total", "log_epistemic", "foreground", "gap", "duration", "constant")
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """Answers whose moments are of the wrong size, and 8 % of which are grossly wrong."""
+
+    residual: FloatArray
+    scale: FloatArray
+    dof: FloatArray
+    covariates: FloatArray
+
+    @property
+    def loc(self) -> FloatArray:
+        return np.zeros_like(self.scale)
+
+    @property
+    def inputs(self) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+        return self.residual, self.scale, self.dof, self.covariates
+
+
+def world(n: int, seed: int) -> World:
+    rng = np.random.default_rng(seed)
+    foreground = rng.beta(4, 1.5, n)
+    log_scale = rng.normal(-0.5, 0.8, n)
+    spread = np.exp(0.6 * log_scale + 1.5 * (1 - foreground))[:, None] * np.array([1.0, 1.4])
+    residual = spread * rng.standard_t(5, (n, 2))
+    wrong = rng.random(n) < 0.08
+    residual[wrong] += rng.normal(0, 30, (int(wrong.sum()), 2))
+    covariates = np.column_stack(
+        [
+            2 * log_scale,
+            2 * log_scale + rng.normal(0, 0.3, n),
+            foreground,
+            rng.normal(size=n),
+            rng.uniform(20, 150, n),
+            np.full(n, 0.1),
+        ]
+    )
+    scale = 0.5 * np.exp(log_scale)[:, None] * np.ones(2)
+    return World(residual, scale, 2 * (1 + rng.gamma(2, 2, (n, 2))), covariates)
+
+
+def covered(calibrator: IntervalCalibrator, test: World, level: float) -> npt.NDArray[np.bool_]:
+    low, high = calibrator.interval(test.loc, test.scale, test.dof, test.covariates, level)
+    return (low <= test.residual) & (test.residual <= high)
+
+
+def test_ninety_percent_intervals_cover_ninety_percent() -> None:
+    shares, terciles, raw_terciles = [], [], []
+    for seed in range(20):
+        train, test = world(2000, seed), world(2000, 1000 + seed)
+        calibrator = IntervalCalibrator.fit(*train.inputs, NAMES, levels=(0.9,))
+        inside = covered(calibrator, test, 0.9)
+        shares.append(inside.mean())
+        half = test.scale * special.stdtrit(test.dof, 0.95)
+        raw = np.abs(test.residual) <= half
+        # One factor for all, the best that ignores covariates, is what adapting must beat.
+        factor = np.quantile(np.abs(test.residual) / half, 0.9, axis=0)
+        uniform = np.abs(test.residual) <= factor * half
+        for column in (0, 2):
+            value = test.covariates[:, column]
+            third = np.searchsorted(np.quantile(value, [1 / 3, 2 / 3]), value)
+            for k in range(3):
+                terciles.append(abs(inside[third == k].mean() - inside.mean()))
+                raw_terciles.append(
+                    min(
+                        abs(raw[third == k].mean() - raw.mean()),
+                        abs(uniform[third == k].mean() - uniform.mean()),
+                    )
+                )
+    # At least the level with confidence, and not much more.
+    assert (np.array(shares) >= 0.9).mean() >= 0.85
+    assert (np.abs(np.array(shares) - 0.9) <= 0.03).mean() >= 0.95
+    assert np.mean(shares) == pytest.approx(0.911, abs=0.006)
+    assert np.mean(terciles) < 0.5 * np.mean(raw_terciles)
+    assert max(terciles) < 0.06
+
+
+def test_every_level_covers_and_widths_rise_with_it() -> None:
+    train, test = world(4000, 3), world(4000, 4)
+    began = time.process_time()
+    calibrator = IntervalCalibrator.fit(*train.inputs, NAMES)
+    assert time.process_time() - began < 4  # 1 s on an idle core; others may share it
+    before = np.zeros_like(test.scale)
+    for level in (0.1, 0.5, 0.55, 0.65, 0.79, 0.8, 0.85, 0.9, 0.93, 0.95, 0.99, 0.999):
+        low, high = calibrator.interval(test.loc, test.scale, test.dof, test.covariates, level)
+        assert (high - low >= before).all(), level
+        before = high - low
+        if level in intervals.LEVELS:
+            assert covered(calibrator, test, level).mean() == pytest.approx(level, abs=0.025)
+        elif 0.5 < level < 0.95:
+            assert covered(calibrator, test, level).mean() == pytest.approx(level, abs=0.05)
+
+
+def test_intervals_are_centred_and_scale_with_the_unit() -> None:
+    data = world(500, 5)
+    a = IntervalCalibrator.fit(*data.inputs, NAMES, levels=(0.8,))
+    b = IntervalCalibrator.fit(
+        60 * data.residual, 60 * data.scale, data.dof, data.covariates, NAMES, levels=(0.8,)
+    )
+    low, high = a.interval(data.loc + 7, data.scale, data.dof, data.covariates, 0.8)
+    np.testing.assert_allclose((low + high) / 2, 7)
+    low60, high60 = b.interval(data.loc, 60 * data.scale, data.dof, data.covariates, 0.8)
+    np.testing.assert_allclose(high60 - low60, 60 * (high - low), rtol=1e-4)
+
+
+def test_fitting_is_deterministic() -> None:
+    data = world(300, 6)
+    assert IntervalCalibrator.fit(*data.inputs, NAMES) == IntervalCalibrator.fit(
+        *data.inputs, NAMES
+    )
+    other = IntervalCalibrator.fit(*data.inputs, NAMES, seed=1)
+    assert other != IntervalCalibrator.fit(*data.inputs, NAMES)
+
+
+def slow_pinball(y: FloatArray, line: FloatArray, level: float) -> float:
+    total = 0.0
+    for left in y - line:
+        total += level * left if left >= 0 else (level - 1) * left
+    return total
+
+
+def test_quantile_regression_finds_the_best_line() -> None:
+    # With one covariate an optimal line runs through two of the points: try all pairs.
+    rng = np.random.default_rng(7)
+    x, y = rng.normal(size=25), rng.standard_t(2, 25)
+    for level in (0.5, 0.9):
+        weights = intervals._quantile_regression(x[:, None], y, level)
+        got = slow_pinball(y, weights[0] + weights[1] * x, level)
+        best = math.inf
+        for i, j in itertools.combinations(range(25), 2):
+            slope = (y[i] - y[j]) / (x[i] - x[j])
+            best = min(best, slow_pinball(y, y[i] + slope * (x - x[i]), level))
+        assert got == pytest.approx(best, rel=1e-6)
+
+
+def test_quantile_regression_survives_collinear_and_constant_covariates() -> None:
+    rng = np.random.default_rng(8)
+    x = rng.normal(size=200)
+    y = 2 * x + rng.normal(size=200)
+    alone = intervals._quantile_regression(x[:, None], y, 0.8)
+    twice = intervals._quantile_regression(
+        np.column_stack([x, x, np.zeros(200), np.full(200, 3.0)]), y, 0.8
+    )
+    assert twice[1] + twice[2] == pytest.approx(alone[1], rel=1e-6)
+    np.testing.assert_allclose(twice[3:], 0, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("n", "level", "rank"),
+    # 1 - 0.9^29 = 0.953 and 1 - 0.9^28 = 0.948: from 29 on the largest is enough. Of ten fair
+    # coins at most 8 are heads with 0.989, at most 7 with 0.945. Zero: there are too few.
+    [(29, 0.9, 29), (28, 0.9, 0), (10, 0.95, 0), (10, 0.5, 9), (5, 0.5, 5), (1, 0.9, 0)],
+)
+def test_conformal_rank_by_hand(n: int, level: float, rank: int) -> None:
+    assert intervals._least_rank(n, level) == rank
+    values = np.random.default_rng(n).permutation(np.arange(1, n + 1)).astype(np.float64)
+    assert intervals._conformal_quantile(values, level) == (rank or n)
+
+
+@pytest.mark.parametrize(("n", "level"), [(60, 0.8), (200, 0.9), (1000, 0.5)])
+def test_the_promise_holds_with_its_confidence(n: int, level: float) -> None:
+    """Uniform values, for which the share below a limit is the limit itself."""
+    rng = np.random.default_rng(n)
+    limits = np.array([intervals._conformal_quantile(rng.random(n), level) for _ in range(4000)])
+    kept = (limits >= level).mean()
+    # Ranks are whole, so with few values the confidence is a little higher than asked.
+    assert 0.94 <= kept <= 0.985
+    rank = intervals._least_rank(n, level)
+    assert stats.beta.sf(level, rank, n + 1 - rank) >= 0.95
+    assert stats.beta.sf(level, rank - 1, n + 2 - rank) < 0.95
+
+
+def test_fifty_labels_are_enough_and_nine_are_not() -> None:
+    shares = []
+    for seed in range(20):
+        calibrator = IntervalCalibrator.fit(*world(50, seed).inputs, NAMES)
+        assert not np.array(calibrator.weights)[:, :, 1:].any()
+        shares.append(covered(calibrator, world(1000, 50 + seed), 0.9).mean())
+    assert np.mean(shares) == pytest.approx(0.955, abs=0.02)
+    with pytest.raises(InputError, match=r"at least 10 .* got 9"):
+        IntervalCalibrator.fit(*world(9, 0).inputs, NAMES)
+    IntervalCalibrator.fit(*world(10, 0).inputs, NAMES)
+
+
+def test_counts_are_refused_where_fitting_would_be() -> None:
+    for present, absent in ((10, 0), (10, 5), (300, 5)):
+        check_counts(present, absent)
+    with pytest.raises(InputError, match=r"calibration: expected at least 10 .* got 9; add"):
+        check_counts(9, 30)
+    for absent in (1, 4):
+        with pytest.raises(InputError, match=f"val: expected at least 5 absent .* got {absent}"):
+            check_counts(30, absent, "val")
+    covariates = np.random.default_rng(0).normal(size=(10, 2))
+    PresenceCalibrator.fit(covariates, np.arange(10) < 5, ("a", "b"))
+    with pytest.raises(InputError):
+        PresenceCalibrator.fit(covariates[:8], np.arange(8) < 4, ("a", "b"))
+
+
+def test_one_factor_by_hand() -> None:
+    # Without usable covariates the interval is the largest of 20 ratios, |residual| = 1 .. 20: for
+    # 90 % with confidence it takes 29.
+    residual = np.column_stack([np.arange(1.0, 21.0), -np.arange(20.0, 0.0, -1.0)])
+    scale, dof = np.full((20, 2), 0.7), np.full((20, 2), 5.0)
+    calibrator = IntervalCalibrator.fit(residual, scale, dof, np.zeros((20, 1)), ["none"])
+    low, high = calibrator.interval([[3.0, 9.0]], [[0.7, 0.7]], [[5.0, 5.0]], [[0.0]], 0.9)
+    np.testing.assert_allclose(low, [[3 - 20, 9 - 20]])
+    np.testing.assert_allclose(high, [[3 + 20, 9 + 20]])
+    # Twice the scale, twice the width.
+    low, high = calibrator.interval([[3.0, 9.0]], [[1.4, 0.7]], [[5.0, 5.0]], [[0.0]], 0.9)
+    np.testing.assert_allclose(high - low, [[80, 40]])
+
+
+def test_exact_hits_and_absurd_covariates_stay_finite() -> None:
+    data = world(400, 9)
+    residual = data.residual.copy()
+    residual[:390] = 0.0
+    calibrator = IntervalCalibrator.fit(residual, *data.inputs[1:], NAMES)
+    assert all(np.isfinite(np.array(w)).all() for w in (calibrator.weights, calibrator.shift))
+    usual = IntervalCalibrator.fit(*data.inputs, NAMES)
+    widest = 0.0
+    for value in (-math.inf, -1e9, 1e9, math.inf):
+        covariates = np.full((1, 6), value)
+        low, high = usual.interval([[0, 0]], [[0.3, 0.3]], [[5, 5]], covariates, 0.9)
+        widest = max(widest, float((high - low).max()))
+    factor = np.exp(np.array(usual.bounds)[2, :, 1] + np.array(usual.shift)[2]).max()
+    assert 0 < widest <= 2 * 0.3 * special.stdtrit(5, 0.95) * factor * (1 + 1e-9)
+
+
+def test_interval_garbage() -> None:
+    data = world(200, 10)
+    bad = data.covariates.copy()
+    bad[17, 2] = math.nan
+    with pytest.raises(InputError, match="covariates of query 17"):
+        IntervalCalibrator.fit(*data.inputs[:3], bad, NAMES)
+    with pytest.raises(InputError, match=r"\(200, 5\)"):
+        IntervalCalibrator.fit(*data.inputs, NAMES[:5])
+    with pytest.raises(InputError, match="positive scales"):
+        IntervalCalibrator.fit(data.residual, 0 * data.scale, *data.inputs[2:], NAMES)
+    with pytest.raises(InputError, match="rising"):
+        IntervalCalibrator.fit(*data.inputs, NAMES, levels=(0.9, 0.5))
+    calibrator = IntervalCalibrator.fit(*data.inputs, NAMES, levels=(0.9,))
+    with pytest.raises(InputError, match="between 0 and 1, got 90"):
+        calibrator.interval(data.loc, data.scale, data.dof, data.covariates, 90)
+    with pytest.raises(ValueError, match="'foreground' of row 17 is NaN"):
+        calibrator.interval(data.loc, data.scale, data.dof, bad, 0.9)
+
+
+# Presence
+
+
+def presence_data(n: int, seed: int) -> tuple[FloatArray, FloatArray, FloatArray]:
+    rng = np.random.default_rng(seed)
+    x = np.column_stack(
+        [rng.uniform(0, 1, n), rng.normal(5, 3, n), rng.normal(size=n), np.full(n, 4.0)]
+    )
+    prob = special.expit(3 * (x[:, 0] - 0.5) + 0.6 * (x[:, 1] - 5))
+    return x, (rng.random(n) < prob).astype(np.float64), prob
+
+
+PRESENCE_NAMES = ("foreground", "gap", "noise", "constant")
+
+
+def test_presence_is_calibrated_and_recovers_the_weights() -> None:
+    x, label, _ = presence_data(4000, 0)
+    calibrator = PresenceCalibrator.fit(x, label, PRESENCE_NAMES)
+    x, label, prob = presence_data(4000, 1)
+    got = calibrator.probability(x)
+    assert np.abs(got - prob).mean() < 0.02
+    assert ece(got, label) < 0.03
+    assert auroc(got[label == 1], got[label == 0]) > 0.85
+    assert calibrator.weights[4] == 0
+
+
+def test_logistic_regression_is_at_its_minimum() -> None:
+    x, label, _ = presence_data(300, 2)
+    l2 = 1e-3
+    calibrator = PresenceCalibrator.fit(x, label, PRESENCE_NAMES, l2=l2)
+    z = calibrator.scaler.transform(x)
+    w = np.array(calibrator.weights)
+    left = special.expit(w[0] + z @ w[1:]) - label
+    np.testing.assert_allclose(left.mean(), 0, atol=1e-5)
+    np.testing.assert_allclose(z.T @ left / 300 + l2 * w[1:], 0, atol=1e-5)
+
+
+def test_presence_on_separable_and_curved_data() -> None:
+    x = np.linspace(-1, 1, 40)[:, None]
+    line = PresenceCalibrator.fit(x, x[:, 0] > 0, ["x"])
+    assert np.isfinite(line.weights).all()
+    np.testing.assert_array_equal(line.probability(x) > 0.5, x[:, 0] > 0)
+    inside = np.abs(x[:, 0]) < 0.5
+    curved = PresenceCalibrator.fit(x, inside, ["x"], quadratic=True)
+    np.testing.assert_array_equal(curved.probability(x) > 0.5, inside)
+    assert len(curved.weights) == 3
+
+
+def test_presence_on_constants_says_the_base_rate() -> None:
+    calibrator = PresenceCalibrator.fit(np.ones((20, 2)), [1] * 15 + [0] * 5, ["a", "b"])
+    np.testing.assert_allclose(calibrator.probability([[1, 1], [9, -9]]), 0.75, atol=1e-4)
+
+
+@pytest.mark.parametrize("label", [[1] * 20, [0, 1] * 4, [0, 1, 2] * 5, [[0, 1]] * 10])
+def test_presence_needs_both_kinds(label: Any) -> None:
+    with pytest.raises(InputError, match="labels for presence"):
+        PresenceCalibrator.fit(np.zeros((len(label), 1)), label, ["x"])
+
+
+# The file
+
+
+def bundle() -> Calibration:
+    x, label, _ = presence_data(100, 3)
+    return Calibration(
+        interval=IntervalCalibrator.fit(*world(150, 11).inputs, NAMES),
+        presence=PresenceCalibrator.fit(x, label, PRESENCE_NAMES, quadratic=True),
+        tau=0.25,
+        ranking="uncertainty",
+        thresholds={"found": 0.7, "absent": 0.3},
+    )
+
+
+@pytest.fixture(scope="module")
+def calibrated() -> Calibration:
+    return bundle()
+
+
+def test_save_and_load(tmp_path: Path, calibrated: Calibration) -> None:
+    path = tmp_path / "calibration.json"
+    for value in (Calibration(), calibrated):
+        value.save(path)
+        assert Calibration.load(path) == value
+        assert [p.name for p in tmp_path.iterdir()] == ["calibration.json"]
+    data = json.loads(path.read_text())
+    assert data["version"] == 2
+    # The first format knew no weight of the voters' spread: it was 1.
+    del data["disagreement"]
+    path.write_text(json.dumps(data | {"version": 1}))
+    assert Calibration.load(path) == calibrated
+
+
+def test_a_full_disk_loses_nothing(
+    tmp_path: Path, calibrated: Calibration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "calibration.json"
+    calibrated.save(path)
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ModelError, match="No space left"):
+        Calibration().save(path)
+    assert Calibration.load(path) == calibrated
+    assert len(list(tmp_path.iterdir())) == 1
+    with pytest.raises(ModelError, match="a place that can be written"):
+        calibrated.save(path / "calibration.json")
+    with pytest.raises(ModelError, match="finite"):
+        Calibration(tau=math.nan).save(path)
+
+
+def test_missing_newer_and_foreign_files(tmp_path: Path, calibrated: Calibration) -> None:
+    path = tmp_path / "calibration.json"
+    with pytest.raises(ModelError, match="No such file"):
+        Calibration.load(path)
+    path.write_text(json.dumps(calibrated.to_dict() | {"version": 3}))
+    with pytest.raises(ModelError, match="got format 3; update demr"):
+        Calibration.load(path)
+    path.write_text('{"version": 7}')
+    with pytest.raises(ModelError, match="format 7"):
+        Calibration.load(path)
+    for text in (
+        "",
+        "[]",
+        "3",
+        "{}",
+        '{"version": "1"}',
+        '{"version": true}',
+        "\x00\xff",
+        "[" * 9999,
+    ):
+        path.write_text(text)
+        with pytest.raises(ModelError, match="damaged"):
+            Calibration.load(path)
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ModelError, match="damaged"):
+        Calibration.load(path)
+    with pytest.raises(ModelError, match="directory"):
+        Calibration.load(tmp_path)
+
+
+def test_a_cut_file_is_damaged(tmp_path: Path, calibrated: Calibration) -> None:
+    path = tmp_path / "calibration.json"
+    calibrated.save(path)
+    text = path.read_text().rstrip()
+    for length in range(0, len(text), max(1, len(text) // 150)):
+        path.write_text(text[:length])
+        with pytest.raises(ModelError, match="damaged"):
+            Calibration.load(path)
+
+
+def places(data: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Every key and index of a JSON value."""
+    if isinstance(data, dict):
+        children = list(data.items())
+    elif isinstance(data, list):
+        children = list(enumerate(data))
+    else:
+        return []
+    found = [(*at, key) for key, _ in children]
+    for key, child in children:
+        found += places(child, (*at, key))
+    return found
+
+
+BUNDLE = bundle().to_dict()
+PLACES = places(BUNDLE)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_changed_files_load_or_are_damaged(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "changed.json"
+    content = json.loads(json.dumps(BUNDLE))
+    where = data.draw(st.sampled_from(PLACES))
+    junk = st.sampled_from([None, "x", -1, 1e400, [], {}, [[1]], {"a": "b"}, 10**400, True])
+    target = content
+    for key in where[:-1]:
+        target = target[key]
+    target[where[-1]] = data.draw(junk)
+    path.write_text(json.dumps(content))
+    try:
+        loaded = Calibration.load(path)
+    except ModelError:
+        return
+    # What is accepted can be saved again: no NaN or infinity came through.
+    loaded.save(path)

@@ -1,0 +1,216 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from demr.answers import pretrained
+from demr.answers.pretrained import Pretrained, load_pretrained, save_pretrained
+from demr.batches.batch import Item, collate
+from demr.encoders.base import EncoderIdentity
+from demr.errors import ModelError
+from demr.features.prepare import span_fractions
+from demr.machine.devices import resolve_device
+from demr.network.model import DemrModel
+
+IDENTITY = EncoderIdentity("fake", "1", 2.0, (("colour", 3),), 4, "l2")
+DOMAIN = {"low": [0.0, -1.0, 0.0], "high": [1.0, 1.0, 0.5], "edge": 0.01}
+ARCHITECTURE: dict[str, Any] = {"dim": 8, "heads": 2, "layers": 1, "hidden": 16}
+
+
+def make(seed: int = 0, **fields: Any) -> Pretrained:
+    torch.manual_seed(seed)
+    model = DemrModel(5, 4, **ARCHITECTURE).eval()
+    return Pretrained(model, "tiny", IDENTITY, ARCHITECTURE, **fields)
+
+
+def outputs(model: DemrModel) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    video, text = torch.randn(6, 5, generator=generator), torch.randn(3, 4, generator=generator)
+    batch = collate([Item(video, text, span_fractions(12.0, 2.0, 6), 12.0)])
+    with torch.no_grad():
+        output = model(batch)
+    return torch.cat([output.foreground_logit[..., None], output.nig.loc, output.nig.nu], dim=-1)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_model_comes_back(tmp_path: Path) -> None:
+    given = make(known_words=frozenset({"dog", "eats"}), domain=DOMAIN)
+    save_pretrained(tmp_path / "deep" / "run", given)
+    found = load_pretrained(tmp_path / "deep" / "run")
+    assert torch.equal(outputs(found.model), outputs(given.model))
+    assert not found.model.training
+    assert (found.name, found.identity, found.architecture) == ("tiny", IDENTITY, ARCHITECTURE)
+    assert (found.known_words, found.domain) == (given.known_words, given.domain)
+    plain = tmp_path / "plain"
+    save_pretrained(plain, make())
+    assert load_pretrained(plain).known_words is None
+    assert load_pretrained(plain).domain is None
+    assert sorted(contents(plain)) == ["config.json", "model.safetensors"]
+    assert all(path.stat().st_mode & 0o044 for path in plain.iterdir())
+
+
+def test_half_of_the_size_and_nearly_the_same_numbers(tmp_path: Path) -> None:
+    given = make()
+    save_pretrained(tmp_path / "full", given)
+    save_pretrained(tmp_path / "half", given, half=True)
+    found = load_pretrained(tmp_path / "half").model
+    assert {value.dtype for value in found.state_dict().values()} == {torch.float32}
+    assert next(given.model.parameters()).dtype == torch.float32
+    torch.testing.assert_close(outputs(found), outputs(given.model), rtol=1e-2, atol=1e-2)
+    sizes = [(tmp_path / n / "model.safetensors").stat().st_size for n in ("full", "half")]
+    assert sizes[1] < 0.7 * sizes[0]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    save_pretrained(tmp_path / "run", make())
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("kept", [0, 5, 100, -1])
+def test_weights_cut_short_are_named(folder: Path, kept: int) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:kept])
+    with pytest.raises(ModelError, match=r"model\.safetensors: expected the complete weights"):
+        load_pretrained(folder)
+
+
+def test_weights_of_another_model_are_named_briefly(folder: Path) -> None:
+    other = {**ARCHITECTURE, "dim": 16}
+    change(folder, architecture=other)
+    with pytest.raises(ModelError, match=r"model\.safetensors: .* size mismatch") as caught:
+        load_pretrained(folder)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < len(str(folder)) + 400
+
+
+def change(folder: Path, **values: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+@pytest.mark.parametrize("text", ["", '{"format_version": 1, "na', "\x00", "[" * 10])
+def test_a_config_that_is_no_json(folder: Path, text: str) -> None:
+    (folder / "config.json").write_text(text)
+    with pytest.raises(ModelError, match="a model folder with config"):
+        load_pretrained(folder)
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "{}", '{"format_version": "1"}'])
+def test_a_config_of_something_else(folder: Path, text: str) -> None:
+    (folder / "config.json").write_text(text)
+    with pytest.raises(ModelError, match="got no format_version; name the run folder"):
+        load_pretrained(folder)
+
+
+def test_a_newer_format(folder: Path) -> None:
+    change(folder, format_version=2, architecture=None, encoder=None)
+    with pytest.raises(ModelError, match="format 1 or older, got format 2; upgrade demr"):
+        load_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"encoder": {"name": "x"}},
+        {"encoder": None},
+        {"architecture": None},
+        {"architecture": ARCHITECTURE | {"surprise": 1}},
+        {"architecture": ARCHITECTURE | {"fusion": "other"}},
+        {"architecture": ARCHITECTURE | {"dim": "8"}},
+        {"architecture": ARCHITECTURE | {"dim": 9}},
+        {"known_words": 3},
+        {"domain": 3},
+        {"domain": [1, 2]},
+        {"domain": {}},
+        {"domain": DOMAIN | {"low": [0.0, 1.0]}},
+        {"domain": DOMAIN | {"low": "abc"}},
+        {"domain": DOMAIN | {"high": [0.0, None, 1.0]}},
+        {"domain": DOMAIN | {"high": [0.0, float("inf"), 1.0]}},
+        {"domain": DOMAIN | {"edge": 0}},
+        {"domain": DOMAIN | {"edge": float("nan")}},
+        {"domain": DOMAIN | {"edge": [0.1]}},
+    ],
+)
+def test_a_config_that_describes_no_model(folder: Path, values: dict[str, Any]) -> None:
+    change(folder, **values)
+    with pytest.raises(ModelError, match=r"config\.json: expected the architecture and encoder"):
+        load_pretrained(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_missing_file(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    with pytest.raises(ModelError, match="No such file"):
+        load_pretrained(folder)
+
+
+def test_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="demr train"):
+        load_pretrained(tmp_path / "missing")
+
+
+def test_a_full_disk_leaves_the_old_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = contents(folder)
+
+    def half_written(state: Any, path: Path) -> None:
+        del state
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrained, "save_file", half_written)
+        with pytest.raises(ModelError, match="No space left on device; free disk space"):
+            save_pretrained(folder, make(seed=1))
+    assert contents(folder) == before
+
+    # The weights still found room, the config did not.
+    def no_text(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", no_text)
+        with pytest.raises(ModelError, match="No space left"):
+            save_pretrained(folder, make(seed=1))
+    assert contents(folder) == before
+    save_pretrained(folder, make(seed=1))
+    assert contents(folder) != before
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ModelError, match="room to save the model"):
+        save_pretrained(tmp_path / "file" / "run", make())
+
+
+def test_devices() -> None:
+    assert resolve_device("cpu") == torch.device("cpu")
+    assert isinstance(resolve_device(), torch.device)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["gpuu", "", "cuda:99", "hpu", "privateuseone", "vulkan", "lazy", "meta", "fpga", "auto:1"],
+)
+def test_a_device_that_is_not_here(name: str) -> None:
+    with pytest.raises(ModelError, match="use --device cpu") as caught:
+        resolve_device(name)
+    line = str(caught.value)
+    assert line.startswith(f"--device {name}: expected auto, cpu")
+    assert len(line) < 300
+    assert "\n" not in line
+
+
+def test_auto_takes_no_accelerator_that_is_only_compiled_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def current(check_available: bool = False) -> torch.device | None:
+        return None if check_available else torch.device("cuda")
+
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", current)
+    assert resolve_device() == torch.device("cpu")

@@ -1,0 +1,379 @@
+import gzip
+import json
+import math
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from demr.annotations.annotations import Annotation, read_annotations, write_annotations
+from demr.errors import AnnotationError
+from demr.evaluation.predictions import (
+    Prediction,
+    PredictionWarning,
+    compare,
+    evaluate_predictions,
+    read_predictions,
+)
+
+RECORD: dict[str, Any] = {
+    "qid": 7,
+    "query": "a man opens a door",
+    "vid": "v1",
+    "pred_relevant_windows": [[2, 6, 0.9], [20, 25.5, 0.1]],
+}
+OWN: dict[str, Any] = {
+    "intervals": [[[1, 3], [5, 7]], [[19, 21], [25, 26]]],
+    "aleatoric": [[0.1, 0.2], [0.3, 0.4]],
+    "epistemic": [[0.5, 0.6], [0.7, 0.8]],
+    "present": 0.75,
+}
+
+
+def save(path: Path, records: Sequence[object]) -> Path:
+    data = "".join(json.dumps(record) + "\n" for record in records).encode()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return path
+
+
+def asked(
+    qid: str, windows: Sequence[tuple[float, float]] | None = ((2.0, 6.0),), vid: str = "v1"
+) -> Annotation:
+    known = None if windows is None else tuple(windows)
+    return Annotation(qid, "a man opens a door", vid, 30.0, known)
+
+
+def answer(qid: str, *windows: tuple[float, float, float], **own: Any) -> Prediction:
+    table = np.array(windows, dtype=np.float64).reshape(-1, 3)
+    arrays: dict[str, Any] = {key: np.asarray(value, np.float64) for key, value in own.items()}
+    return Prediction(qid, table, **arrays)
+
+
+@pytest.mark.parametrize("name", ["p.jsonl", "p.jsonl.gz"])
+def test_all_keys_are_read(tmp_path: Path, name: str) -> None:
+    path = save(
+        tmp_path / name,
+        [RECORD | OWN | {"pred_saliency_scores": [1, -2.5]}, {**RECORD, "qid": "x"}],
+    )
+    first, second = read_predictions(path)
+    assert (first.qid, first.vid, first.query) == ("7", "v1", "a man opens a door")
+    np.testing.assert_array_equal(first.windows, [[2, 6, 0.9], [20, 25.5, 0.1]])
+    assert first.saliency is not None
+    assert first.saliency.tolist() == [1, -2.5]
+    assert first.intervals is not None
+    assert first.intervals.shape == (2, 2, 2)
+    assert first.aleatoric is not None
+    assert first.aleatoric.tolist() == [[0.1, 0.2], [0.3, 0.4]]
+    assert first.epistemic is not None
+    assert (first.present, second.present) == (0.75, None)
+    assert (second.qid, second.intervals, second.saliency) == ("x", None, None)
+    assert second.place == f"{path}:2"
+
+
+def test_null_is_a_missing_key_and_no_window_is_an_answer(tmp_path: Path) -> None:
+    empty = {
+        "qid": 1,
+        "pred_relevant_windows": [],
+        "intervals": [],
+        "aleatoric": [],
+        "present": None,
+    }
+    saliency = {"qid": 2, "pred_relevant_windows": None, "pred_saliency_scores": [0.5]}
+    first, second = read_predictions(save(tmp_path / "p.jsonl", [empty, saliency]))
+    assert first.windows.shape == second.windows.shape == (0, 3)
+    assert first.intervals is not None
+    assert first.intervals.shape == (0, 2, 2)
+    assert (first.vid, first.present) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"pred_relevant_windows": []}, "as qid"),
+        (RECORD | {"qid": 1.5}, "as qid"),
+        (
+            {"qid": 1, "vid": "v"},
+            "the key pred_relevant_windows or pred_saliency_scores, got qid, vid",
+        ),
+        (RECORD | {"pred_relevant_windows": [[1, 2]]}, "[[start, end, score], ...]"),
+        (RECORD | {"pred_relevant_windows": [1, 2, 3]}, "[[start, end, score], ...]"),
+        (RECORD | {"pred_relevant_windows": [[1, 2, 3], [1, 2]]}, "[[start, end, score], ...]"),
+        (RECORD | {"pred_relevant_windows": [[]]}, "[[start, end, score], ...]"),
+        (RECORD | {"pred_relevant_windows": {"a": 1}}, "[[start, end, score], ...]"),
+        (RECORD | {"pred_relevant_windows": [["1", 2, 3]]}, "[[start, end, score], ...]"),
+        (RECORD | {"pred_relevant_windows": [[1, None, 3]]}, "[[start, end, score], ...]"),
+        (RECORD | {"pred_relevant_windows": [[1, 2, 10**400]]}, "[[start, end, score], ...]"),
+        (RECORD | {"pred_relevant_windows": [[1, 2, 3], [1, 2, math.nan]]}, "[1.0, 2.0, nan] at 1"),
+        (RECORD | {"pred_relevant_windows": [[1, math.inf, 3]]}, "finite numbers"),
+        (RECORD | {"pred_saliency_scores": [0.1, math.nan]}, "nan at 1"),
+        (RECORD | {"pred_saliency_scores": [[0.1]]}, "one score a clip"),
+        (RECORD | OWN | {"intervals": OWN["intervals"][:1]}, "for 2 windows under intervals"),
+        (RECORD | OWN | {"intervals": [[[3, 1], [5, 7]]] * 2}, "low above high"),
+        (RECORD | OWN | {"aleatoric": [0.1, 0.2]}, "for 2 windows under aleatoric"),
+        (RECORD | OWN | {"aleatoric": []}, "for 2 windows under aleatoric"),
+        (RECORD | OWN | {"epistemic": [[-1, 0], [0, 0]]}, "at least 0 as epistemic, got -1.0"),
+        (RECORD | OWN | {"present": 1.5}, "a probability in 0..1"),
+        (RECORD | OWN | {"present": math.nan}, "a probability in 0..1"),
+        (RECORD | OWN | {"present": True}, "a probability in 0..1"),
+        ([RECORD], "one JSON object a line"),
+        (RECORD | {"query": "another"}, "qid '7' again, first at"),
+    ],
+)
+def test_damage_is_named_by_file_and_line(tmp_path: Path, record: object, message: str) -> None:
+    path = save(tmp_path / "p.jsonl", [RECORD, record])
+    with pytest.raises(AnnotationError) as caught:
+        read_predictions(path)
+    assert str(caught.value).startswith(f"{path}:2: ")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    path = save(tmp_path / "p.jsonl", [RECORD])
+    path.write_text(path.read_text() + '{"qid": 8, "pred_rel')
+    with pytest.raises(AnnotationError, match=r"p\.jsonl:2: expected one JSON object a line"):
+        read_predictions(path)
+    path.write_text("\n")
+    with pytest.raises(AnnotationError, match="at least one prediction"):
+        read_predictions(path)
+    with pytest.raises(AnnotationError, match="a file of predictions, got No such file"):
+        read_predictions(tmp_path / "missing.jsonl")
+    half = save(tmp_path / "half.jsonl.gz", [RECORD] * 50)
+    half.write_bytes(half.read_bytes()[:40])
+    with pytest.raises(AnnotationError, match="half"):
+        read_predictions(half)
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=2), inner),
+    max_leaves=8,
+)
+
+
+@given(
+    changed=st.dictionaries(
+        st.sampled_from([*RECORD, *OWN, "pred_saliency_scores"]), values, min_size=1, max_size=3
+    )
+)
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_values_are_read_or_refused_in_one_line(
+    tmp_path: Path, changed: dict[str, Any]
+) -> None:
+    path = save(tmp_path / "wild.jsonl", [RECORD | OWN | changed])
+    try:
+        (read,) = read_predictions(path)
+    except AnnotationError as error:
+        refusal = str(error)
+        assert "\n" not in refusal
+    else:
+        assert np.isfinite(read.windows).all()
+
+
+def test_joining_counts_what_does_not_fit() -> None:
+    predictions = [
+        answer("a", (2, 6, 0.9)),
+        answer("b"),
+        answer("c", (9, 9, 0.5)),
+        answer("stranger", (0, 1, 1.0)),
+    ]
+    annotations = [asked(qid) for qid in "abcd"] + [asked("e", None), asked("f", ())]
+    found = compare(predictions, annotations)
+    assert found.metrics["queries"] == 4
+    assert found.metrics["R1@0.7"] == 25
+    assert found.metrics["dR1@0.5"] == 25
+    assert found.metrics["absent_queries"] == 1
+    assert found.metrics["queries_without_predictions"] == 3
+    assert found.notes == (
+        "1 predictions for queries that the annotations do not have: ignored (such as 'stranger')",
+        "3 of 6 annotated queries without a prediction: counted as misses (such as 'd')",
+        "1 queries whose windows are unknown: left out (such as 'e')",
+        "1 predictions without windows: counted as misses (such as 'b')",
+        "1 predictions with windows of no length or reversed: they overlap nothing (such as 'c')",
+    )
+    assert not any(
+        "/" in key and key.split("/")[0] in ("presence", "interval", "highlights")
+        for key in found.metrics
+    )
+
+
+def test_what_cannot_be_compared() -> None:
+    with pytest.raises(AnnotationError, match="no common qid"):
+        compare([answer("a", (0, 1, 1))], [asked("b")])
+    with pytest.raises(AnnotationError, match="at least one of each, got 1 and 0"):
+        compare([answer("a", (0, 1, 1))], [])
+    with pytest.raises(AnnotationError, match="answers are not public"):
+        compare([answer("a", (0, 1, 1))], [asked("a", None)])
+    other = Prediction("a", np.array([[0.0, 1.0, 1.0]]), vid="v2", place="p.jsonl:3")
+    with pytest.raises(AnnotationError, match=r"p\.jsonl:3: expected the video v1 of query 'a'"):
+        compare([other], [asked("a")])
+
+
+def test_intervals_and_uncertainty_by_hand() -> None:
+    # Mean errors of the first windows: 0.5, 2 and 3 seconds.
+    starts = {"a": (2, 7), "b": (4, 8), "c": (5, 9)}
+    deviation = {"a": 0.1, "b": 0.3, "c": 0.2}
+    predictions = [
+        answer(
+            qid,
+            (start, end, 0.9),
+            intervals=[[[start - 1, start + 1], [end - 2.5, end + 2.5]]],
+            aleatoric=[[deviation[qid]] * 2],
+            epistemic=[[1.0 - deviation[qid]] * 2],
+        )
+        for qid, (start, end) in starts.items()
+    ]
+    # The second true window of "a" is far away and must not be taken.
+    annotations = [asked("a", [(20, 25), (2, 6)]), asked("b"), asked("c")]
+    got = compare(predictions, annotations).metrics
+    assert got["mean boundary error s"] == pytest.approx(5.5 / 3)
+    assert got["interval/coverage start"] == pytest.approx(1 / 3)
+    assert got["interval/coverage end"] == pytest.approx(2 / 3)
+    assert got["interval/coverage joint"] == pytest.approx(1 / 3)
+    assert got["interval/width start s"] == pytest.approx(2)
+    assert got["interval/width end s"] == pytest.approx(5)
+    # Ranks of the error 1, 2, 3 against 1, 3, 2.
+    assert got["uncertainty/spearman/AU"] == pytest.approx(0.5)
+    assert got["uncertainty/spearman/EU"] == pytest.approx(-0.5)
+    partial = compare([*predictions[:2], answer("c", (5, 9, 0.9))], annotations).metrics
+    assert not any(key.startswith(("interval/", "uncertainty/")) for key in partial)
+
+
+def test_presence_by_hand() -> None:
+    def says(qid: str, present: float | None) -> Prediction:
+        return Prediction(qid, np.zeros((0, 3)), present=present)
+
+    annotations = [asked("a"), asked("b"), asked("c", ()), asked("d", ())]
+    predictions = [says("a", 0.9), says("b", 0.4), says("c", 0.4), says("d", 0.1)]
+    got = compare(predictions, annotations).metrics
+    assert got["presence/AUROC"] == pytest.approx((1 + 1 + 0.5 + 1) / 4)
+    assert got["presence/brier"] == pytest.approx((0.01 + 0.36 + 0.16 + 0.01) / 4)
+    assert got["presence/ECE"] == pytest.approx((0.1 + 2 * 0.1 + 0.1) / 4)
+    assert "presence/AUROC" not in compare([*predictions[:3], says("d", None)], annotations).metrics
+    assert "presence/AUROC" not in compare(predictions[:2], annotations[:2]).metrics
+
+
+def scored(qid: str, votes: dict[int, tuple[float, ...]]) -> Annotation:
+    return Annotation(qid, "a dog", "v1", 6.0, None, saliency_votes=votes)
+
+
+def test_highlights_without_windows() -> None:
+    annotations = [scored("a", {1: (4.0, 1.0, 4.0)}), scored("b", {0: (4.0, 4.0, 4.0)})]
+    found = compare([answer("a", saliency=[0, 5, 1]), answer("b", saliency=[0, 5])], annotations)
+    assert found.metrics["highlights/VeryGood/HIT@1"] == 50
+    # Query a: two of three annotators have a highlight, found first. Query b: tied with clip 2.
+    assert found.metrics["highlights/VeryGood/mAP"] == pytest.approx(100 * (2 + 3 / 3) / 6)
+    assert "mAP" not in found.metrics
+    assert found.notes == ()
+    missing = compare([answer("a", saliency=[0, 5, 1]), answer("b")], annotations)
+    assert missing.metrics["highlights/Fair/HIT@1"] == 50
+    assert missing.notes == ("1 predictions without saliency: counted as misses (such as 'b')",)
+
+
+def test_saliency_of_other_clips_or_annotators_is_not_compared() -> None:
+    annotations = [scored("a", {1: (4.0, 1.0, 4.0)}), scored("b", {0: (4.0, 2.0)})]
+    predictions = [answer("a", saliency=[0.0] * 12), answer("b", saliency=[0.0] * 12)]
+    found = compare(predictions, annotations)
+    assert "highlights/Fair/mAP" not in found.metrics
+    assert found.notes[0].startswith("2 predictions whose saliency is not for clips of 2 s")
+    found = compare([answer("a", saliency=[0.0] * 3)], annotations)
+    assert found.notes[-1].startswith("queries were scored by different numbers of annotators")
+    predictions = [answer("a", saliency=[0.0] * 3)]
+    assert "highlights/Fair/mAP" in compare(predictions, annotations[:1]).metrics
+
+
+def test_files_become_metrics_and_warnings(tmp_path: Path) -> None:
+    truth = tmp_path / "a.jsonl"
+    write_annotations(truth, [asked("7"), asked("8", ((20.0, 25.5),))])
+    path = save(tmp_path / "p.jsonl", [RECORD])
+    with pytest.warns(PredictionWarning, match="1 of 2 annotated queries") as caught:
+        assert evaluate_predictions(path, truth)["R1@0.5"] == 50
+    assert len(caught) == 1
+    save(
+        truth, [{"qid": 7, "query": "x", "vid": "v1", "duration": 5, "relevant_windows": [[2, 6]]}]
+    )
+    with pytest.warns(PredictionWarning, match="annotations: 1 queries: 1 windows clipped"):
+        assert evaluate_predictions(path, truth)["R1@0.7"] == 100
+    write_annotations(truth, [asked("9")])
+    with pytest.raises(AnnotationError, match=r"p\.jsonl and .*a\.jsonl: expected at least one"):
+        evaluate_predictions(path, truth)
+
+
+def test_torch_is_not_needed() -> None:
+    code = "import sys, demr.evaluation.predictions; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", ["moment_detr_sample_val", "qd_detr_video_val"])
+def test_the_field_s_numbers_on_qvhighlights(name: str, data_dir: Path) -> None:
+    golden = data_dir / "golden_eval" / "qvhighlights"
+    published = json.loads((golden / f"{name}_metrics_published.json").read_text())
+    truth = data_dir / "annotations" / "qvhighlights" / "val.jsonl"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        got = evaluate_predictions(golden / f"{name}_preds.jsonl.gz", truth)
+    compared = 0
+    for group in ("full", "short", "middle", "long"):
+        prefix = "" if group == "full" else f"{group}/"
+        for threshold, value in published[group]["MR-mAP"].items():
+            key = "mAP" if threshold == "average" else f"mAP@{threshold}"
+            assert got[prefix + key] == pytest.approx(value, abs=0.00501), prefix + key
+            compared += 1
+        for threshold, value in published[group]["MR-R1"].items():
+            key = f"{prefix}R1@{threshold}"
+            assert got[key] == pytest.approx(value, abs=0.00501), key
+            compared += 1
+    for level in ("Fair", "Good", "VeryGood"):
+        values = published[f"HL-min-{level}"]
+        assert got[f"highlights/{level}/mAP"] == pytest.approx(values["HL-mAP"], abs=0.00501)
+        assert got[f"highlights/{level}/HIT@1"] == pytest.approx(values["HL-Hit1"], abs=0.00501)
+        compared += 2
+    assert compared == 4 * 21 + 6
+
+
+@pytest.mark.data
+def test_qvhighlights_val_takes_a_quarter_second_from_files_to_numbers(data_dir: Path) -> None:
+    predictions = data_dir / "golden_eval" / "qvhighlights" / "qd_detr_video_val_preds.jsonl.gz"
+    truth = data_dir / "annotations" / "qvhighlights" / "val.jsonl"
+    best = math.inf
+    for _ in range(3):  # processor time, as the machine may be busy with other things
+        began = time.process_time()
+        evaluate_predictions(predictions, truth)
+        best = min(best, time.process_time() - began)
+    assert best <= 0.25
+
+
+@pytest.mark.data
+def test_the_published_numbers_on_charades_sta(data_dir: Path, tmp_path: Path) -> None:
+    golden = data_dir / "golden_eval" / "charades_sta"
+    published = json.loads(
+        (golden / "moment_detr_zeroshot_test_metrics_published.json").read_text()
+    )
+    # Somebody else's form: the windows stand under another key.
+    text = gzip.decompress((golden / "moment_detr_zeroshot_test_preds.jsonl.gz").read_bytes())
+    path = tmp_path / "p.jsonl"
+    path.write_bytes(text.replace(b'"ranked_predicted_windows"', b'"pred_relevant_windows"'))
+    got = evaluate_predictions(path, golden / "some1else_format_test_gt.jsonl.gz")
+    assert got["queries"] == published["evaluated_queries"]
+    assert got["mIoU"] == pytest.approx(100 * published["mIoU"], abs=0.005)
+    for threshold in ("0.3", "0.5", "0.7"):
+        value = 100 * published[f"R@1_IoU_{threshold}"]
+        assert got[f"R1@{threshold}"] == pytest.approx(value, abs=0.005)
+
+
+@pytest.mark.data
+def test_predictions_of_another_split_are_refused(data_dir: Path) -> None:
+    golden = data_dir / "golden_eval" / "qvhighlights" / "qd_detr_video_val_preds.jsonl.gz"
+    test = data_dir / "annotations" / "qvhighlights" / "test.jsonl"
+    assert read_annotations(test)[0].windows_s is None
+    with pytest.raises(AnnotationError, match="no common qid"):
+        evaluate_predictions(golden, test)

@@ -1,0 +1,225 @@
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from demr.errors import ConfigError
+from demr.network.losses import LossWeights
+from demr.runs.config import LossConfig, TrainConfig, load_config, parse_config
+
+RECIPES = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+SMALLEST: dict[str, Any] = {"name": "x", "data": {"root": "data/x"}}
+
+
+def save(folder: Path, values: object) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(values if isinstance(values, str) else yaml.safe_dump(values))
+    return path
+
+
+def nested(key: str, value: object) -> dict[str, Any]:
+    values: dict[str, Any] = {**SMALLEST, "data": dict(SMALLEST["data"])}
+    *parents, last = key.split(".")
+    target = values
+    for parent in parents:
+        target = target.setdefault(parent, {})
+    target[last] = value
+    return values
+
+
+def test_there_are_recipes() -> None:
+    assert RECIPES
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
+def test_every_recipe_loads_and_opens_with_its_command(path: Path) -> None:
+    config = load_config(path)
+    assert parse_config(yaml.safe_load(config.to_yaml()), "again") == config
+    lines = path.read_text(encoding="utf-8").splitlines()
+    opening = itertools.takewhile(lambda line: line.startswith("#"), lines)
+    assert f"demr train configs/{path.name}" in "\n".join(opening)
+
+
+def test_the_smallest_config_takes_the_paper_s_defaults(tmp_path: Path) -> None:
+    config = load_config(save(tmp_path, SMALLEST))
+    assert (config.model.dim, config.model.layers, config.losses.regularizer) == (256, 4, "geom")
+    assert (config.losses.lambda_der, config.losses.lambda_geom) == (1e-3, 1e-2)
+    assert config.data.val == Path("val.jsonl")
+
+
+def test_the_resolved_config_is_read_back(tmp_path: Path) -> None:
+    values = nested("data.tests", {"iid": "iid.jsonl"})
+    config = load_config(
+        save(tmp_path, values), ["retrieval.lr=3e-5", "reconstruction.pos=[noun, verb]"]
+    )
+    again = load_config(save(tmp_path, config.to_yaml()))
+    assert again == config
+    assert again.to_yaml() == config.to_yaml()
+    assert again.reconstruction.pos == ("noun", "verb")
+
+
+def test_an_unknown_key_names_those_there_are(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(save(tmp_path, nested("retrieval.learning_rate", 1)))
+    line = str(caught.value)
+    assert "recipe.yaml: retrieval.learning_rate" in line
+    assert "known keys here: batch_size, queries_per_video, queries_per_epoch, epochs, lr" in line
+    assert "lambda_der" not in line
+    with pytest.raises(ConfigError, match="known keys here: name, seed, weight_decay"):
+        load_config(save(tmp_path, {**SMALLEST, "sed": 3}))
+    # One level deeper, behind "or None".
+    with pytest.raises(ConfigError, match="known keys here: seed, train, val, iid, ood, workers"):
+        load_config(save(tmp_path, nested("data.shapes.tests", 3)))
+    with pytest.raises(ConfigError, match=r"\(1 more like it\)"):
+        load_config(save(tmp_path, {**SMALLEST, "sed": 3, "weigth_decay": 1}))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("retrieval.epochs", "many", "valid integer"),
+        ("retrieval.epochs", 1.5, "valid integer"),
+        ("retrieval.epochs", 0, "greater than 0"),
+        ("retrieval.epochs", None, "valid integer"),
+        ("retrieval.lr", "fast", "valid number"),
+        ("retrieval.lr", -1e-4, "greater than or equal to 0"),
+        ("retrieval.lr", float("nan"), "retrieval.lr"),
+        ("retrieval.lr", float("inf"), "finite"),
+        ("model.dropout", 1, "less than 1"),
+        ("model.dim", 30, r"even and divisible by heads \(8\)"),
+        ("model.fusion", "sum", "'rff' or 'concat'"),
+        ("losses.regularizer", "l2", "'none', 'der' or 'geom'"),
+        ("reconstruction.pos", ["noun", "adverb"], "adjective"),
+        ("calibration.interval_level", 1, "less than 1"),
+        ("seed", -1, "greater than or equal to 0"),
+        ("name", 3, "valid string"),
+        ("losses", [1, 2], "losses"),
+        ("data.tests", ["a"], "dictionary"),
+        ("data.root", 3, "path"),
+    ],
+)
+def test_a_wrong_value_is_named(tmp_path: Path, key: str, value: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(save(tmp_path, nested(key, value)))
+    assert f"recipe.yaml: {key}" in str(caught.value) or key.startswith("model.dim")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_key_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"recipe\.yaml: data\.root: .* got nothing"):
+        load_config(save(tmp_path, {"name": "x", "data": {}}))
+
+
+def test_numbers_that_yaml_takes_for_text(tmp_path: Path) -> None:
+    # YAML 1.1 knows 1.0e-3 as a number, and 1e-3 as a word.
+    assert yaml.safe_load("1e-3") == "1e-3"
+    path = save(tmp_path, "name: x\ndata: {root: d}\nretrieval: {lr: 2e-4}\n")
+    assert load_config(path).retrieval.lr == 2e-4
+    assert load_config(path, ["retrieval.lr=1e-3"]).retrieval.lr == 1e-3
+
+
+def test_validation_is_never_a_test(tmp_path: Path) -> None:
+    for name in ("val.jsonl", "./val.jsonl"):
+        with pytest.raises(ConfigError, match="validation split is also listed as a test split"):
+            load_config(save(tmp_path, nested("data.tests", {"iid": name})))
+    allowed = nested("data.tests", {"iid": "iid.jsonl", "ood": "ood.jsonl"})
+    assert len(load_config(save(tmp_path, allowed)).data.tests) == 2
+
+
+def test_overrides(tmp_path: Path) -> None:
+    path = save(tmp_path, nested("retrieval.lr", 0.5))
+    config = load_config(
+        path,
+        [
+            "retrieval.lr=0.25",
+            "retrieval.epochs=3",
+            "losses.regularizer=none",
+            "losses.location_gradient=false",
+            "data.tests.iid=a=b.jsonl",
+            "data.shapes={train: 5}",
+            "data.shapes.val=2",
+            "data.shapes.val=4",
+        ],
+    )
+    assert (config.retrieval.lr, config.retrieval.epochs) == (0.25, 3)
+    assert (config.losses.regularizer, config.losses.location_gradient) == ("none", False)
+    assert config.data.tests == {"iid": Path("a=b.jsonl")}
+    assert config.data.shapes is not None
+    assert (config.data.shapes.train, config.data.shapes.val) == (5, 4)
+    assert load_config(path).retrieval.lr == 0.5
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("retrieval.lr", "a.b=value"),
+        ("=3", "a.b=value"),
+        ("name.first=3", "a key inside a mapping, got name is 'x'"),
+        ("retrieval.lr=[1,", "a YAML value"),
+        ("name=2024-13-45", "a YAML value"),
+        ("retrieval.rate=1", "known keys here"),
+        ("retrieval.=1", "known keys here"),
+        ("retrieval.lr=", "valid number"),
+    ],
+)
+def test_a_wrong_override_is_named(tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(save(tmp_path, SMALLEST), [override])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "a mapping of settings, got NoneType"),
+        ("- 1\n- 2\n", "a mapping of settings, got list"),
+        ("name: [1\n", "valid YAML"),
+        ("name: x\n\tdata: 3\n", "valid YAML"),
+        ("\x00", "valid YAML"),
+        ("3: x\n", "expected"),
+        ("[" * 1_000, "valid YAML"),
+        ("name: 2024-13-45\n", "valid YAML"),
+        ("a: !!python/object/apply:os.getcwd []\n", "valid YAML"),
+    ],
+)
+def test_a_file_that_is_no_config(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(save(tmp_path, text))
+    assert "\n" not in str(caught.value)
+
+
+def test_batches_hold_whole_groups_of_queries(tmp_path: Path) -> None:
+    for stage in ("reconstruction", "retrieval"):
+        values = nested(f"{stage}.batch_size", 12)
+        values[stage]["queries_per_video"] = 5
+        with pytest.raises(ConfigError, match="queries_per_video must divide batch_size"):
+            load_config(save(tmp_path, values))
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "missing.yaml"):
+        with pytest.raises(ConfigError, match="recipes are in configs/"):
+            load_config(path)
+    path = tmp_path / "latin.yaml"
+    path.write_bytes(b"name: caf\xe9\n")
+    with pytest.raises(ConfigError, match="UnicodeDecodeError"):
+        load_config(path)
+
+
+def test_every_setting_says_what_it_does() -> None:
+    def check(model: Any) -> int:
+        count = 0
+        for name, field in model.model_fields.items():
+            assert field.description, f"{model.__name__}.{name}"
+            count += 1
+            for kind in (field.annotation, *getattr(field.annotation, "__args__", ())):
+                if hasattr(kind, "model_fields"):
+                    count += check(kind)
+        return count
+
+    assert check(TrainConfig) > 50
+
+
+def test_recipes_start_from_the_weights_that_the_losses_have() -> None:
+    assert LossWeights(**LossConfig().model_dump()) == LossWeights()
