@@ -102,7 +102,7 @@ def test_a_cpu_made_for_it_multiplies_in_bfloat16(
     clip_models: dict[str, Path], clip: ClipEncoder, film: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pictures alone: queries are few, and the same on every machine."""
-    monkeypatch.setattr("demr.encoders.loaded.has_fast_bfloat16", lambda _: True)
+    monkeypatch.setattr("demr.encoders.loaded_model.has_fast_bfloat16", lambda _: True)
     fast = ClipEncoder(str(clip_models["clip"]), device="cpu")
     assert fast.identity == clip.identity
     assert (fast.identity.dtype, clip.identity.dtype) == ("bfloat16", "float32")

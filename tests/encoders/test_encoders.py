@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from demr.encoders import EncoderIdentity, clip_count, get_encoder, needs_training
 from demr.encoders.builtin.encoder import VIDEO_DIM, describe_frames
-from demr.encoders.builtin.motion import HUE_DIM, MOTION_DIM, MOTIONS, SHAPE_DIM
+from demr.encoders.builtin.track_codes import HUE_DIM, MOTION_DIM, MOTIONS, SHAPE_DIM
 from demr.encoders.words import split_words, word_vector
 from demr.errors import FeatureError, InputError
 from demr.video.writing import VideoWriter

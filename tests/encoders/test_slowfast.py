@@ -416,7 +416,8 @@ def test_half_precision_moves_features_little(
     assert half.identity.dtype == "float16"
     assert half.identity == encoder.identity
     clips = [
-        half.pixels.crop_frame(frame.rgb) for frame in iter_frames(film, window_times(4, 8, 2)[0])
+        half.preprocessing.crop_frame(frame.rgb)
+        for frame in iter_frames(film, window_times(4, 8, 2)[0])
     ]
     block = torch.stack(clips)[None]
     one, other = encoder.embed_clips(block), half.embed_clips(block)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from demr.encoders.base import EncoderIdentity
-from demr.encoders.stored import StoredText, WordVectors, _owners, open_text
+from demr.encoders.stored_text import StoredText, WordVectors, _owners, open_text
 from demr.errors import FeatureError, InputError
 
 IDENTITY = EncoderIdentity("clip", "1", 2.0, (("clip", 3),), 4, "l2")
@@ -24,7 +24,7 @@ def test_tokens_are_found_by_qid_and_know_their_words(tmp_path: Path) -> None:
     first = save(tmp_path, "qid2579", 8, pooler_output=np.zeros(4))
     second = save(tmp_path, "v_3", 3)
     save(tmp_path, "qid9", 5)  # one word in three pieces
-    text = StoredText(tmp_path, IDENTITY).about(qids)
+    text = StoredText(tmp_path, IDENTITY).with_qids(qids)
     assert text.identity == IDENTITY
     found = text.encode_queries(list(qids))
     np.testing.assert_array_equal(found[0].features, first)

@@ -27,11 +27,11 @@ from tests.encoders.vlm_models import (
 )
 
 from demr.encoders import AlignedEncoder, EncoderIdentity, get_encoder, needs_training
-from demr.encoders.remembered import RememberedQueries
+from demr.encoders.cached_queries import CachedQueries
 from demr.encoders.tokens import QueryCutWarning
 from demr.encoders.vlm import encoder as vlm
 from demr.encoders.vlm.encoder import VlmEncoder
-from demr.encoders.vlm.pixels import SquarePictures
+from demr.encoders.vlm.preprocessing import SquarePictures
 from demr.errors import InputError, ModelError
 from demr.features.pack import FeaturePack, FeaturePackWriter
 from demr.video.reading import iter_frames
@@ -97,7 +97,7 @@ def test_layers_are_those_of_transformers(
     """The last one with the model's final norm, those before it without."""
     made = VlmEncoder(str(vlm_models[kind]), layer=layer, device="cpu", exact=True)
     pictures = [photo(60, 107), photo(107, 60), noise(64, 64)]
-    rows = made.embed_pictures(torch.stack([made.pixels.squeeze(p) for p in pictures]))
+    rows = made.embed_pictures(torch.stack([made.preprocessing.squeeze(p) for p in pictures]))
     prompt = f"{START}{vlm._PROMPT}<image>"
     wanted = reference_vlm(vlm_models[kind], kind, layer, prompt, pictures)
     np.testing.assert_allclose(rows, wanted, atol=1e-5)
@@ -147,7 +147,7 @@ def test_a_long_video_is_read_a_few_frames_at_a_time(
     assert sum(seen) == 480
     assert not hasattr(network, "lm_head")
     alone = made.embed_pictures(
-        torch.stack([made.pixels.squeeze(f.rgb) for f in iter_frames(path, [100.25])])
+        torch.stack([made.preprocessing.squeeze(f.rgb) for f in iter_frames(path, [100.25])])
     )
     np.testing.assert_allclose(features[200], alone[0], atol=1e-5)
 
@@ -256,18 +256,16 @@ def test_a_run_encodes_each_query_once(smol: VlmEncoder, monkeypatch: pytest.Mon
         return encode(queries, *hidden)
 
     monkeypatch.setattr(smol, "encode_queries", counted)
-    remembered = RememberedQueries(smol)
-    first = remembered.encode_queries(["a dog", "a ball", "a dog"])
-    again = remembered.encode_queries(["a ball", "a red ball"])
+    cached = CachedQueries(smol)
+    first = cached.encode_queries(["a dog", "a ball", "a dog"])
+    again = cached.encode_queries(["a ball", "a red ball"])
     assert asked == [["a dog", "a ball"], ["a red ball"]]
     assert [found.query for found in first] == ["a dog", "a ball", "a dog"]
     assert again[0] is first[1]
-    hidden = remembered.encode_queries(["a dog"], hidden=[{1}])[0]
+    hidden = cached.encode_queries(["a dog"], hidden=[{1}])[0]
     assert not np.allclose(hidden.features, first[0].features)
-    np.testing.assert_array_equal(
-        remembered.encode_queries(["a dog"])[0].features, first[0].features
-    )
-    assert remembered.identity == smol.identity
+    np.testing.assert_array_equal(cached.encode_queries(["a dog"])[0].features, first[0].features)
+    assert cached.identity == smol.identity
 
 
 # Identity
@@ -438,7 +436,7 @@ def test_damaged_files(cli: Cli, film: Path, own: Path) -> None:
 
 
 def test_damaged_weights_and_tokenizer(own: Path, smol: VlmEncoder) -> None:
-    picture = smol.pixels.squeeze(photo(40, 60))[None]
+    picture = smol.preprocessing.squeeze(photo(40, 60))[None]
     tensors = load_file(own / "model.safetensors")
     missing = "model.text_model.layers.0.mlp.up_proj.weight"
     kept = {name: value for name, value in tensors.items() if name != missing}

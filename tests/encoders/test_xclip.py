@@ -89,7 +89,7 @@ def test_the_published_preprocessor_in_its_old_form(own: Path) -> None:
     """The size as one number, and what it leaves open as its processor has it."""
     settings = own / "preprocessor_config.json"
     settings.write_text(json.dumps({"size": 48, "image_processor_type": "VideoMAEImageProcessor"}))
-    pixels = XClipEncoder(str(own), device="cpu", exact=True).pixels
+    pixels = XClipEncoder(str(own), device="cpu", exact=True).preprocessing
     assert (pixels.shortest, pixels.crop, pixels.filter) == (48, (224, 224), "bilinear")
     assert pixels.mean == (0.5, 0.5, 0.5)
     assert xclip_processor().resample == 2

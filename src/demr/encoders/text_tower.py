@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from demr.encoders.base import QueryFeatures
-from demr.encoders.loaded import LoadedModel
+from demr.encoders.loaded_model import LoadedModel
 from demr.encoders.tokens import Tokens, tokenize
 
 _QUERIES = 64

@@ -10,8 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 from demr.annotations.annotations import Annotation, read_annotations_with_report
 from demr.batches.dataset import MomentDataset
 from demr.encoders import Encoder, get_encoder
-from demr.encoders.remembered import RememberedQueries
-from demr.encoders.stored import StoredText, open_text
+from demr.encoders.cached_queries import CachedQueries
+from demr.encoders.stored_text import StoredText, open_text
 from demr.errors import AnnotationError, ConfigError
 from demr.features.pack import FeaturePack
 from demr.runs.config import DataConfig
@@ -80,7 +80,7 @@ class RunData:
         """Annotations with their features; of long videos one stretch at a time for training."""
         encoder = self.encoder
         if isinstance(encoder, StoredText):
-            encoder = encoder.about(
+            encoder = encoder.with_qids(
                 {annotation.query: annotation.qid for annotation in annotations}
             )
         max_clips = self.config.max_clips if training else None
@@ -109,7 +109,7 @@ def open_data(config: DataConfig, *, render: bool = False) -> RunData:
         )
     pack = FeaturePack(config.root / config.features)
     if config.text is None:
-        return RunData(config, pack, RememberedQueries(get_encoder(config.encoder)))
+        return RunData(config, pack, CachedQueries(get_encoder(config.encoder)))
     return RunData(config, pack, open_text(config.root / config.text, pack.identity))
 
 

@@ -15,9 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from demr.encoders.base import EncoderIdentity, QueryFeatures, VideoFeatures, clip_count
-from demr.encoders.builtin.motion import HUE_DIM, MOTION_DIM, SAMPLES_PER_S, SHAPE_DIM, TrackCodes
 from demr.encoders.builtin.objects import CONTRAST, GLOBALS, Floats, FrameAnalyser
-from demr.encoders.builtin.tracks import Linker, Track
+from demr.encoders.builtin.track_codes import (
+    HUE_DIM,
+    MOTION_DIM,
+    SAMPLES_PER_S,
+    SHAPE_DIM,
+    TrackCodes,
+)
+from demr.encoders.builtin.tracking import Track, Tracker
 from demr.encoders.words import TEXT_DIM, query_words, word_vector
 from demr.video.reading import Video
 
@@ -106,11 +112,11 @@ def describe_frames(frames: Iterable[NDArray[np.uint8]], clips: int) -> Floats:
     Returns:
         float32, ``(L, VIDEO_DIM)``, finite.
     """
-    linker = Linker(_MIN_LENGTH)
+    tracker = Tracker(_MIN_LENGTH)
     scene = np.zeros((clips * SAMPLES_PER_S, GLOBALS), dtype=np.float32)
     samples = 0
     for regions, row in _analysed(frames, clips * SAMPLES_PER_S):
-        linker.add(samples, regions)
+        tracker.add(samples, regions)
         scene[samples] = row
         samples += 1
     camera = scene[:, 5:7].copy()
@@ -121,7 +127,7 @@ def describe_frames(frames: Iterable[NDArray[np.uint8]], clips: int) -> Floats:
     if samples == 0:
         return features
     count = np.zeros(clips, dtype=np.float32)
-    for track in linker.tracks():
+    for track in tracker.tracks():
         codes = TrackCodes(track, camera, scene[:, 0], samples)
         first, row, there = _bound(codes, samples)
         trust = _trust(track)

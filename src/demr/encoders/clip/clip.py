@@ -20,9 +20,9 @@ from demr.encoders.base import (
     clip_count,
 )
 from demr.encoders.frames import FrameStream, ReadsFrames
-from demr.encoders.loaded import LoadedModel, check_clip_length
+from demr.encoders.loaded_model import LoadedModel, check_clip_length
 from demr.encoders.model_folder import Family
-from demr.encoders.pixels import Preprocessing, to_patches
+from demr.encoders.preprocessing import Preprocessing, to_patches
 from demr.encoders.text_tower import TextTower
 from demr.video.reading import VideoInfo
 
@@ -58,7 +58,7 @@ class ClipStream:
 
     def prepare(self, rgb: NDArray[np.uint8]) -> Tensor:
         """Resize and crop as the model's own processor does."""
-        return self._encoder.pixels.crop_frame(rgb)
+        return self._encoder.preprocessing.crop_frame(rgb)
 
     def embed(self, clips: Tensor) -> NDArray[np.float32]:
         """Embeddings of prepared frames ``(N, 1, 3, H, W)``."""
@@ -78,7 +78,7 @@ class ClipEncoder(ReadsFrames):
 
     Attributes:
         clip_s: Length of a clip in seconds.
-        pixels: How frames are prepared.
+        preprocessing: How frames are prepared.
 
     Raises:
         InputError: If transformers is not installed, or the clip length is not positive.
@@ -95,7 +95,9 @@ class ClipEncoder(ReadsFrames):
     ) -> None:
         self.clip_s = check_clip_length(clip_s, FAMILY.encoder)
         self._loaded = LoadedModel(source, FAMILY, device, torch.float16, exact=exact)
-        self.pixels = Preprocessing.read(self._loaded.folder.path, self._loaded.folder.model_type)
+        self.preprocessing = Preprocessing.read(
+            self._loaded.folder.path, self._loaded.folder.model_type
+        )
         self._text = TextTower(self._loaded)
 
     @property
@@ -117,7 +119,7 @@ class ClipEncoder(ReadsFrames):
             text_dim=self._text.dims,
             normalization="l2",
             model=self._loaded.folder.source,
-            digest=self._loaded.digest(self.pixels),
+            digest=self._loaded.digest(self.preprocessing),
             dtype=self._loaded.dtype_name,
         )
 
@@ -172,12 +174,12 @@ class ClipEncoder(ReadsFrames):
             FeatureError: If an embedding is not finite.
         """
         device = self._loaded.device
-        pixels = self.pixels.normalize(pictures.to(device), self._loaded.dtype)
+        pixels = self.preprocessing.normalize(pictures.to(device), self._loaded.dtype)
         with torch.inference_mode(), self._loaded.on_pictures():
-            if self.pixels.patch:
-                patches = to_patches(pixels, self.pixels.patch)
+            if self.preprocessing.patch:
+                patches = to_patches(pixels, self.preprocessing.patch)
                 count, length, _ = patches.shape
-                rows = pictures.shape[-2] // self.pixels.patch
+                rows = pictures.shape[-2] // self.preprocessing.patch
                 shape = torch.tensor([[rows, length // rows]] * count, device=device)
                 # All patches are the picture's own: frames of a video are of one size.
                 mask = torch.ones(count, length, dtype=torch.int64, device=device)

@@ -24,9 +24,9 @@ from demr.encoders.base import (
     clip_count,
 )
 from demr.encoders.frames import FrameStream, ReadsFrames
-from demr.encoders.loaded import LoadedModel, check_clip_length
+from demr.encoders.loaded_model import LoadedModel, check_clip_length
 from demr.encoders.model_folder import Family
-from demr.encoders.pixels import Preprocessing
+from demr.encoders.preprocessing import Preprocessing
 from demr.encoders.text_tower import TextTower
 from demr.video.reading import VideoInfo
 
@@ -58,7 +58,7 @@ class XClipStream:
 
     def prepare(self, rgb: NDArray[np.uint8]) -> Tensor:
         """Resize and crop as the model's own processor does."""
-        return self._encoder.pixels.crop_frame(rgb)
+        return self._encoder.preprocessing.crop_frame(rgb)
 
     def embed(self, clips: Tensor) -> NDArray[np.float32]:
         """Embeddings of prepared clips ``(N, K, 3, H, W)``."""
@@ -78,7 +78,7 @@ class XClipEncoder(ReadsFrames):
 
     Attributes:
         clip_s: Length of a clip in seconds.
-        pixels: How frames are prepared.
+        preprocessing: How frames are prepared.
 
     Raises:
         InputError: If transformers is not installed, or the clip length is not positive.
@@ -95,7 +95,9 @@ class XClipEncoder(ReadsFrames):
     ) -> None:
         self.clip_s = check_clip_length(clip_s, FAMILY.encoder)
         self._loaded = LoadedModel(source, FAMILY, device, torch.float16, exact=exact)
-        self.pixels = Preprocessing.read(self._loaded.folder.path, self._loaded.folder.model_type)
+        self.preprocessing = Preprocessing.read(
+            self._loaded.folder.path, self._loaded.folder.model_type
+        )
         self._text = TextTower(self._loaded)
 
     @property
@@ -119,7 +121,7 @@ class XClipEncoder(ReadsFrames):
             text_dim=self._text.dims,
             normalization="l2",
             model=self._loaded.folder.source,
-            digest=self._loaded.digest(self.pixels, self.frames),
+            digest=self._loaded.digest(self.preprocessing, self.frames),
             dtype=self._loaded.dtype_name,
         )
 
@@ -157,7 +159,9 @@ class XClipEncoder(ReadsFrames):
             FeatureError: If an embedding is not finite.
         """
         pictures = clips.flatten(0, 1).to(self._loaded.device)
-        pixels = self.pixels.normalize(pictures, self._loaded.dtype).unflatten(0, clips.shape[:2])
+        pixels = self.preprocessing.normalize(pictures, self._loaded.dtype).unflatten(
+            0, clips.shape[:2]
+        )
         with torch.inference_mode(), self._loaded.on_pictures():
             found = self._loaded.model.get_video_features(pixel_values=pixels)
         # A tensor up to version 4 of transformers.

@@ -23,8 +23,8 @@ from demr.encoders.base import (
     clip_count,
 )
 from demr.encoders.frames import FrameStream, ReadsFrames
-from demr.encoders.loaded import dtype_name, fast_products
-from demr.encoders.pixels import Preprocessing
+from demr.encoders.loaded_model import dtype_name, fast_products
+from demr.encoders.preprocessing import Preprocessing
 from demr.encoders.slowfast.network import DIMS, FAST_FRAMES
 from demr.encoders.slowfast.weights import PUBLISHED, find_weights
 from demr.errors import FeatureError, InputError
@@ -64,7 +64,7 @@ class SlowFastStream:
 
     def prepare(self, rgb: NDArray[np.uint8]) -> Tensor:
         """Resize to the short side and crop the middle."""
-        return self._encoder.pixels.crop_frame(rgb)
+        return self._encoder.preprocessing.crop_frame(rgb)
 
     def embed(self, clips: Tensor) -> NDArray[np.float32]:
         """Pooled features of prepared clips ``(N, 32, 3, H, W)``."""
@@ -86,7 +86,7 @@ class SlowFastEncoder(ReadsFrames):
 
     Attributes:
         clip_s: Length of a clip in seconds.
-        pixels: How frames are prepared.
+        preprocessing: How frames are prepared.
 
     Raises:
         InputError: If the clip length or the size is out of range.
@@ -116,7 +116,7 @@ class SlowFastEncoder(ReadsFrames):
         self._is_fast = not exact and has_fast_bfloat16(self._device)
         self._weights = find_weights(source)
         # Mean and deviation are those of the network's training on Kinetics.
-        self.pixels = Preprocessing(
+        self.preprocessing = Preprocessing(
             shortest=short_side,
             size=None,
             crop=(short_side, short_side),
@@ -129,8 +129,8 @@ class SlowFastEncoder(ReadsFrames):
     @cached_property
     def identity(self) -> EncoderIdentity:
         """What is stored beside the features; the file of weights is read once for it."""
-        digest = f"{self._weights.digest()} {self.pixels}"
-        size = self.pixels.shortest
+        digest = f"{self._weights.digest()} {self.preprocessing}"
+        size = self.preprocessing.shortest
         return EncoderIdentity(
             name="slowfast",
             version=_VERSION,
@@ -180,7 +180,7 @@ class SlowFastEncoder(ReadsFrames):
         """
         count, frames, *picture = clips.shape
         pictures = clips.to(self._device).reshape(count * frames, *picture)
-        pixels = self.pixels.normalize(pictures, self._dtype)
+        pixels = self.preprocessing.normalize(pictures, self._dtype)
         volume = pixels.reshape(count, frames, *picture).transpose(1, 2)
         with torch.inference_mode(), fast_products(self._device, self._is_fast):
             found = self._network(volume.contiguous())

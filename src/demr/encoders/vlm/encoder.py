@@ -28,11 +28,11 @@ from torch import Tensor
 from demr.encoders.base import CLIP_S, EncoderIdentity, QueryFeatures
 from demr.encoders.clip.clip import middle_times
 from demr.encoders.frames import FrameStream, ReadsFrames
-from demr.encoders.loaded import LoadedModel, check_clip_length
+from demr.encoders.loaded_model import LoadedModel, check_clip_length
 from demr.encoders.model_folder import Family
 from demr.encoders.text_tower import hiding, kept_tokens
 from demr.encoders.tokens import Tokens, tokenize
-from demr.encoders.vlm.pixels import SquarePictures
+from demr.encoders.vlm.preprocessing import SquarePictures
 from demr.errors import InputError, ModelError
 from demr.video.reading import VideoInfo
 
@@ -82,7 +82,7 @@ class VlmStream:
 
     def prepare(self, rgb: NDArray[np.uint8]) -> Tensor:
         """Resize to a square as the model's own processor does."""
-        return self._encoder.pixels.squeeze(rgb)
+        return self._encoder.preprocessing.squeeze(rgb)
 
     def embed(self, clips: Tensor) -> NDArray[np.float32]:
         """Rows of prepared frames ``(N, 1, 3, H, W)``."""
@@ -105,7 +105,7 @@ class VlmEncoder(ReadsFrames):
     Attributes:
         clip_s: Length of a clip in seconds.
         layer: Whose hidden states are taken.
-        pixels: How frames are prepared.
+        preprocessing: How frames are prepared.
 
     Raises:
         InputError: If transformers is not installed, the clip length is not positive, or there is
@@ -125,7 +125,7 @@ class VlmEncoder(ReadsFrames):
         self.clip_s = check_clip_length(clip_s, FAMILY.encoder)
         # Activations of language models leave float16's range.
         self._loaded = LoadedModel(source, FAMILY, device, torch.bfloat16, exact=exact)
-        self.pixels = SquarePictures.read(self._loaded.folder.path)
+        self.preprocessing = SquarePictures.read(self._loaded.folder.path)
         text = self._loaded.settings.text_config
         layers = int(text.num_hidden_layers)
         self.layer = max(1, layers // 2) if layer is None else layer
@@ -155,7 +155,7 @@ class VlmEncoder(ReadsFrames):
             text_dim=self.dims,
             normalization="l2",
             model=f"{self._loaded.folder.source},layer={self.layer}",
-            digest=self._loaded.digest(self.pixels, self.layer, _PROMPT, _ASK),
+            digest=self._loaded.digest(self.preprocessing, self.layer, _PROMPT, _ASK),
             dtype=self._loaded.dtype_name,
         )
 
@@ -208,7 +208,7 @@ class VlmEncoder(ReadsFrames):
             FeatureError: If a hidden state is not finite.
         """
         device = self._loaded.device
-        pixels = self.pixels.normalize(pictures.to(device), self._loaded.dtype)
+        pixels = self.preprocessing.normalize(pictures.to(device), self._loaded.dtype)
         ids = self._prompt.to(device)
         with torch.inference_mode(), self._loaded.on_pictures():
             states = self._model(
@@ -244,7 +244,8 @@ class VlmEncoder(ReadsFrames):
         """Ids of the prompt and of the image's places behind it."""
         settings = self._loaded.settings
         step = int(settings.vision_config.patch_size) * int(settings.scale_factor)
-        across, left = divmod(self.pixels.side, step)
+        side = self.preprocessing.side
+        across, left = divmod(side, step)
         text = f"{self._start}{_PROMPT}{_BEGIN}{_WHOLE}{_IMAGE * across**2}"
         ids = torch.tensor(self._ids(text))
         found = int((ids == self._image_id).sum())
@@ -253,7 +254,7 @@ class VlmEncoder(ReadsFrames):
                 str(self._loaded.folder.path),
                 expected=f"a tokenizer that knows {_IMAGE} as token {self._image_id}, and squares "
                 f"of whole steps of {step} pixels",
-                got=f"{found} of {across**2} image tokens, squares of {self.pixels.side} pixels",
+                got=f"{found} of {across**2} image tokens, squares of {side} pixels",
                 remedy="copy the files again from where the model came from",
             )
         return ids

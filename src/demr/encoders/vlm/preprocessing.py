@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from demr.encoders.pixels import normalized, read_settings, three_channels
+from demr.encoders.preprocessing import normalized, read_settings, three_channels
 from demr.errors import ModelError
 
 _LANCZOS = 1

@@ -29,7 +29,7 @@ class Track:
     rows: Floats
 
 
-class Linker:
+class Tracker:
     """Links the regions of one sample after the other into tracks.
 
     Args:

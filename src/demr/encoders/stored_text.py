@@ -74,8 +74,8 @@ class StoredText(_Stored):
         self._identity = identity
         self._qids = qids or {}
 
-    def about(self, qids: Mapping[str, str]) -> "StoredText":
-        """Return the same files for other queries."""
+    def with_qids(self, qids: Mapping[str, str]) -> "StoredText":
+        """The same files, for these queries."""
         return StoredText(self._folder, self._identity, qids)
 
     def encode_queries(

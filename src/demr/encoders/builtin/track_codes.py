@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from demr.encoders.builtin import objects as o
 from demr.encoders.builtin.objects import ORDERS, Floats
-from demr.encoders.builtin.tracks import Track
+from demr.encoders.builtin.tracking import Track
 
 SAMPLES_PER_S = 8
 

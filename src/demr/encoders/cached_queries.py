@@ -1,4 +1,4 @@
-"""Queries that are encoded once, however often a run asks for them."""
+"""A cache of query features: each sentence is encoded once a run."""
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -6,20 +6,20 @@ from pathlib import Path
 from demr.encoders.base import Encoder, EncoderIdentity, QueryFeatures, VideoFeatures
 
 
-class RememberedQueries:
-    """An encoder that keeps what it made of each sentence.
+class CachedQueries:
+    """An encoder with a cache of query features.
 
     A run encodes its validation queries to choose a checkpoint, to calibrate and to evaluate, and
-    a language model takes minutes for some thousands. What is kept is what the data sets hold
-    anyway.
+    a language model takes minutes for some thousands. The cache costs no memory of its own: the
+    data sets hold the same arrays.
 
     Args:
-        encoder: Does the work.
+        encoder: Encodes what is not in the cache.
     """
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
-        self._known: dict[str, QueryFeatures] = {}
+        self._cache: dict[str, QueryFeatures] = {}
 
     @property
     def identity(self) -> EncoderIdentity:
@@ -33,11 +33,11 @@ class RememberedQueries:
     def encode_queries(
         self, queries: Sequence[str], hidden: Sequence[Collection[int]] | None = None
     ) -> list[QueryFeatures]:
-        """As the encoder does, each whole sentence once; those with hidden words every time."""
+        """As the encoder does: whole sentences from the cache, those with hidden words anew."""
         if hidden is not None:
             return self._encoder.encode_queries(queries, hidden)
-        new = [query for query in dict.fromkeys(queries) if query not in self._known]
-        if new:
-            made = self._encoder.encode_queries(new)
-            self._known.update(zip(new, made, strict=True))
-        return [self._known[query] for query in queries]
+        missing = [query for query in dict.fromkeys(queries) if query not in self._cache]
+        if missing:
+            made = self._encoder.encode_queries(missing)
+            self._cache.update(zip(missing, made, strict=True))
+        return [self._cache[query] for query in queries]

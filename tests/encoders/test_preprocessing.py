@@ -19,7 +19,7 @@ from tests.encoders.clip_models import (
 )
 
 from demr.encoders.clip.clip import ClipEncoder
-from demr.encoders.pixels import Preprocessing, patch_grid, to_patches
+from demr.encoders.preprocessing import Preprocessing, patch_grid, to_patches
 from demr.errors import ModelError
 
 
