@@ -41,8 +41,8 @@ _FLAT = 1e-6
 
 
 @dataclass(frozen=True)
-class Stretch:
-    """One stretch of a video that stands out.
+class Segment:
+    """A part of a video that stands out: a candidate for the moment.
 
     Attributes:
         start_s: In seconds.
@@ -58,7 +58,7 @@ class Stretch:
 
 def localise(
     curve: ArrayLike, clip_s: float, duration_s: float, *, top: int = 5
-) -> tuple[Stretch, ...]:
+) -> tuple[Segment, ...]:
     """Find the stretches of a video that a similarity curve singles out; linear in its length.
 
     A moment of more than half of the video is found only where it stands out clearly: the
@@ -77,7 +77,7 @@ def localise(
         FeatureError: If the curve is empty or holds NaN or infinity.
 
     >>> localise([0.2, 0.2, 0.3, 0.3, 0.2, 0.2, 0.2], clip_s=2.0, duration_s=13.5)
-    (Stretch(start_s=4.0, end_s=8.0, score=1.0),)
+    (Segment(start_s=4.0, end_s=8.0, score=1.0),)
     """
     values = np.asarray(curve, dtype=np.float64)
     if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
@@ -92,7 +92,7 @@ def localise(
         # Far more falls below the median than rises above it: a moment of over half the video.
         background = float(values.mean())
     if np.ptp(values) <= _FLAT * max(1.0, float(np.abs(values).max())) or peak <= background:
-        return (Stretch(0.0, duration_s, 0.0),)
+        return (Segment(0.0, duration_s, 0.0),)
     rise = peak - background
     over = values - (background + _SCORED * rise)
     gain = np.concatenate([[0.0], np.cumsum(over)])
@@ -107,7 +107,7 @@ def localise(
     bounds = np.minimum(table * clip_s, duration_s)
     owner = suppress(bounds, _NMS_IOU, top)
     return tuple(
-        Stretch(float(bounds[index, 0]), float(bounds[index, 1]), float(score[index]))
+        Segment(float(bounds[index, 0]), float(bounds[index, 1]), float(score[index]))
         for index in np.flatnonzero(owner == np.arange(len(owner)))
         if score[index] > 0
     )
