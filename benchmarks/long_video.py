@@ -198,7 +198,7 @@ def plant(
     plan = plan_stretches(clips, MomentRetriever.from_pretrained(device="cpu").max_clips)
     taken = np.zeros(clips, bool)
     planted: list[tuple[str, tuple[float, float], str]] = []
-    seams = [float(stretch.kept_to) for stretch in plan[:-1]]
+    seams = [float(stretch.core_stop) for stretch in plan[:-1]]
     middles = [(a + b) / 2 for a, b in pairwise(seams)]
     order = [str(vid) for vid in rng.permutation(sorted(unique))]
     places = rng.permutation(len(middles))

@@ -110,8 +110,8 @@ def test_a_long_video_says_what_its_stretches_say(model: DemrModel, limit: int) 
         assert raw.proposals.duration_s == source.duration_s
         assert len(raw.proposals) == len(raw.saliency) == len(source.video)
         for stretch, part in zip(plan, alone, strict=True):
-            kept = slice(stretch.kept_from, stretch.kept_to)
-            own = slice(stretch.kept_from - stretch.start, stretch.kept_to - stretch.start)
+            kept = slice(stretch.core_start, stretch.core_stop)
+            own = slice(stretch.core_start - stretch.start, stretch.core_stop - stretch.start)
             np.testing.assert_allclose(raw.saliency[kept], part.saliency[own], atol=1e-6)
             for name in ("aleatoric", "epistemic", "scale_s", "foreground"):
                 np.testing.assert_allclose(

@@ -141,7 +141,7 @@ def item(
 
 
 def test_collate_pads_and_masks() -> None:
-    items = [item(3, 5, event=4), item(6, 2)]
+    items = [item(3, 5, event=4), replace(item(6, 2), vid=2, first_clip=5, sentence=8)]
     batch = collate(items)
     assert len(batch) == 2
     assert batch.video.shape == (2, 6, 6)
@@ -149,6 +149,9 @@ def test_collate_pads_and_masks() -> None:
     assert batch.video_mask.tolist() == [[True] * 3 + [False] * 3, [True] * 6]
     assert batch.text_mask.tolist() == [[True] * 5, [True] * 2 + [False] * 3]
     assert batch.event.tolist() == [4, -1]
+    assert batch.vid.tolist() == [-1, 2]
+    assert batch.first_clip.tolist() == [0, 5]
+    assert batch.sentence.tolist() == [-1, 8]
     assert batch.duration_s.tolist() == [5.5, 11.5]
     assert batch.masked is None
     assert batch.label is None
@@ -205,8 +208,8 @@ def test_moving_a_batch_moves_every_tensor() -> None:
     assert moved.label is not None
     tensors = [
         moved.video, moved.video_mask, moved.text, moved.text_mask, moved.centre_norm,
-        moved.duration_s, moved.event, moved.masked, moved.label, moved.targets.foreground,
-        moved.targets.window_norm, moved.targets.saliency,
+        moved.duration_s, moved.vid, moved.first_clip, moved.event, moved.sentence, moved.masked,
+        moved.label, moved.targets.foreground, moved.targets.window_norm, moved.targets.saliency,
     ]  # fmt: skip
     assert {tensor.device.type for tensor in tensors} == {"meta"}
     assert batch.video.device.type == "cpu"

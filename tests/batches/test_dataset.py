@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from demr.annotations.annotations import Annotation
 from demr.batches.batch import collate
-from demr.batches.dataset import Disturbed, MomentDataset
+from demr.batches.dataset import MomentDataset, NoisyFeatures
 from demr.batches.masking import IGNORED, Masking, Vocabulary
 from demr.batches.sampling import LengthBatches, sequential_batches
 from demr.encoders.base import EncoderIdentity, QueryFeatures, VideoFeatures, clip_count
@@ -377,16 +377,39 @@ def test_training_sees_a_stretch_that_holds_the_moment(long_pack: FeaturePack) -
     assert collate([dataset[i] for i in range(3)]).video.shape == (3, 8, 5)
 
 
+def test_stretches_are_drawn_by_the_seed_of_the_run(long_pack: FeaturePack) -> None:
+    absent = [replace(asked(str(i), "long", 41.0), windows_s=()) for i in range(30)]
+
+    def starts(seed: int, epoch: int = 0) -> list[int]:
+        dataset = MomentDataset(absent, long_pack, FakeEncoder(), max_clips=8, seed=seed)
+        dataset.epoch = epoch
+        return [dataset[index].first_clip for index in range(30)]
+
+    assert starts(3) == starts(3)
+    assert starts(3) != starts(4)
+    assert starts(3) != starts(3, epoch=1)
+
+
+def test_equal_sentences_are_known(pack: FeaturePack) -> None:
+    queries = ("A dog eats!", "a dog  eats", "the dog eats", "?!", "?", "?!")
+    annotations = [asked(str(i), "ab"[i % 2], 8.0 - i % 2, q) for i, q in enumerate(queries)]
+    dataset = MomentDataset(annotations, pack, FakeEncoder())
+    assert [dataset[i].sentence for i in range(6)] == [0, 0, 1, 2, 3, 2]
+    assert [dataset[i].vid for i in range(6)] == [0, 1] * 3
+
+
 def test_noise_falls_on_the_stretch_alone(long_pack: FeaturePack) -> None:
     dataset = MomentDataset([asked("1", "long", 41.0)], long_pack, FakeEncoder(), max_clips=8)
     plain = dataset[0]
 
-    def disturb(video: VideoFeatures, query: QueryFeatures, epoch: int, index: int) -> Disturbed:
+    def augment(
+        video: VideoFeatures, query: QueryFeatures, epoch: int, index: int
+    ) -> NoisyFeatures:
         del query, epoch, index
         assert len(video.features) == 8
-        return Disturbed(replace(video, features=video.features + np.float16(1)), None, 0.5)
+        return NoisyFeatures(replace(video, features=video.features + np.float16(1)), None, 0.5)
 
-    dataset.disturb = disturb
+    dataset.augment = augment
     noisy = dataset[0]
     assert noisy.noise == 0.5
     torch.testing.assert_close(noisy.video[:, :3], plain.video[:, :3] + 1, atol=2e-3, rtol=2e-3)

@@ -2,6 +2,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -66,9 +67,9 @@ def test_noise_is_added_before_normalisation(dataset: MomentDataset, tmp_path: P
     pack = FeaturePack(tmp_path / "pack")
     deviation = np.array([0.5, 0.0, 2.0, 4.0, 8.0])
     noisy = FeatureNoise(deviation, None, 2.0, seed=7).apply(dataset)
-    rng = np.random.default_rng(7)
-    for index, vid in ((1, "a"), (0, "b")):
+    for index, vid in ((0, "b"), (1, "a")):
         clean = pack[vid].features
+        rng = np.random.default_rng((7, crc32(vid.encode())))
         raw = clean + 2 * deviation * rng.standard_normal(clean.shape, dtype=np.float32)
         expected = np.concatenate([unit(raw[:, :3]), unit(raw[:, 3:])], axis=1)
         found = noisy[index]
@@ -76,7 +77,7 @@ def test_noise_is_added_before_normalisation(dataset: MomentDataset, tmp_path: P
         assert torch.equal(found.video[:, 5:], dataset[index].video[:, 5:])
         assert torch.equal(found.text, dataset[index].text)
         assert found.targets is not None
-    # Both queries about a video see the same one; the undisturbed one is still there.
+    # Both queries about a video see the same one; the one without noise is still there.
     assert torch.equal(noisy[0].video, noisy[2].video)
     assert not torch.equal(noisy[0].video, dataset[0].video)
     assert torch.equal(dataset[1].video, prepare_video(pack["a"], IDENTITY)[0])
@@ -123,11 +124,11 @@ def training_noise(share: float) -> TrainingNoise:
     return TrainingNoise(deviation, share, share, 4.0, seed=3)
 
 
-def test_training_noise_disturbs_the_share_asked_for_at_levels_up_to_the_largest() -> None:
+def test_training_noise_changes_the_share_asked_for_at_levels_up_to_the_largest() -> None:
     noise = training_noise(0.25)
     video = VideoFeatures("v", 800.0, 2.0, np.zeros((400, 5), np.float32))
     query = QueryFeatures("q", np.zeros((400, 4), np.float32), ("q",), np.zeros(400, np.int64))
-    drawn = [noise.disturb(video, query, 0, index) for index in range(400)]
+    drawn = [noise.augment(video, query, 0, index) for index in range(400)]
     levels = [np.array([d.video.features.std() / 6 for d in drawn if d.video is not None])]
     levels.append(np.array([d.query.features.std() / 3 for d in drawn if d.query is not None]))
     for level in levels:
@@ -144,7 +145,7 @@ def test_training_noise_changes_items_before_normalisation_and_anew_each_epoch(
     dataset: MomentDataset, tmp_path: Path
 ) -> None:
     clean = [dataset[index] for index in range(3)]
-    dataset.disturb = training_noise(0.99).disturb
+    dataset.augment = training_noise(0.99).augment
     noisy = [dataset[index] for index in range(3)]
     for index, (before, after) in enumerate(zip(clean, noisy, strict=True)):
         assert not torch.equal(before.video[:, :5], after.video[:, :5])
@@ -153,7 +154,7 @@ def test_training_noise_changes_items_before_normalisation_and_anew_each_epoch(
         norm = after.video[:, :3].norm(dim=1)
         torch.testing.assert_close(norm, torch.ones_like(norm))
         raw = FeaturePack(tmp_path / "pack")[dataset.annotations[index].vid]
-        drawn = training_noise(0.99).disturb(raw, dataset.queries[index], 0, index)
+        drawn = training_noise(0.99).augment(raw, dataset.queries[index], 0, index)
         assert drawn.video is not None
         assert drawn.query is not None
         assert torch.equal(after.video, prepare_video(drawn.video, IDENTITY)[0])
@@ -162,7 +163,7 @@ def test_training_noise_changes_items_before_normalisation_and_anew_each_epoch(
     assert torch.equal(dataset[0].video, noisy[0].video), "the same epoch, the same noise"
     dataset.epoch = 1
     assert not torch.equal(dataset[0].video, noisy[0].video)
-    dataset.disturb = None
+    dataset.augment = None
     assert torch.equal(dataset[0].video, clean[0].video)
 
 
@@ -171,7 +172,7 @@ def test_noise_weighs_the_same_on_either_modality() -> None:
     query = QueryFeatures("q", np.zeros((4000, 4), np.float32), ("q",), np.zeros(4000, np.int64))
     kinds = set()
     for index in range(40):
-        drawn = training_noise(0.5).disturb(video, query, 0, index)
+        drawn = training_noise(0.5).augment(video, query, 0, index)
         left = 1.0
         if drawn.video is not None:
             left /= 1 + drawn.video.features.std() / 6
@@ -186,6 +187,6 @@ def test_each_modality_has_its_own_share() -> None:
     video = VideoFeatures("v", 4.0, 2.0, np.zeros((2, 5), np.float32))
     query = QueryFeatures("q", np.zeros((2, 4), np.float32), ("q",), np.zeros(2, np.int64))
     noise = replace(training_noise(0.0), text_share=0.5)
-    drawn = [noise.disturb(video, query, 0, index) for index in range(100)]
+    drawn = [noise.augment(video, query, 0, index) for index in range(100)]
     assert all(d.video is None for d in drawn)
     assert 30 < sum(d.query is not None for d in drawn) < 70

@@ -41,13 +41,13 @@ def test_every_clip_has_the_stretch_in_which_it_lies_most_centrally(
     clips: int, max_clips: int
 ) -> None:
     plan = plan_stretches(clips, max_clips)
-    assert [c for s in plan for c in range(s.kept_from, s.kept_to)] == list(range(clips))
+    assert [c for s in plan for c in range(s.core_start, s.core_stop)] == list(range(clips))
     assert len({len(s) for s in plan}) == 1
     assert len(plan[0]) == min(clips, max_clips)
     # Linear in length: all clips are read about twice, at the most three times.
     assert sum(map(len, plan)) <= max(3 * clips, 1)
     for stretch in plan:
-        for clip in range(stretch.kept_from, stretch.kept_to):
+        for clip in range(stretch.core_start, stretch.core_stop):
             away = [abs(clip - (s.start + s.stop - 1) / 2) for s in plan]
             own = abs(clip - (stretch.start + stretch.stop - 1) / 2)
             assert stretch.start <= clip < stretch.stop
@@ -67,7 +67,7 @@ def test_a_moment_that_fits_the_overlap_lies_whole_in_a_stretch_that_answers_for
     assert any(
         s.start <= moment[0]
         and moment[-1] < s.stop
-        and any(s.kept_from <= clip < s.kept_to for clip in moment)
+        and any(s.core_start <= clip < s.core_stop for clip in moment)
         for s in plan
     )
     # Training is shown such a moment whole, too.

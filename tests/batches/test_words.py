@@ -253,3 +253,9 @@ def test_a_model_in_the_current_folder_is_left_alone(
     monkeypatch.chdir(folder)
     words._tagger.cache_clear()
     assert tag_tokens(("the", "dog")) == (None, "noun")
+
+
+def test_the_tagger_is_seen_without_loading_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert words.has_tagger()
+    monkeypatch.setattr(words, "find_spec", {"HanTa": None}.get)
+    assert not words.has_tagger()

@@ -26,7 +26,7 @@ from demr.network.losses import (
     retrieval_loss,
     saliency_loss,
     saliency_terms,
-    same_event,
+    same_id,
 )
 from demr.network.model import DemrModel, ModelOutput
 
@@ -225,7 +225,7 @@ def test_intra_loss_against_the_loop() -> None:
     assert got == pytest.approx(sum(terms) / 3, rel=1e-5)
 
 
-def test_inter_loss_against_the_loop_excludes_the_same_event() -> None:
+def test_inter_loss_against_the_loop_excludes_the_same_id() -> None:
     generator = torch.Generator().manual_seed(2)
     clips = nn.functional.normalize(torch.randn(5, 4, generator=generator), dim=1)
     queries = nn.functional.normalize(torch.randn(5, 4, generator=generator), dim=1)
@@ -236,21 +236,21 @@ def test_inter_loss_against_the_loop_excludes_the_same_event() -> None:
         own = cosine(clips[i], queries[i])
         terms.append(softmax_loss(own, [cosine(clips[i], queries[j]) for j in rivals]))
         terms.append(softmax_loss(own, [cosine(clips[j], queries[i]) for j in rivals]))
-    got = inter_loss(clips, queries, same_event(torch.tensor(event))).item()
+    got = inter_loss(clips, queries, same_id(torch.tensor(event))).item()
     assert got == pytest.approx(sum(terms) / 10, rel=1e-5)
 
 
 def test_a_batch_of_one_event_has_nothing_to_contrast() -> None:
     clips = nn.functional.normalize(torch.randn(3, 4), dim=1).requires_grad_()
-    loss = inter_loss(clips, clips.detach().flip(0), same_event(torch.tensor([4, 4, 4])))
+    loss = inter_loss(clips, clips.detach().flip(0), same_id(torch.tensor([4, 4, 4])))
     loss.backward()
     assert loss.item() == 0
     assert clips.grad is not None
     assert torch.isfinite(clips.grad).all()
 
 
-def test_same_event() -> None:
-    assert same_event(torch.tensor([1, -1, 1, -1])).tolist() == [
+def test_same_id() -> None:
+    assert same_id(torch.tensor([1, -1, 1, -1])).tolist() == [
         [True, False, True, False],
         [False, True, False, False],
         [True, False, True, False],
@@ -302,7 +302,7 @@ def test_queries_of_one_video_against_the_loop() -> None:
     video = item(10, [(0.0, 0.45)], event=1)
     windows = [[(0.0, 0.45)], [(0.2, 0.6)], [(0.8, 1.0)], []]
     items = [
-        replace(item(10, spans, event=number), video=video.video)
+        replace(item(10, spans, event=number), video=video.video, vid=7)
         for number, spans in enumerate(windows)
     ]
     model, batch = build(), collate([*items, item(6, [(0.0, 0.5)], event=9)])
@@ -591,7 +591,7 @@ def test_padding_more_changes_no_loss_and_no_gradient() -> None:
         name: getattr(wide, name)[:-1]
         for name in (
             "video", "video_idx", "video_mask", "text", "text_mask", "centre_norm", "duration_s",
-            "event",
+            "vid", "first_clip", "event", "sentence",
         )
     }  # fmt: skip
     aims = [getattr(known(wide), field.name)[:-1] for field in fields(Targets)]

@@ -117,7 +117,7 @@ def join(
     }
     saliency = []
     for part, stretch in zip(parts, plan, strict=True):
-        kept = slice(stretch.kept_from - stretch.start, stretch.kept_to - stretch.start)
+        kept = slice(stretch.core_start - stretch.start, stretch.core_stop - stretch.start)
         said = part.proposals[kept]
         ratio = said.duration_s / duration_s
         shift = stretch.start_s(clip_s) / duration_s
@@ -125,7 +125,7 @@ def join(
         for name, column in columns.items():
             column.append(changed[name] if name in changed else getattr(said, name))
         saliency.append(part.saliency[kept])
-    counts = [stretch.kept_to - stretch.kept_from for stretch in plan]
+    counts = [stretch.core_stop - stretch.core_start for stretch in plan]
     proposals = Proposals(
         **{name: np.concatenate(column) for name, column in columns.items()},
         clip_idx=np.arange(sum(counts)),

@@ -18,10 +18,13 @@ class Item:
         span_norm: Each clip's start and end as fractions of the duration, ``(L, 2)``.
         duration_s: Duration of the video in seconds.
         targets: What is known about the moment; None at inference.
-        event: Queries with equal events are not each other's negatives.
+        vid: Equal numbers are the same video, with or without noise; -1 is a video of its own.
+        first_clip: Place in the whole video of the first clip that the item holds.
+        event: Queries with equal events are not each other's negatives; -1 is one of its own.
+        sentence: Likewise queries of equal sentences, whatever their videos.
         masked: True for tokens hidden in query reconstruction, ``(T,)``; None outside stage 1.
         label: Vocabulary id of each masked token, ``(T,)``; None outside stage 1.
-        noise: How far training noise has taken the features away, from 0 (not at all) towards 1.
+        noise: Share of noise in the features, from 0 (none) towards 1.
     """
 
     video: Tensor
@@ -29,7 +32,10 @@ class Item:
     span_norm: Tensor
     duration_s: float
     targets: "Targets | None" = None
+    vid: int = -1
+    first_clip: int = 0
     event: int = -1
+    sentence: int = -1
     masked: Tensor | None = None
     label: Tensor | None = None
     noise: float = 0.0
@@ -56,19 +62,23 @@ class Batch:
     """Padded items. Masks are True where an entry is valid.
 
     Items that hold the very same video tensor share one row of ``video``: many queries of a
-    video are projected once.
+    video are projected once. Which items are about the same video, ``vid`` alone tells: noise or
+    another stretch gives an item a row of its own.
 
     Attributes:
-        video: The V <= B different videos, ``(V, L, Dv)``.
-        video_idx: Row of ``video`` that each item asks about, ``(B,)``.
+        video: The V <= B different inputs, ``(V, L, Dv)``.
+        video_idx: Row of ``video`` that each item reads, ``(B,)``.
         video_mask: ``(B, L)``.
         text: ``(B, T, Dt)``.
         text_mask: ``(B, T)``.
         centre_norm: Middle of each clip as a fraction of the duration, ``(B, L)``.
         duration_s: ``(B,)``.
         targets: Clip-wise targets, or None at inference.
+        vid: Video ids, ``(B,)``; -1 is a video of its own.
+        first_clip: Place in the whole video of each item's first clip, ``(B,)``.
         event: Event ids, ``(B,)``; -1 is an event of its own.
-        noise: How far training noise has taken the features away, 0..1, ``(B,)``.
+        sentence: Sentence ids, ``(B,)``; -1 is a sentence of its own.
+        noise: Share of noise in the features, 0..1, ``(B,)``.
         masked: Tokens hidden in query reconstruction, ``(B, T)``, or None.
         label: Vocabulary ids of the masked tokens, ``(B, T)``, or None.
     """
@@ -81,7 +91,10 @@ class Batch:
     centre_norm: Tensor
     duration_s: Tensor
     targets: Targets | None
+    vid: Tensor
+    first_clip: Tensor
     event: Tensor
+    sentence: Tensor
     noise: Tensor
     masked: Tensor | None = None
     label: Tensor | None = None
@@ -159,7 +172,8 @@ def collate(items: Sequence[Item]) -> Batch:
     if not all(len(item.video) and len(item.text) for item in items):
         # Attention over nothing is NaN, which would spread to the whole training run.
         raise ValueError("an item needs at least one clip and one token")
-    # By identity, not by value: comparing clips would cost more than it saves.
+    # A row for each tensor, not for each video: with noise, items of one video differ. Comparing
+    # values would cost more than it saves.
     rows: dict[int, int] = {}
     video_idx = [rows.setdefault(id(item.video), len(rows)) for item in items]
     different = {row: item.video for row, item in zip(video_idx, items, strict=True)}
@@ -186,7 +200,10 @@ def collate(items: Sequence[Item]) -> Batch:
             pad_sequence([t.window_norm for t in targets], batch_first=True),
             pad_sequence([t.saliency for t in targets], batch_first=True),
         ),
+        vid=torch.tensor([item.vid for item in items]),
+        first_clip=torch.tensor([item.first_clip for item in items]),
         event=torch.tensor([item.event for item in items]),
+        sentence=torch.tensor([item.sentence for item in items]),
         noise=torch.tensor([item.noise for item in items], dtype=torch.float32),
         masked=pad_sequence(masked, batch_first=True) if masked else None,
         label=pad_sequence(label, batch_first=True) if label else None,

@@ -1,10 +1,9 @@
 """Annotations and features -> items and batches; the same for training and evaluation."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import Self
-from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -14,30 +13,26 @@ from torch.utils.data import Dataset
 from demr.annotations.annotations import Annotation
 from demr.batches.batch import Item, Targets, make_targets
 from demr.batches.masking import Masking, plan_mask
-from demr.batches.stretches import (
-    Stretch,
-    cut_features,
-    cut_item,
-    cut_video,
-    holding,
-    plan_stretches,
-    windows_within,
-)
-from demr.batches.words import maskable_words
+from demr.batches.stretches import Stretch, holding, plan_stretches, windows_within
+from demr.batches.videos import PreparedVideos, VideoChange
+from demr.batches.words import maskable_words, normalized_sentence
 from demr.encoders.base import Encoder, QueryFeatures, VideoFeatures
 from demr.errors import FeatureError
 from demr.features.pack import FeaturePack
 from demr.features.prepare import ALIGN_ROWS, prepare_query, prepare_video
 
+# Tells the draw of a stretch from the draws of masks and noise, which take the same numbers.
+_STRETCH_DRAW = 1
+
 
 @dataclass(frozen=True)
-class Disturbed:
-    """What noise made of an item.
+class NoisyFeatures:
+    """Raw features of one item with noise.
 
     Attributes:
-        video: Raw features with noise; None if they stay as they are.
-        query: Likewise.
-        noise: How much of both is noise, from 0 towards 1.
+        video: Of the video; None if it stays as it is.
+        query: Of the query; None if it stays as it is.
+        noise: Share of noise in both, from 0 towards 1.
     """
 
     video: VideoFeatures | None
@@ -45,12 +40,12 @@ class Disturbed:
     noise: float
 
 
-# (raw video, raw query, epoch, item) -> what they become.
-Disturbance = Callable[[VideoFeatures, QueryFeatures, int, int], Disturbed]
+# (raw video, raw query, epoch, item) -> both with noise.
+Augmentation = Callable[[VideoFeatures, QueryFeatures, int, int], NoisyFeatures]
 
 
 class MomentDataset(Dataset[Item]):
-    """Queries with the features of their videos, held in memory.
+    """Queries, held in memory, with the features of their videos, prepared when asked for.
 
     Args:
         annotations: One item each.
@@ -60,10 +55,11 @@ class MomentDataset(Dataset[Item]):
         max_clips: For training: of a longer video an item holds one stretch, drawn anew in every
             epoch among those that hold one of its moments, or among all if it has none. None, for
             evaluation, leaves videos whole.
+        seed: With the epoch and the item, decides which stretch is drawn.
 
     Attributes:
-        disturb: Changes raw features whenever an item is asked for; None outside training with
-            noise. Items whose video it changes no longer share it with others.
+        augment: Adds noise to raw features whenever an item is asked for; None outside training
+            with noise. Items whose video it changes no longer share it with others.
 
     Raises:
         FeatureError: If the pack is another encoder's, a video is missing, or its duration is
@@ -77,6 +73,7 @@ class MomentDataset(Dataset[Item]):
         encoder: Encoder,
         masking: Masking | None = None,
         max_clips: int | None = None,
+        seed: int = 0,
     ) -> None:
         if not pack.identity.fits(encoder.identity):
             raise FeatureError(
@@ -88,33 +85,33 @@ class MomentDataset(Dataset[Item]):
         self.annotations = tuple(annotations)
         self.masking = masking
         self.max_clips = max_clips
-        self.disturb: Disturbance | None = None
+        self.seed = seed
+        self.augment: Augmentation | None = None
         self.epoch = 0
-        self._videos: dict[str, tuple[Tensor, Tensor]] = {}
-        self._duration_s: dict[str, float] = {}
-        # Made when first asked for: a quarter of an alignment step went into making them anew.
-        self._targets: dict[int, Targets | None] = {}
-        # Items of one stretch share its tensor for as long as a batch holds it.
-        self._cut: WeakValueDictionary[tuple[str, int], Tensor] = WeakValueDictionary()
-        for vid in sorted({annotation.vid for annotation in annotations}):
-            video = pack[vid]
-            self._videos[vid] = prepare_video(video, pack.identity)
-            self._duration_s[vid] = video.duration_s
-        for annotation in annotations:
-            self._check_duration(annotation, pack)
         self._pack = pack
         self._identity = pack.identity
+        self._videos = PreparedVideos(pack)
+        # Made when first asked for: a quarter of an alignment step went into making them anew.
+        self._targets: dict[int, Targets] = {}
+        vids = sorted({annotation.vid for annotation in annotations})
+        self._clips = {vid: self._videos.clips(vid) for vid in vids}
+        self._duration_s = {vid: pack[vid].duration_s for vid in vids}
+        for annotation in annotations:
+            self._check_duration(annotation)
         self._queries = encoder.encode_queries([a.query for a in annotations])
         self._texts = [prepare_query(query, pack.identity) for query in self._queries]
-        names = sorted({a.event for a in annotations if a.event is not None})
-        self._event_ids = {name: index for index, name in enumerate(names)}
+        self._vid_ids = _numbered(vids)
+        self._event_ids = _numbered(sorted({a.event for a in annotations if a.event is not None}))
+        sentences = [normalized_sentence(a.query) for a in annotations]
+        sentence_ids = _numbered(sentences)
+        self._sentence_ids = [sentence_ids[sentence] for sentence in sentences]
 
-    def _check_duration(self, annotation: Annotation, pack: FeaturePack) -> None:
+    def _check_duration(self, annotation: Annotation) -> None:
         duration = self._duration_s[annotation.vid]
-        if abs(annotation.duration_s - duration) > ALIGN_ROWS * pack.identity.clip_s:
+        if abs(annotation.duration_s - duration) > ALIGN_ROWS * self._identity.clip_s:
             raise FeatureError(
                 f"query {annotation.qid!r}",
-                expected=f"a video {annotation.vid} of {duration:g} s, as in {pack.path}",
+                expected=f"a video {annotation.vid} of {duration:g} s, as in {self._pack.path}",
                 got=f"{annotation.duration_s:g} s",
                 remedy="are these the annotations of this video?",
             )
@@ -124,7 +121,7 @@ class MomentDataset(Dataset[Item]):
 
     def length(self, index: int) -> int:
         """Number of clips of an item."""
-        clips = len(self._videos[self.annotations[index].vid][0])
+        clips = self._clips[self.annotations[index].vid]
         return clips if self.max_clips is None else min(clips, self.max_clips)
 
     @property
@@ -138,75 +135,80 @@ class MomentDataset(Dataset[Item]):
         return self._identity.clip_s
 
     def __getitem__(self, index: int) -> Item:
-        """One item; in stage 1 with a freshly drawn mask."""
+        """One item; in training with freshly drawn stretch, noise and mask.
+
+        Raises:
+            FeatureError: If the features of its video are damaged.
+        """
+        stretch = self._draw_stretch(index)
+        item = self._plain_item(index, stretch)
+        if self.augment is not None:
+            item = self._with_noise(item, index, stretch, self.augment)
+        return item if self.masking is None else self._with_mask(item, index, self.masking)
+
+    def _plain_item(self, index: int, stretch: Stretch | None) -> Item:
         annotation = self.annotations[index]
         vid = annotation.vid
-        video, span_norm = self._videos[vid]
+        duration_s = self._duration_s[vid]
+        if stretch is not None:
+            duration_s = stretch.duration_s(duration_s, self._clips[vid], self.clip_s)
+        video = self._videos.prepared(vid, stretch)
         item = Item(
             video=video,
             text=self._texts[index],
-            span_norm=span_norm,
-            duration_s=self._duration_s[vid],
+            span_norm=video[:, self._identity.video_dim :],
+            duration_s=duration_s,
+            vid=self._vid_ids[vid],
+            first_clip=0 if stretch is None else stretch.start,
             event=-1 if annotation.event is None else self._event_ids[annotation.event],
+            sentence=self._sentence_ids[index],
         )
-        stretch = self._draw_stretch(index)
-        if stretch is None:
-            if index not in self._targets:
-                self._targets[index] = self._make_targets(annotation, item)
-            item = replace(item, targets=self._targets[index])
-        else:
-            part = self._cut.get((vid, stretch.start))
-            if part is None:
-                part = cut_video(item, stretch, self.clip_s)
-                self._cut[vid, stretch.start] = part
-            item = cut_item(item, stretch, self.clip_s, part)
-            item = replace(item, targets=self._make_targets(annotation, item, stretch))
-        if self.disturb is not None:
-            raw = self._pack[vid]
-            if stretch is not None:
-                raw = cut_features(raw, stretch, len(video))
-            noisy = self.disturb(raw, self._queries[index], self.epoch, index)
-            item = replace(item, noise=noisy.noise)
-            if noisy.video is not None:
-                item = replace(item, video=prepare_video(noisy.video, self._identity)[0])
-            if noisy.query is not None:
-                item = replace(item, text=prepare_query(noisy.query, self._identity))
-        return item if self.masking is None else self._mask(item, index, self.masking)
+        return replace(item, targets=self._targets_of(index, item, stretch))
 
     def _draw_stretch(self, index: int) -> Stretch | None:
         annotation = self.annotations[index]
-        clips = len(self._videos[annotation.vid][0])
+        clips = self._clips[annotation.vid]
         if self.max_clips is None or clips <= self.max_clips:
             return None
         options = list(plan_stretches(clips, self.max_clips))
-        generator = np.random.default_rng((self.epoch, index))
+        generator = np.random.default_rng((self.seed, self.epoch, index, _STRETCH_DRAW))
         if annotation.windows_s:
             window = annotation.windows_s[int(generator.integers(len(annotation.windows_s)))]
             options = holding(options, window, self.clip_s)
         return options[int(generator.integers(len(options)))]
 
-    def _make_targets(
-        self, annotation: Annotation, item: Item, stretch: Stretch | None = None
-    ) -> Targets | None:
+    def _targets_of(self, index: int, item: Item, stretch: Stretch | None) -> Targets | None:
+        if stretch is None and index in self._targets:
+            return self._targets[index]
+        annotation = self.annotations[index]
         if annotation.windows_s is None:
             return None
-        if stretch is not None:
+        if stretch is None:
+            # Sources differ by seconds about how long a video is. Clips are fractions of what the
+            # features say, and so must windows be, or the two would drift apart.
+            windows = _fractions(annotation.windows_s, item.duration_s)
+        else:
             start_s = stretch.start_s(self.clip_s)
-            return make_targets(
-                windows_within(annotation.windows_s, start_s, item.duration_s, self.clip_s),
-                item.span_norm,
-                _saliency(annotation, len(item.span_norm), stretch.start),
-            )
-        # Sources differ by seconds about how long a video is. Clips are fractions of what the
-        # features say, and so must windows be, or the two would drift apart.
-        duration = self._duration_s[annotation.vid]
-        windows = [
-            (_inside(start, duration), _inside(end, duration))
-            for start, end in annotation.windows_s
-        ]
-        return make_targets(windows, item.span_norm, _saliency(annotation, len(item.span_norm)))
+            windows = windows_within(annotation.windows_s, start_s, item.duration_s, self.clip_s)
+        saliency = _saliency(annotation, len(item.span_norm), item.first_clip)
+        targets = make_targets(windows, item.span_norm, saliency)
+        if stretch is None:
+            self._targets[index] = targets
+        return targets
 
-    def _mask(self, item: Item, index: int, masking: Masking) -> Item:
+    def _with_noise(
+        self, item: Item, index: int, stretch: Stretch | None, augment: Augmentation
+    ) -> Item:
+        raw = self._videos.raw(self.annotations[index].vid, stretch)
+        noisy = augment(raw, self._queries[index], self.epoch, index)
+        video, text = item.video, item.text
+        if noisy.video is not None:
+            video = prepare_video(noisy.video, self._identity)[0]
+        if noisy.query is not None:
+            text = prepare_query(noisy.query, self._identity)
+        return replace(item, video=video, text=text, noise=noisy.noise)
+
+    def _with_mask(self, item: Item, index: int, masking: Masking) -> Item:
         query = self._queries[index]
         plan = plan_mask(
             query.words,
@@ -225,24 +227,22 @@ class MomentDataset(Dataset[Item]):
 
     def changed(
         self,
-        video: Callable[[VideoFeatures], VideoFeatures] | None = None,
+        video: VideoChange | None = None,
         query: Callable[[QueryFeatures], QueryFeatures] | None = None,
     ) -> Self:
         """Return the same items with other raw features, prepared as any are.
 
         Args:
-            video: Applied to each video, in the order of their names; None leaves them alone.
-            query: Applied to each query, in order; None leaves them alone.
+            video: Applied to a video each time that it is prepared, so it must give the same for
+                the same video; None leaves them alone.
+            query: Applied to each query now, in order; None leaves them alone.
 
         Raises:
-            FeatureError: If what it returns is not fit for the encoder.
+            FeatureError: If what ``query`` returns is not fit for the encoder.
         """
         other = copy(self)
-        other._targets, other._cut = {}, WeakValueDictionary()
         if video is not None:
-            other._videos = {
-                vid: prepare_video(video(self._pack[vid]), self._identity) for vid in self._videos
-            }
+            other._videos = PreparedVideos(self._pack, video)
         if query is not None:
             other._queries = [query(features) for features in self._queries]
             other._texts = [prepare_query(q, self._identity) for q in other._queries]
@@ -262,11 +262,13 @@ class MomentDataset(Dataset[Item]):
         return self._queries
 
 
-def _inside(time_s: float, duration_s: float) -> float:
-    return min(time_s / duration_s, 1.0)
+def _fractions(
+    windows_s: Sequence[tuple[float, float]], duration_s: float
+) -> list[tuple[float, float]]:
+    return [(min(start / duration_s, 1.0), min(end / duration_s, 1.0)) for start, end in windows_s]
 
 
-def _saliency(annotation: Annotation, length: int, first: int = 0) -> Tensor | None:
+def _saliency(annotation: Annotation, length: int, first: int) -> Tensor | None:
     if annotation.saliency is None:
         return None
     saliency = torch.zeros(length)
@@ -274,3 +276,7 @@ def _saliency(annotation: Annotation, length: int, first: int = 0) -> Tensor | N
         if 0 <= clip - first < length:
             saliency[clip - first] = value
     return saliency
+
+
+def _numbered(names: Iterable[str]) -> dict[str, int]:
+    return {name: number for number, name in enumerate(dict.fromkeys(names))}

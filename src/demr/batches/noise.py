@@ -2,11 +2,12 @@
 
 import math
 from dataclasses import dataclass, replace
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
 
-from demr.batches.dataset import Disturbed, MomentDataset
+from demr.batches.dataset import MomentDataset, NoisyFeatures
 from demr.encoders.base import QueryFeatures, VideoFeatures
 from demr.features.pack import FeaturePack
 from demr.features.prepare import as_float32, feature_statistics
@@ -63,33 +64,34 @@ class FeatureNoise:
     seed: int = 0
 
     def apply(self, dataset: MomentDataset) -> MomentDataset:
-        """Return the disturbed items; every video and every query is disturbed once."""
-        generator = np.random.default_rng(self.seed)
+        """Return the items with noise: the same on a video whichever query asks about it."""
+        words = np.random.default_rng(self.seed)
 
-        def noisy(features: Features, deviation: Floats) -> Features:
-            noise = generator.standard_normal(features.shape, dtype=np.float32)
-            return features + noise * (self.level * deviation).astype(np.float32)
+        def on_video(video: VideoFeatures) -> VideoFeatures:
+            # By the name, as videos are prepared in any order and more than once.
+            clips = np.random.default_rng((self.seed, crc32(video.vid.encode())))
+            features = as_float32(video.features)
+            return replace(video, features=add_noise(features, self.level, self.video, clips))
 
-        video, text = self.video, self.text
+        def on_query(query: QueryFeatures) -> QueryFeatures:
+            return replace(query, features=add_noise(query.features, self.level, self.text, words))
+
         return dataset.changed(
-            None
-            if video is None
-            else lambda v: replace(v, features=noisy(as_float32(v.features), video)),
-            None if text is None else lambda q: replace(q, features=noisy(q.features, text)),
+            None if self.video is None else on_video, None if self.text is None else on_query
         )
 
 
 @dataclass(frozen=True)
 class TrainingNoise:
-    """Disturbs a share of the training items, each anew in every epoch.
+    """Noise augmentation: on a share of the training items, drawn anew in every epoch.
 
-    Video and text are disturbed independently, so that items with noise on one modality, on both
-    and on none all occur.
+    Video and text get noise independently, so that items with noise on one modality, on both and
+    on none all occur.
 
     Attributes:
         deviation: The unit of noise.
-        video_share: Of the items whose video is disturbed.
-        text_share: Of those whose text is.
+        video_share: Of the items whose video gets noise.
+        text_share: Of those whose text does.
         level: Largest factor on the deviation; an item's is drawn log-uniformly between a
             sixteenth of it and all of it.
         seed: With the epoch and the item, decides everything.
@@ -101,9 +103,9 @@ class TrainingNoise:
     level: float
     seed: int
 
-    def disturb(
+    def augment(
         self, video: VideoFeatures, query: QueryFeatures, epoch: int, index: int
-    ) -> Disturbed:
+    ) -> NoisyFeatures:
         """Draw an item's noise, which comes before any normalisation.
 
         Noise of deviation ``level`` leaves ``1 / (1 + level)`` of a modality: ``noise`` is 1 less
@@ -112,21 +114,23 @@ class TrainingNoise:
         generator = np.random.default_rng((self.seed, epoch, index))
         levels = self.level * np.exp(generator.uniform(math.log(_WEAKEST), 0.0, 2))
         levels *= generator.random(2) < (self.video_share, self.text_share)
-
-        def noisy(features: Features, deviation: Floats, level: float) -> Features:
-            noise = generator.standard_normal(features.shape, dtype=np.float32)
-            return features + noise * (level * deviation).astype(np.float32)
-
         on_video, on_text = levels
-        return Disturbed(
-            replace(
-                video,
-                features=noisy(as_float32(video.features), self.deviation.video, on_video),
-            )
-            if on_video
-            else None,
-            replace(query, features=noisy(query.features, self.deviation.text, on_text))
-            if on_text
-            else None,
-            float(1 - 1 / np.prod(1 + levels)),
-        )
+        noisy_video = noisy_query = None
+        if on_video:
+            features = as_float32(video.features)
+            features = add_noise(features, on_video, self.deviation.video, generator)
+            noisy_video = replace(video, features=features)
+        if on_text:
+            features = add_noise(query.features, on_text, self.deviation.text, generator)
+            noisy_query = replace(query, features=features)
+        return NoisyFeatures(noisy_video, noisy_query, float(1 - 1 / np.prod(1 + levels)))
+
+
+def add_noise(
+    features: Features, level: float, deviation: Floats | None, generator: np.random.Generator
+) -> Features:
+    """Features plus Gaussian noise of ``level`` deviations; themselves without a deviation."""
+    if deviation is None:
+        return features
+    noise = generator.standard_normal(features.shape, dtype=np.float32)
+    return features + noise * (level * deviation).astype(np.float32)

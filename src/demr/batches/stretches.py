@@ -2,7 +2,8 @@
 
 Attention costs the square of the number of clips, and a model that was trained on minutes knows
 nothing of hours. To the model a stretch is a video of its own, with positions, fractions and a
-duration of its own. Of each clip one stretch has the say: the one in which it lies most centrally.
+duration of its own. A clip's prediction is taken from one stretch: the one in which it lies most
+centrally.
 """
 
 from collections.abc import Sequence
@@ -27,14 +28,14 @@ class Stretch:
     Attributes:
         start: First clip.
         stop: One past the last.
-        kept_from: First clip that this stretch answers for.
-        kept_to: One past the last of those.
+        core_start: First clip whose prediction is taken from this stretch.
+        core_stop: One past the last of those.
     """
 
     start: int
     stop: int
-    kept_from: int
-    kept_to: int
+    core_start: int
+    core_stop: int
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -56,12 +57,12 @@ class Stretch:
 
 
 def plan_stretches(clips: int, max_clips: int) -> tuple[Stretch, ...]:
-    """Cover a video with stretches of equal length, each clip's answer taken from one.
+    """Cover a video with stretches of equal length, each clip's prediction taken from one.
 
     A video that is longer than the limit gets stretches of just that length, spread evenly, whose
-    neighbours share at least half (:func:`shared_clips`). Between two of them the say changes in
-    the middle of what they share, so a moment of at most that many clips lies whole in a stretch
-    that answers for some of them. Every clip is read about twice: the price of that.
+    neighbours share at least half (:func:`shared_clips`). The core of one ends and that of the next
+    begins in the middle of what they share, so a moment of at most that many clips lies whole in a
+    stretch whose core holds some of them. Every clip is read about twice: the price of that.
 
     Args:
         clips: Clips of the video.
@@ -73,7 +74,7 @@ def plan_stretches(clips: int, max_clips: int) -> tuple[Stretch, ...]:
     Raises:
         ValueError: If either number is below 1.
 
-    >>> [(s.start, s.stop, s.kept_from, s.kept_to) for s in plan_stretches(10, 6)]
+    >>> [(s.start, s.stop, s.core_start, s.core_stop) for s in plan_stretches(10, 6)]
     [(0, 6, 0, 4), (2, 8, 4, 6), (4, 10, 6, 10)]
     """
     if clips < 1 or max_clips < 1:
@@ -122,6 +123,7 @@ def cut_item(item: Item, stretch: Stretch, clip_s: float, video: Tensor | None =
         video=cut_video(item, stretch, clip_s) if video is None else video,
         span_norm=span_fractions(duration_s, clip_s, len(stretch)),
         duration_s=duration_s,
+        first_clip=item.first_clip + stretch.start,
         targets=None,
     )
 

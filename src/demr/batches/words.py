@@ -3,9 +3,11 @@
 import re
 from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, get_args
 
+from demr.encoders.words import split_words
 from demr.errors import InputError
 
 PartOfSpeech = Literal["noun", "verb", "adjective"]
@@ -47,6 +49,21 @@ def maskable_words(query: str, words: Sequence[str], pos: Collection[str]) -> tu
         return ()
     tags = _tags_of_words(query, tuple(words))
     return tuple(index for index, tag in enumerate(tags) if tag in wanted)
+
+
+def normalized_sentence(query: str) -> str:
+    """What is equal of two queries that differ in case, white space and punctuation alone.
+
+    >>> normalized_sentence(" Person opens the  DOOR.")
+    'person opens the door'
+    """
+    # A query of signs alone, such as "!?", is only itself.
+    return " ".join(split_words(query)) or query
+
+
+def has_tagger() -> bool:
+    """Whether the package that tells parts of speech is installed."""
+    return find_spec("HanTa") is not None
 
 
 def split_query(query: str) -> list[str]:

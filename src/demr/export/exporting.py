@@ -86,7 +86,10 @@ class Localiser(nn.Module):
                 # What follows is nothing that the network looks at.
                 duration_s=torch.ones_like(item, dtype=video.dtype),
                 targets=None,
+                vid=item,
+                first_clip=item,
                 event=item,
+                sentence=item,
                 noise=torch.zeros_like(item, dtype=video.dtype),
             )
         )

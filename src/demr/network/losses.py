@@ -241,10 +241,11 @@ def saliency_terms(
         # All queries of the batch, or those with a moment; `own` says which is whose.
         asked = torch.arange(len(batch), device=rows.device) if absent_negatives else rows
         own = rows if absent_negatives else torch.arange(len(rows), device=rows.device)
-        same = same_event(batch.event)[rows]
-        neighbours = batch.video_idx[rows, None] == batch.video_idx
-        # Of two queries about one video, the clip of one may well lie in the other's moment.
-        shared = neighbours & targets.foreground.T[positive]
+        # A clip of a moment is no counterexample to a query of the same event or sentence,
+        same = (same_id(batch.event) | same_id(batch.sentence))[rows]
+        neighbours = same_id(batch.vid)[rows]
+        # nor to one about its own video in whose moment it lies as well.
+        shared = neighbours & _may_lie_in_moment(batch, targets, rows, positive)
         inter = inter_loss(
             F.normalize(clips[rows, positive].float(), dim=-1),
             F.normalize(output.query_embedding[asked].float(), dim=-1),
@@ -297,10 +298,32 @@ def inter_loss(clips: Tensor, queries: Tensor, same: Tensor, own: Tensor | None 
     return (F.cross_entropy(logit, own) + F.cross_entropy(paired, label)) / 2
 
 
-def same_event(event: Tensor) -> Tensor:
-    """True where two items name the same event, ``(B, B)``; -1 equals only itself."""
-    own = torch.eye(len(event), dtype=torch.bool, device=event.device)
-    return ((event[:, None] == event) & (event >= 0)) | own
+def same_id(ids: Tensor) -> Tensor:
+    """True where two items have the same id, ``(B, B)``; -1 equals only itself."""
+    own = torch.eye(len(ids), dtype=torch.bool, device=ids.device)
+    return ((ids[:, None] == ids) & (ids >= 0)) | own
+
+
+def _may_lie_in_moment(batch: Batch, targets: Targets, rows: Tensor, clip_idx: Tensor) -> Tensor:
+    """Whether a clip of one item lies in the moment of each item about the same video.
+
+    Also true where an item holds another stretch of the video, which the clip is not in: nothing
+    is known then, and what is not known does not repel.
+
+    Args:
+        batch: Items; what is said of items about other videos has no meaning.
+        targets: Of the batch.
+        rows: Items that the clips belong to, ``(R,)``.
+        clip_idx: Place of each clip within its item, ``(R,)``.
+
+    Returns:
+        ``(R, B)``.
+    """
+    place = (batch.first_clip[rows] + clip_idx)[:, None] - batch.first_clip
+    held = (place >= 0) & (place < batch.video_mask.sum(dim=1))
+    item = torch.arange(len(batch), device=place.device)
+    inside = targets.foreground[item, place.clamp(0, targets.foreground.shape[1] - 1)]
+    return inside | ~held
 
 
 def _clip_contrast(clips: Tensor, foreground: Tensor, valid: Tensor, same: Tensor) -> Tensor:
