@@ -16,20 +16,22 @@ from demr.runs.config import load_config
 CONFIGS = Path(__file__).parents[2] / "configs"
 RECIPES = sorted(path for path in CONFIGS.glob("*.yaml") if path.stem != "shapes")
 CLIP_S = {"charades_sta": 1.0, "charades_cd": 1.0}
-QUERIES = ("a person opens the door.", "someone runs", "the dog eats food", "a man sits down")
+QUERIES = ("a person opens the door", "someone runs", "the dog eats food", "a man sits down")
+PLACES = ("kitchen", "garage", "street", "cellar", "church", "office")
 CLIPS = 9
 
 
 def write_split(path: Path, vids: list[str], rng: np.random.Generator, clip_s: float) -> list[str]:
     """Four queries a video, in the form the name asks for; returns the qids."""
     duration = CLIPS * clip_s
+    sentences = [[f"{query} in the {place}." for query in QUERIES] for place in PLACES[: len(vids)]]
     start = rng.uniform(0, duration / 2, (len(vids), len(QUERIES)))
     windows = np.stack([start, start + rng.uniform(2, duration / 2, start.shape)], axis=-1)
     if path.suffix == ".json":
         captions = {
             vid: {
                 "timestamps": windows[row].tolist(),
-                "sentences": list(QUERIES),
+                "sentences": sentences[row],
                 "video_duration": duration,
             }
             for row, vid in enumerate(vids)
@@ -38,7 +40,7 @@ def write_split(path: Path, vids: list[str], rng: np.random.Generator, clip_s: f
         return [f"{vid}_{number}" for vid in vids for number in range(len(QUERIES))]
     lines, qids = [], []
     for row, vid in enumerate(vids):
-        for number, query in enumerate(QUERIES):
+        for number, query in enumerate(sentences[row]):
             qids.append(f"{path.stem}{row}{number}")
             lines.append(
                 json.dumps(
@@ -124,6 +126,8 @@ def test_a_recipe_trains_and_is_measured(
     for name in ("val", *config.data.tests):
         assert metrics[name]["queries"] == 12
         assert 0 <= metrics[name]["R1@0.5"] <= 100
+        assert metrics[name]["absent_queries"] == 12
+        assert 0 <= metrics[name]["presence/AUROC"] <= 1
     trained = json.loads((run / "config.json").read_text())
     assert trained["encoder"]["streams"] == [list(stream) for stream in identity.streams]
     check_commands(recipe.stem, run, film, cli)

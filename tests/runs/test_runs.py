@@ -3,10 +3,12 @@ import os
 import pickletools
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -14,10 +16,13 @@ import yaml
 from demr.annotations.annotations import Annotation, read_annotations, write_annotations
 from demr.answers.calibration import Calibration
 from demr.answers.pretrained import load_pretrained
+from demr.batches.absent import make_absent
 from demr.errors import ConfigError, DemrError, ModelError
+from demr.evaluation.predictions import PredictionWarning, evaluate_predictions, read_predictions
 from demr.runs import folder as runs
 from demr.runs.calibrating import calibrate_run
 from demr.runs.config import load_config
+from demr.runs.data import open_data
 from demr.runs.evaluating import evaluate_run
 from demr.runs.folder import default_run_folder, load_run
 from demr.runs.splits import hold_out
@@ -251,9 +256,18 @@ def test_calibrating_on_labels_of_ones_own(own_run: Path, world: Path, cli: Cli)
     assert interval.points == 16
 
 
+def switch_off_absent_queries(run: Path) -> None:
+    """No absent queries are made for splits that have none."""
+    config = run / "config.yaml"
+    values = yaml.safe_load(config.read_text())
+    values["data"]["absent_queries"] = False
+    config.write_text(yaml.safe_dump(values))
+
+
 def test_present_labels_alone_keep_what_is_known_of_presence(
     own_run: Path, world: Path, cli: Cli
 ) -> None:
+    switch_off_absent_queries(own_run)
     before = Calibration.load(own_run / "calibration.json")
     own = own_run / "own.jsonl"
     labels = read_annotations(world / "iid.jsonl") + read_annotations(world / "ood.jsonl")
@@ -277,6 +291,60 @@ def test_present_labels_alone_keep_what_is_known_of_presence(
     assert "search will say so" in done.err
     assert "presence from no queries" in done.out
     assert Calibration.load(own_run / "calibration.json").presence is None
+
+
+def test_present_labels_calibrate_presence_by_absent_queries_made_of_them(
+    own_run: Path, world: Path, cli: Cli
+) -> None:
+    before = Calibration.load(own_run / "calibration.json")
+    own = own_run / "own.jsonl"
+    labels = [a for a in read_annotations(world / "train.jsonl") if a.windows_s]
+    write_annotations(own, labels)
+    done = cli("calibrate", own_run, "--annotations", own)
+    assert done.code == 0
+    after = Calibration.load(own_run / "calibration.json")
+    assert before.presence is not None
+    assert after.presence is not None
+    assert after.presence != before.presence
+    made = make_absent(labels)
+    assert len(made) > 5
+    assert after.presence.points == 2 * len(made)
+
+
+def test_absent_queries_made_for_a_split_change_no_other_number(own_run: Path, world: Path) -> None:
+    config = load_run(own_run)[0]
+    data = open_data(config.data)
+    train = [a for a in read_annotations(world / "train.jsonl") if a.windows_s]
+    made = data.absent_queries(train)
+    assert len(made) > 5
+    found = evaluate_run(own_run, data, {"own": train})["own"]
+    assert found["absent_queries"] == len(made)
+    assert 0 <= found["presence/AUROC"] <= 1
+    rows = [json.loads(line) for line in (own_run / "predictions.jsonl").read_text().splitlines()]
+    kept = [a.qid for a in train if a.kind != "vague"]
+    assert [row["qid"] for row in rows] == kept
+    absent = own_run / "absent_predictions.jsonl"
+    assert [prediction.qid for prediction in read_predictions(absent)] == [a.qid for a in made]
+    assert read_annotations(own_run / "absent_queries.jsonl") == made
+    # Both files together say what the run's metrics do.
+    both = own_run / "both.jsonl"
+    both.write_text((own_run / "predictions.jsonl").read_text() + absent.read_text())
+    write_annotations(own_run / "asked.jsonl", [*train, *made])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PredictionWarning)
+        again = evaluate_predictions(both, own_run / "asked.jsonl")
+    assert again["presence/AUROC"] == pytest.approx(found["presence/AUROC"], abs=0.01)
+
+    switch_off_absent_queries(own_run)
+    without = open_data(load_run(own_run)[0].data)
+    assert without.absent_queries(train) == []
+    plain = evaluate_run(own_run, without, {"own": train})["own"]
+    expected = {
+        name: 0.0 if name == "absent_queries" else value
+        for name, value in found.items()
+        if not name.startswith("presence/")
+    }
+    np.testing.assert_equal(plain, expected)  # unlike ==, it takes NaN to be NaN
 
 
 @pytest.mark.parametrize("keep", ["too few", "nothing"])

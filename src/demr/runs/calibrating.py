@@ -30,18 +30,27 @@ def calibrate_run(
     config, pretrained = load_run(run)
     data = open_data(config.data) if data is None else data
     annotations = data.val() if annotations is None else annotations
+    made = data.absent_queries(annotations)
     # As in evaluate_run: intervals are promised for moments, and a vague query has no single one.
     annotations = [annotation for annotation in annotations if is_scored(annotation)]
     path = run / "calibration.json"
     former, note = None, ""
-    if all(annotation.windows_s != () for annotation in annotations):
+    if not made and all(annotation.windows_s != () for annotation in annotations):
         former = _former_calibration(path)
         kept = "the one there is kept" if former and former.presence else "search will say so"
         note = f"no absent queries, so presence cannot be calibrated: {kept}"
-    raw = run_model(pretrained.model, data.dataset(annotations), max_clips=pretrained.max_clips)
+    # By themselves: in batches of other sizes other predictions would change in the last digit.
+    parts = [part for part in (annotations, made) if part]
+    raw = [
+        prediction
+        for part in parts
+        for prediction in run_model(
+            pretrained.model, data.dataset(part), max_clips=pretrained.max_clips
+        )
+    ]
     calibration = fit_calibration(
         raw,
-        annotations,
+        [*annotations, *made],
         ranking=config.calibration.ranking,
         disagreement=config.calibration.disagreement,
         seed=config.seed,

@@ -60,6 +60,9 @@ class DataConfig(_Strict):
     val_share: Rate = 0.0
     """Share of the training videos to hold out as validation, for data sets that have none;
     ``val`` is then not read."""
+    absent_queries: bool = True
+    """Make absent queries for validation and test splits that have none, out of their own
+    sentences and videos, to calibrate and measure ``present`` by; nothing is trained on them."""
     standardize: bool = False
     """Standardise clip features by their training mean and deviation; stored in the model."""
     max_clips: PositiveInt = 1000

@@ -1,5 +1,6 @@
 """The data that a config names, opened."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from demr.annotations.annotations import Annotation, read_annotations_with_report
+from demr.answers.covariates import LEAST_POINTS
+from demr.batches.absent import make_absent, text_qid
 from demr.batches.dataset import MomentDataset
 from demr.encoders import Encoder, get_encoder
 from demr.encoders.cached_queries import CachedQueries
@@ -76,15 +79,37 @@ class RunData:
             console.print(f"{len(annotations) - len(known)} queries without windows left out")
         return known
 
-    def dataset(self, annotations: list[Annotation], *, training: bool = False) -> MomentDataset:
-        """Annotations with their features; of long videos one stretch at a time for training."""
+    def absent_queries(self, annotations: Sequence[Annotation]) -> list[Annotation]:
+        """Absent queries for a validation or test split that has none, to judge ``present`` by.
+
+        They serve to calibrate and to measure, never to choose a checkpoint or to train. They are
+        the same whatever the run's seed, so that runs compare.
+
+        Args:
+            annotations: The whole split.
+
+        Returns:
+            See :func:`~demr.batches.absent.make_absent`; none where ``data.absent_queries`` is
+            off, or too few could be made to calibrate on.
+        """
+        made = make_absent(annotations) if self.config.absent_queries else []
+        return made if 2 * len(made) >= LEAST_POINTS else []
+
+    def dataset(
+        self, annotations: Sequence[Annotation], *, training: bool = False, seed: int = 0
+    ) -> MomentDataset:
+        """Annotations with their features.
+
+        Args:
+            annotations: One item each.
+            training: Show one stretch of a long video at a time.
+            seed: Of the draw of stretches.
+        """
         encoder = self.encoder
         if isinstance(encoder, StoredText):
-            encoder = encoder.with_qids(
-                {annotation.query: annotation.qid for annotation in annotations}
-            )
+            encoder = encoder.with_qids({a.query: text_qid(a) for a in annotations})
         max_clips = self.config.max_clips if training else None
-        return MomentDataset(annotations, self.pack, encoder, max_clips=max_clips)
+        return MomentDataset(annotations, self.pack, encoder, max_clips=max_clips, seed=seed)
 
 
 def open_data(config: DataConfig, *, render: bool = False) -> RunData:

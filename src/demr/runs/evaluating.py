@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from demr.annotations.annotations import Annotation
-from demr.answers.answering import apply_calibration, load_calibration
+from demr.annotations.annotations import Annotation, write_annotations
+from demr.answers.answering import Prediction, apply_calibration, load_calibration
 from demr.evaluation.measure import error_bins, is_scored, measure, prediction_lines
 from demr.machine.files import atomic_path, write_json
 from demr.report.figures import error_figure
@@ -19,7 +19,10 @@ def evaluate_run(
     """Measure a run on its validation and test splits.
 
     Writes ``metrics.json``, ``predictions.jsonl`` (of all splits, in order), ``error_bins.json``
-    and ``uncertainty.png``, its figure.
+    and ``uncertainty.png``, its figure. Absent queries that were made for a split
+    (:meth:`~demr.runs.data.RunData.absent_queries`) and their predictions have files of their own,
+    ``absent_queries.jsonl`` and ``absent_predictions.jsonl``: evaluators of the field refuse
+    predictions for queries that the annotations do not have.
 
     Returns:
         Split -> metric -> value; where there are splits called iid and ood, also their ``gap``.
@@ -34,15 +37,28 @@ def evaluate_run(
     metrics: dict[str, dict[str, float]] = {}
     bins: dict[str, dict[str, list[float]]] = {}
     lines: list[str] = []
+    absent_lines: list[str] = []
+    absent: dict[str, Annotation] = {}
+
+    def predict(annotations: list[Annotation]) -> list[Prediction]:
+        dataset = data.dataset(annotations)
+        raw = run_model(pretrained.model, dataset, max_clips=pretrained.max_clips)
+        return apply_calibration(raw, calibration)
+
     for name, annotations in splits.items():
-        raw = run_model(pretrained.model, data.dataset(annotations), max_clips=pretrained.max_clips)
         # Vague queries have no single moment; what a model makes of them is shown, not scored.
-        scored = [(r, a) for r, a in zip(raw, annotations, strict=True) if is_scored(a)]
-        predictions = apply_calibration([r for r, _ in scored], calibration)
-        queries = [a for _, a in scored]
-        metrics[name] = measure(predictions, queries, calibration, level=level)
+        queries = [annotation for annotation in annotations if is_scored(annotation)]
+        predictions = predict(queries)
+        made = data.absent_queries(annotations)
+        # By themselves, so that nothing else changes for them.
+        answered = predict(made) if made else []
+        metrics[name] = measure(
+            [*predictions, *answered], [*queries, *made], calibration, level=level
+        )
         bins[name] = error_bins(predictions, queries)
         lines += prediction_lines(predictions, queries, calibration, level)
+        absent_lines += prediction_lines(answered, made, calibration, level)
+        absent |= {annotation.qid: annotation for annotation in made}
     if {"iid", "ood"} <= metrics.keys():
         metrics["gap"] = {
             key: metrics["iid"][key] - metrics["ood"][key]
@@ -53,4 +69,8 @@ def evaluate_run(
     write_json(run / "metrics.json", metrics)
     with atomic_path(run / "predictions.jsonl") as path:
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    if absent:
+        write_annotations(run / "absent_queries.jsonl", absent.values())
+        with atomic_path(run / "absent_predictions.jsonl") as path:
+            path.write_text("\n".join(absent_lines) + "\n", encoding="utf-8")
     return metrics

@@ -55,14 +55,15 @@ def train_run(config: TrainConfig, run: Path, *, resume: bool = False) -> Path:
     splits |= {name: data.read(path) for name, path in config.data.tests.items()}
     for note in check_splits({"train": shown, **splits}, data.pack):
         console.print(note, highlight=False)
-    labels = [annotation.windows_s for annotation in val if is_scored(annotation)]
+    asked = [*val, *data.absent_queries(val)]
+    labels = [annotation.windows_s for annotation in asked if is_scored(annotation)]
     check_counts(sum(map(bool, labels)), labels.count(()), "validation split")
     share = config.retrieval.refit_share if config.retrieval.refit_epochs else 0.0
     shown, kept = hold_out(shown, share, "retrieval.refit_share")
     # Only foreground has residuals to learn from.
     kept = [annotation for annotation in kept if annotation.windows_s]
-    train = data.dataset(shown, training=True)
-    refit = data.dataset(kept, training=True) if kept else None
+    train = data.dataset(shown, training=True, seed=config.seed)
+    refit = data.dataset(kept, training=True, seed=config.seed) if kept else None
     validation = data.dataset(sample(splits["val"], config.retrieval.validate_queries))
     masking = make_masking(config, train, data.encoder)
     noise = None
@@ -136,7 +137,7 @@ def train_stages(
         validation: Queries that choose the checkpoint.
         masking: What stage 1 hides; None leaves stage 1 out.
         refit: Queries that the evidential head is fitted to at the end; None takes ``train``.
-        noise: Disturbs the items of stage 2 and of the refit; None leaves them as they are.
+        noise: Augments the items of stage 2 and of the refit; None leaves them as they are.
 
     Returns:
         The model with the weights of the best validated epoch.
@@ -157,7 +158,7 @@ def train_stages(
                 save_file(_state(stage1), path)
         stage1.load_state_dict(load_file(done))
     train.masking = None
-    train.disturb = None if noise is None else noise.disturb
+    train.augment = None if noise is None else noise.augment
     stage2 = RetrievalStage(model, head, config, train, validation)
     last = config.retrieval
     best = fit_stage(stage2, config, run, "stage2", last.epochs, validate_every=last.validate_every)
@@ -165,7 +166,7 @@ def train_stages(
     stage2.load_state_dict(state)
     if last.refit_epochs:
         fitted_to = train if refit is None else refit
-        fitted_to.disturb = train.disturb
+        fitted_to.augment = train.augment
         stage3 = RefitStage(stage2.model, config, fitted_to)
         fitted = fit_stage(stage3, config, run, "refit", last.refit_epochs, validate_every=0)
         stage3.load_state_dict(
