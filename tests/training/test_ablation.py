@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +13,27 @@ import pytest
 
 from demr.errors import ConfigError
 from demr.runs.config import load_config
-from demr.training.ablation import GRIDS, Grid, Job, is_row_of, load_grid, plan, read_rows
 from demr.training.ablation_report import cell, collect, splits_of, tables
+from demr.training.grids import GRIDS, Grid, load_grid
+from demr.training.trials import Trial, Trials, is_row_of, plan, read_rows
 
 Cli = Callable[..., Any]
 RECIPE = Path(__file__).resolve().parents[2] / "configs" / "charades_cd.yaml"
 
 
-def jobs_of(planned: Mapping[str, Mapping[str, Mapping[int, Job]]]) -> list[Job]:
+def trials_of(planned: Trials) -> list[Trial]:
     return [
-        job
+        trial
         for variants in planned.values()
         for of_seed in variants.values()
-        for job in of_seed.values()
+        for trial in of_seed.values()
     ]
 
 
 def test_every_grid_fits_the_recipe_and_its_variants_differ() -> None:
     for name, grid in GRIDS.items():
         planned = plan(RECIPE, {name: grid}, [0])
-        keys = [job.key for job in jobs_of(planned)]
+        keys = [trial.key for trial in trials_of(planned)]
         assert len(keys) == len(set(keys)) >= 2, name
 
 
@@ -43,7 +44,7 @@ def test_a_variant_that_two_grids_share_is_one_run() -> None:
     assert planned["lambda_geom"]["0.01"][1].name == whole[1].name
     assert whole[0].name != whole[1].name
     assert whole[0].key == whole[1].key
-    assert len({job.name for job in jobs_of(planned)}) == 2 * (4 + 5 - 1)
+    assert len({trial.name for trial in trials_of(planned)}) == 2 * (4 + 5 - 1)
 
 
 def test_variants_say_what_they_change_and_go_before_overrides() -> None:
@@ -121,15 +122,15 @@ def test_another_grid_finds_the_row_of_a_run_that_it_calls_otherwise(tmp_path: P
     assert list(collect(other, read_rows(tmp_path))) == ["DER"]
 
 
-def test_a_row_of_other_settings_is_not_the_jobs() -> None:
-    job = plan(RECIPE, {"fusion": GRIDS["fusion"]}, [0])["fusion"]["RFF"][0]
-    known = job.config.model_dump(mode="json")
-    assert is_row_of({"config": known}, job)
+def test_a_row_of_other_settings_is_not_the_trials() -> None:
+    trial = plan(RECIPE, {"fusion": GRIDS["fusion"]}, [0])["fusion"]["RFF"][0]
+    known = trial.config.model_dump(mode="json")
+    assert is_row_of({"config": known}, trial)
     # A setting that came later is no other setting; a default that changed is one.
     del known["losses"]["noise_doubt"]
-    assert is_row_of({"config": known}, job)
+    assert is_row_of({"config": known}, trial)
     known["losses"]["giou"] = 5.0
-    assert not is_row_of({"config": known}, job)
+    assert not is_row_of({"config": known}, trial)
 
 
 def row(seed: int, recall: float, dvar: float, rise: bool) -> dict[str, Any]:

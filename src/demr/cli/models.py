@@ -156,34 +156,28 @@ def ablate(
     override is another run. A failed run does not stop the rest.
     """
     need_extra("train", "lightning", "tensorboard", "HanTa")
-    from demr.training.ablation import GRIDS, load_grid
-    from demr.training.ablation_report import ablate_recipe, describe
+    from demr.training.ablation import plan_ablation
+    from demr.training.grids import GRIDS, load_grid
+    from demr.training.trials import NoiseCurves
 
-    names = grid or (list(GRIDS) if list_grids else ["steps"])
-    grids = dict(load_grid(name) for name in names)
-    parsed = _seeds(seeds)
-    if list_grids:
-        typer.echo(describe(config, grids, parsed, overrides or []))
-        return
     for option, value, least in (("--jobs", jobs, 1), ("--limit", limit, 0)):
         if value < least:
             raise InputError(
                 option, expected=f"at least {least}", got=str(value), remedy="raise it"
             )
-    report, failed = ablate_recipe(
-        config,
-        grids,
-        parsed,
-        overrides or [],
-        out,
-        jobs=jobs,
-        balance=None if balance == "none" else balance,
-        limit=limit,
-        train=not report_only,
-    )
-    typer.echo(report)
+    names = grid or (list(GRIDS) if list_grids else ["steps"])
+    grids = dict(load_grid(name) for name in names)
+    ablation = plan_ablation(config, grids, _seeds(seeds), overrides or [], out)
+    if list_grids:
+        typer.echo(ablation.describe())
+        return
+    noise = None if balance == "none" else NoiseCurves(balance, limit)
+    if noise:
+        ablation.check_split(noise.split)
+    failed = [] if report_only else ablation.train(jobs=jobs, noise=noise)
+    typer.echo(ablation.write_report())
     if failed:
-        typer.echo(f"demr: {failed} runs failed; the same command tries them again", err=True)
+        typer.echo(f"demr: {len(failed)} runs failed; the same command tries them again", err=True)
         raise typer.Exit(1)
 
 

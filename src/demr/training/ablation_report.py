@@ -2,18 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from demr.errors import InputError
-from demr.machine.files import atomic_path
 from demr.report.figures import error_figure, noise_figure, sweep_figure, variant_figure
-from demr.training.ablation import Grid, Job, Runner, is_row_of, plan, read_rows
+from demr.training.grids import Grid
+from demr.training.trials import Row, Trial, is_row_of
 
-Row = Mapping[str, Any]
 # Variant -> rows of its finished runs, by seed.
 Results = Mapping[str, Mapping[int, Row]]
 
@@ -24,6 +19,7 @@ METRICS = (
     ("R1@0.7", "R1@0.7", 1),
     ("mIoU", "mIoU", 1),
     ("presence/AUROC", "AUROC of absent queries", 3),
+    ("presence/ECE", "ECE of `present`", 3),
     ("uncertainty/spearman/EU", "Spearman(error, EU)", 2),
     ("uncertainty/spearman/AU", "Spearman(error, AU)", 2),
     ("uncertainty/spearman/AU+EU", "Spearman(error, AU + EU)", 2),
@@ -42,138 +38,15 @@ _DRAWN = ("R1@0.5", "mIoU", "uncertainty/spearman/EU", "uncertainty/spearman/-ev
 _LABELS = {key: label for key, label, _ in METRICS}
 
 
-def ablate_recipe(
-    recipe: Path,
-    grids: Mapping[str, Grid],
-    seeds: Sequence[int],
-    overrides: Sequence[str],
-    out: Path | None,
-    *,
-    jobs: int,
-    balance: str | None,
-    limit: int,
-    train: bool,
-) -> tuple[Path, int]:
-    """Train what is missing, a report after each run.
-
-    Args:
-        recipe: Training config that the variants depart from.
-        grids: Name -> grid.
-        seeds: Of every variant.
-        overrides: ``a.b=value`` for all variants.
-        out: Folder; None takes ``runs/NAME-ablation``.
-        jobs: Runs at a time.
-        balance: Split for noise curves, or None.
-        limit: Queries of that split.
-        train: False reports on what is there.
-
-    Returns:
-        The report, and the number of failed runs.
-
-    Raises:
-        ConfigError: If the recipe, an override or a grid does not fit.
-        InputError: If the data has no such split, or a row is damaged.
-    """
-    planned = plan(recipe, grids, seeds, overrides)
-    every = [
-        planned[grid][variant][seed]
-        # Seed by seed, so that an ablation that was stopped has complete seeds.
-        for seed in seeds
-        for grid in planned
-        for variant in planned[grid]
-    ]
-    wanted = {job.id: job for job in every}
-    config = every[0].config
-    splits = ("val", *config.data.tests)
-    if balance is not None and balance not in splits:
-        raise InputError(
-            f"--balance {balance}",
-            expected=f"one of {', '.join(splits)}, or none",
-            got=balance,
-            remedy="name a split of the recipe",
-        )
-    out = Path("runs") / f"{config.name}-ablation" if out is None else out
-    rows = read_rows(out)
-    missing = [
-        job for id_, job in wanted.items() if id_ not in rows or not is_row_of(rows[id_], job)
-    ]
-    failed: list[Job] = []
-    if train:
-        console = Console(stderr=True, soft_wrap=True)
-        console.print(f"{len(wanted)} runs, {len(wanted) - len(missing)} of them finished: {out}")
-        columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console, transient=True, disable=not missing) as bar:
-            task = bar.add_task("runs", total=len(missing))
-
-            def finished() -> None:
-                bar.advance(task)
-                write_report(out, grids, planned, read_rows(out))
-
-            runner = Runner(
-                out,
-                jobs=jobs,
-                balance=balance,
-                limit=limit,
-                say=lambda line: bar.console.print(line, highlight=False),
-            )
-            failed = runner.run(missing, finished)
-    return write_report(out, grids, planned, read_rows(out)), len(failed)
-
-
-def describe(
-    recipe: Path, grids: Mapping[str, Grid], seeds: Sequence[int], overrides: Sequence[str]
-) -> str:
-    """The grids with their variants, and how many runs they are."""
-    planned = plan(recipe, grids, seeds, overrides)
-    lines = []
-    for name, grid in grids.items():
-        lines.append(f"{name}: {grid.title}")
-        for variant, settings in grid.settings.items():
-            shown = ", ".join(f"{key}={value}" for key, value in settings.items())
-            lines.append(f"    {variant}: {shown or 'the recipe'}")
-    names = {
-        job.name
-        for variants in planned.values()
-        for of_seed in variants.values()
-        for job in of_seed.values()
-    }
-    return "\n".join([*lines, f"{len(names)} different runs with seeds {seeds}"])
-
-
-def write_report(
-    out: Path,
-    grids: Mapping[str, Grid],
-    jobs: Mapping[str, Mapping[str, Mapping[int, Job]]],
-    rows: Mapping[str, Row],
-) -> Path:
-    """Write ``report.md`` and the figures of everything that is finished.
-
-    Returns:
-        The report.
-    """
-    lines = ["# Ablation", ""]
-    for name, grid in grids.items():
-        results = collect(jobs[name], rows)
-        lines += [f"## {grid.title}", ""]
-        if not results:
-            lines += ["No run has finished yet.", ""]
-            continue
-        lines += tables(grid, results)
-        lines += [f"![]({figure.name})\n" for figure in figures(name, grid, results, out)]
-    with atomic_path(out / "report.md") as path:
-        path.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
-    return out / "report.md"
-
-
-def collect(jobs: Mapping[str, Mapping[int, Job]], rows: Mapping[str, Row]) -> Results:
+def collect(trials: Mapping[str, Mapping[int, Trial]], rows: Mapping[str, Row]) -> Results:
     """Rows of one grid's variants; those without a finished run are left out."""
     results = {
         variant: {
-            seed: rows[job.id]
-            for seed, job in of_seed.items()
-            if job.id in rows and is_row_of(rows[job.id], job)
+            seed: rows[trial.id]
+            for seed, trial in of_seed.items()
+            if trial.id in rows and is_row_of(rows[trial.id], trial)
         }
-        for variant, of_seed in jobs.items()
+        for variant, of_seed in trials.items()
     }
     return {variant: of_seed for variant, of_seed in results.items() if of_seed}
 
@@ -287,11 +160,12 @@ def figures(name: str, grid: Grid, results: Results, out: Path) -> list[Path]:
         )
     # The last split is the hardest where there are several: iid, then ood.
     split = splits[-1]
-    written.append(out / f"{name}-errors.png")
-    error_figure(
-        {v: [row["error_bins"][split] for row in r.values()] for v, r in results.items()},
-        written[-1],
-    )
+    if all(split in row["error_bins"] for of_seed in results.values() for row in of_seed.values()):
+        written.append(out / f"{name}-errors.png")
+        error_figure(
+            {v: [row["error_bins"][split] for row in r.values()] for v, r in results.items()},
+            written[-1],
+        )
     return written
 
 
