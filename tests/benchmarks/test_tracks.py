@@ -1,31 +1,16 @@
-"""The real tracks that benchmarks/prepare_tracks.py makes."""
+"""The real tracks that benchmarks/studies/prepare_tracks.py makes."""
 
-import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
+from benchmarks.studies import prepare_tracks as tracks
 
 from demr.annotations.annotations import read_annotations
 from demr.features.pack import FeaturePack
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "prepare_tracks.py"
 
-
-@pytest.fixture(scope="module")
-def tracks() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("prepare_tracks", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["prepare_tracks"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_a_timeline_by_hand(tracks: ModuleType) -> None:
+def test_a_timeline_by_hand() -> None:
     embeddings = np.array([[1, 0, 0, 0], [0, 1, 0, 0]], dtype=np.float32)
     # 3.4 s: centres 0.5, 1.5, 2.5 and 3.2.
     actions = [(0, 0.0, 1.5), (1, 1.0, 3.3)]
@@ -39,7 +24,7 @@ def test_a_timeline_by_hand(tracks: ModuleType) -> None:
     assert not np.allclose(noisy, tracks.timeline("w", 3.4, actions, embeddings, 2.0))
 
 
-def test_the_noise_has_the_length_it_says(tracks: ModuleType) -> None:
+def test_the_noise_has_the_length_it_says() -> None:
     # Beside one class of unit length, noise of expected length 4 leaves a cosine of 1 / sqrt(17).
     embeddings = np.eye(1, 300, dtype=np.float32)
     table = tracks.timeline("v", 2000.0, [(0, 0.0, 2000.0)], embeddings, 4.0)
@@ -47,7 +32,7 @@ def test_the_noise_has_the_length_it_says(tracks: ModuleType) -> None:
 
 
 @pytest.mark.data
-def test_the_clip_track(tracks: ModuleType, data_dir: Path, tmp_path: Path) -> None:
+def test_the_clip_track(data_dir: Path, tmp_path: Path) -> None:
     tracks.prepare_clip(tracks.Sources(data_dir), tmp_path / "clip")
     counts = {
         name: len(read_annotations(tmp_path / "clip" / f"{name}.jsonl")) for name in tracks.SPLITS
@@ -59,7 +44,7 @@ def test_the_clip_track(tracks: ModuleType, data_dir: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.data
-def test_classes_have_words(tracks: ModuleType, data_dir: Path) -> None:
+def test_classes_have_words(data_dir: Path) -> None:
     actions, classes = tracks.read_actions(data_dir / "annotations" / "charades_actions")
     assert len(classes) == 157
     assert classes[0] == "Holding some clothes"

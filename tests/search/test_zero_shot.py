@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks.prepare_tracks import (
+from benchmarks.studies.prepare_tracks import (
     Sources,
     class_embeddings,
     durations_of,

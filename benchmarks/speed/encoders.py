@@ -1,6 +1,6 @@
 """What encoders cost, and where the time of an extraction goes.
 
-    python benchmarks/encoders.py [--models runs/encoder_models] [--device cpu] [--only clip ...]
+    python benchmarks/speed/encoders.py [--models DIR] [--device cpu] [--only clip ...]
 
 Each encoder, with random weights of the published size, reads videos of 640x360 with 30 frames a
 second (rendered by decoding_videos.py), in a process of its own. The speed of the network is that
@@ -41,7 +41,7 @@ from demr.extraction.units import Job, encode_unit, write_part
 from demr.extraction.videos import find_videos
 from demr.video.reading import Frame, Video
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "encoders.json"
 HEADER = (
     "| encoder | where | in | row | token | parameters | GFLOP | network alone, clips/s "
@@ -275,10 +275,11 @@ def write_section(rows: dict[str, dict[str, Any]]) -> None:
     before, _, rest = text.partition(BEGIN)
     after = rest.partition(END)[2]
     lines = [
-        "Made by `python benchmarks/encoders.py`: random weights of the published sizes, computed",
-        "in what each device does fast; videos of 640x360, 30 frames a second, clips of 2 s.",
-        "Parameters are those of the whole model, text included; GFLOP the network's for a clip.",
-        "The cosine is the least of any row to the same row in float32; the peak is the process's.",
+        "Made by `python benchmarks/speed/encoders.py`: random weights of the published sizes,",
+        "computed in what each device does fast; videos of 640x360, 30 frames a second, clips of",
+        "2 s. Parameters are those of the whole model, text included; GFLOP the network's for a",
+        "clip. The cosine is the least of any row to the same row in float32; the peak is the",
+        "process's.",
         "",
         HEADER,
         f"|{'---|' * 13}",

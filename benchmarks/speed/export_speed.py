@@ -1,6 +1,6 @@
 """How far an exported file is from the model, and how fast it is beside it, on one thread.
 
-    python benchmarks/export_speed.py
+    python benchmarks/speed/export_speed.py
 
 Exports the bundled model in both formats and asks it, and both files, about random features of
 several sizes. A time is the fastest of 30: the others measure what else the machine does. Rewrites
@@ -29,7 +29,7 @@ from demr.export.exporting import (
     random_batch,
 )
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 BEGIN, END = "<!-- speed -->", "<!-- end of speed -->"
 SIZES = [(1, 60, 8), (1, 120, 8), (16, 120, 8), (64, 120, 16)]
 REPEATS = 30
@@ -67,7 +67,7 @@ def main() -> None:
             row += [f"{value:.0e}" for value in off]
             lines.append(f"| {' | '.join(row)} |")
     head = f"""\
-Made by `python benchmarks/export_speed.py` with the bundled model, {platform.machine()}, one
+Made by `python benchmarks/speed/export_speed.py` with the bundled model, {platform.machine()}, one
 thread of cores shared with other work, torch {torch.__version__}, onnxruntime
 {onnxruntime.__version__}. Milliseconds are the fastest of {REPEATS}; a deviation is relative for
 evidence and uncertainties, and for whatever exceeds 1, else absolute. Files have

@@ -1,6 +1,6 @@
 """Prepare the two tracks on real annotations from the folder that DEMR_DATA names.
 
-    DEMR_DATA=... python benchmarks/prepare_tracks.py --out data/tracks
+    DEMR_DATA=... python benchmarks/studies/prepare_tracks.py --out data/tracks
 
 `clip`: the Charades-STA test videos with their real CLIP features, split by Charades-CD.
 `timeline-N`: all of Charades-CD; features are a simulation, made of what annotators say happens in

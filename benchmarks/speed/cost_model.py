@@ -1,6 +1,6 @@
 """What a million hours of video would cost, from figures that were measured.
 
-    python benchmarks/cost_model.py
+    python benchmarks/speed/cost_model.py
 
 Reads what encoders.py, decoding.py and long_video.py left, measures the few things that grow with
 the number of videos here, and writes the section of docs/scale.md.
@@ -24,7 +24,7 @@ from demr.encoders.base import EncoderIdentity, VideoFeatures
 from demr.extraction.videos import VideoFile, cut_into_units
 from demr.features.pack import FeaturePack, FeaturePackWriter
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- cost model -->", "<!-- end of cost model -->"
 HOURS = 1_000_000
@@ -134,7 +134,7 @@ def lines(
         "## A million hours",
         "",
         paragraph(
-            "Made by `python benchmarks/cost_model.py` from the measurements of encoders.py, "
+            "Made by `python benchmarks/speed/cost_model.py` from the measurements of encoders.py, "
             f"decoding.py and long_video.py on {os.cpu_count()} {platform.machine()} cores, times "
             "the number of hours; clips of 2 s, 360p. No GPU was at hand: its hours are "
             f"arithmetic, GFLOP a clip at {SUSTAINED_TFLOPS} TFLOP/s sustained, a tenth of a large "

@@ -1,6 +1,6 @@
 """Search in videos of ten minutes to twelve hours: time, memory, seams, false alarms.
 
-    python benchmarks/long_video.py [--world runs/long_video_world] [--hours 0.1667 1 4 12]
+    python benchmarks/speed/long_video.py [--world runs/long_video_world] [--hours 0.1667 1 4 12]
 
 Renders scenes of the embedded world (IID split, their own seed) and encodes them once. A long
 video is features: half of the scenes in random order, again and again, and over them, each once,
@@ -41,7 +41,7 @@ from demr.shapes.language import Semantics, sentence
 from demr.shapes.script import ACTIONS, COLORS, SHAPES, Event
 from demr.shapes.world import make_scene
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SCENES, SEED = 48, 7
 # Videos of each length in clips: enough moments to compare, within minutes.
 VIDEOS = {600: 8, 3600: 4, 14400: 2}
@@ -232,9 +232,10 @@ def write_section(rows: list[dict[str, Any]]) -> None:
         BEGIN,
         "## Long video",
         "",
-        f"Made by `python benchmarks/long_video.py` (seed {SEED}, {SCENES} scenes of 30 to 120 s)",
-        f"with the bundled model, {platform.machine()}, {torch.get_num_threads()} thread(s) of",
-        "cores shared with other work. Time is after encoding. The model reads 120 clips of 1 s at",
+        f"Made by `python benchmarks/speed/long_video.py` (seed {SEED}, {SCENES} scenes",
+        f"of 30 to 120 s) with the bundled model, {platform.machine()},",
+        f"{torch.get_num_threads()} thread(s) of cores shared with other work. Time is",
+        "after encoding. The model reads 120 clips of 1 s at",
         "once; a query alone pays for the projection of the video, eight at once share it.",
         "",
         "| hours | s a query | of 8 at once | s a query and hour | peak MB before | one | 8 |",

@@ -1,6 +1,6 @@
 """Frames out of videos: demr's decoder against PyAV, OpenCV and the ffmpeg program.
 
-    python benchmarks/decoding.py [--videos runs/decoding_videos] [--rounds 3] [--cases a c]
+    python benchmarks/speed/decoding.py [--videos runs/decoding_videos] [--rounds 3] [--cases a c]
 
 Renders three workloads once: (a) 10 minutes of 640x360 with a keyframe every 250 frames, (b) an
 hour of 1080p with one every 60, (c) 1000 clips of 10 s. From each, every engine takes the frame in
@@ -30,7 +30,7 @@ import numpy as np
 from decoding_engines import ENGINES, missing, times_of
 from decoding_videos import CLIP_KINDS, CLIP_S, CLIPS, FPS, MINUTE, make_videos, read_stamp
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 BEGIN, END = "<!-- decoding -->", "<!-- end of decoding -->"
 # Half a frame behind a frame's start, so that no engine's rounding decides.
 OFF_S = 0.5 / FPS
@@ -221,11 +221,11 @@ def write_section(results: dict[str, Any]) -> None:
     """Put the tables into docs/decoding.md, and leave the rest of it as it is."""
     lines = [
         BEGIN,
-        "Measured by `python benchmarks/decoding.py`. CPU time is the median of the rounds, wall",
-        "time the least, as other work comes and goes. Ratios are to the fastest engine that shows",
-        "the right frames. Frames/s/core are the video's frames, decoded or passed over, for each",
-        'second of CPU time. "Wrong" counts frames that are not the one asked for; "pixels" is',
-        f"the mean absolute difference to {REFERENCE}, if that ran, in levels of 255.",
+        "Measured by `python benchmarks/speed/decoding.py`. CPU time is the median of the rounds,",
+        "wall time the least, as other work comes and goes. Ratios are to the fastest engine that",
+        "shows the right frames. Frames/s/core are the video's frames, decoded or passed over, for",
+        'each second of CPU time. "Wrong" counts frames that are not the one asked for; "pixels"',
+        f"is the mean absolute difference to {REFERENCE}, if that ran, in levels of 255.",
     ]
     for name, result in results.items():
         rows = result["rows"]

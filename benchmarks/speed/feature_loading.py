@@ -1,6 +1,6 @@
 """Items a second from a feature pack, against `np.load` of the published form of the same.
 
-    python benchmarks/feature_loading.py [--compressed]
+    python benchmarks/speed/feature_loading.py [--compressed]
 
 Writes random features of QVHighlights' dimensions (75 clips, SlowFast 2,304 and CLIP 512, float16)
 as one .npz a video and stream, as they are published, and as a feature pack; then loads videos in

@@ -1,26 +1,26 @@
 """Make what the README shows: docs/answer.png, the demo's table and the table of results.
 
-    python benchmarks/readme_assets.py
+    python benchmarks/studies/readme_assets.py
 
 Runs the demo and puts its table between the fences of README.md that hold `demr demo` output; the
-results come from benchmarks/shapes_results.json, which benchmarks/shapes_study.py writes, and from
-benchmarks/results, which benchmarks/track_study.py fills.
+results come from the rows in benchmarks/results, which shapes_study.py and track_study.py fill.
 """
 
 import io
-import json
 import re
 import tempfile
 from pathlib import Path
 
 from rich.console import Console
-from shapes_study import RECIPE, cell
-from track_study import goals, results_of
+from shapes_study import PARTS as SHAPES
+from track_study import PARTS as TRACKS
+from track_study import goals
 
 from demr.cli.demo import run_demo, search_demo
 from demr.report.formats import answer_figure, search_table
+from demr.training.ablation_report import cell
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 _FENCE = re.compile(r"(beside the answers:\n\n```text\n).*?(\n```)", re.DOTALL)
 _RESULTS = re.compile(r"(<!-- results -->\n).*?(<!-- end of results -->)", re.DOTALL)
 _TRACKS = re.compile(r"(<!-- tracks -->\n).*?(<!-- end of tracks -->)", re.DOTALL)
@@ -40,8 +40,9 @@ _ROWS = (
 
 def results() -> str:
     """Mean and spread of the recipe over its seeds, as Markdown."""
-    stored = json.loads((ROOT / "benchmarks" / "shapes_results.json").read_text(encoding="utf-8"))
-    runs = [run["metrics"] for run in stored[RECIPE].values()]
+    ((_, variants),) = SHAPES["recipe"].results().values()
+    (of_seed,) = variants.values()
+    runs = [row["metrics"] for row in of_seed.values()]
     lines = ["| | IID | OOD |", "|---|---|---|"]
     for key, label, digits in _ROWS:
         iid, ood = (cell([run[split][key] for run in runs], digits) for split in ("iid", "ood"))
@@ -53,8 +54,8 @@ def results() -> str:
 
 def tracks() -> str:
     """What the study of the timeline track was to show, and what it shows."""
-    ((_, rows),) = results_of("timeline").values()
-    return "\n".join(goals(rows)[2:]).strip() + "\n"
+    ((_, variants),) = TRACKS["timeline"].results().values()
+    return "\n".join(goals(variants)[2:]).strip() + "\n"
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Put a finished run into the package as the bundled model.
 
-    python benchmarks/bundle_model.py runs/shapes
+    python benchmarks/studies/bundle_model.py runs/shapes
 
 Takes what loading needs (weights in float16), the calibration, the recipe with its seed, the
 metrics and the training log. Calibration and metrics are made again with the rounded weights.
@@ -14,7 +14,7 @@ from demr.answers.pretrained import load_pretrained, save_pretrained
 from demr.runs.calibrating import calibrate_run
 from demr.runs.evaluating import evaluate_run
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TARGET = ROOT / "src" / "demr" / "models" / "shapes"
 LIMIT_BYTES = 8_000_000
 
