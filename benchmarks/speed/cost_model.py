@@ -6,6 +6,7 @@ Reads what encoders.py, decoding.py and long_video.py left, measures the few thi
 the number of videos here, and writes the section of docs/scale.md.
 """
 
+import argparse
 import json
 import os
 import platform
@@ -39,6 +40,7 @@ HALF, CODE = 2 * DIMS, 64
 
 def main() -> None:
     """Measure, compute, write."""
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     encoders = json.loads((RESULTS / "encoders.json").read_text(encoding="utf-8"))
     decoding = json.loads((RESULTS / "decoding.json").read_text(encoding="utf-8"))
     scale = ROOT / "docs" / "scale.md"

@@ -7,6 +7,7 @@ several sizes. A time is the fastest of 30: the others measure what else the mac
 the section on speed in docs/export.md.
 """
 
+import argparse
 import platform
 import tempfile
 import time
@@ -37,6 +38,7 @@ REPEATS = 30
 
 def main() -> None:
     """Measure and rewrite the section."""
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     torch.set_num_threads(1)
     pretrained = load_pretrained(find_model(DEFAULT_MODEL))
     model = Localiser(pretrained.model).eval()

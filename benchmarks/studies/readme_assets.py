@@ -6,6 +6,7 @@ Runs the demo and puts its table between the fences of README.md that hold `demr
 results come from the rows in benchmarks/results, which shapes_study.py and track_study.py fill.
 """
 
+import argparse
 import io
 import re
 import tempfile
@@ -60,6 +61,7 @@ def tracks() -> str:
 
 def main() -> None:
     """Search the demo video and write both."""
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     with tempfile.TemporaryDirectory() as folder:
         run_demo(Path(folder), 0)
         result, truth = search_demo(Path(folder) / "shapes.mp4", 0)
