@@ -27,6 +27,7 @@ import torch
 
 from demr import MomentRetriever
 from demr.annotations.annotations import Annotation, read_annotations
+from demr.annotations.windows import iou
 from demr.answers.answering import apply_calibration, presence_probability
 from demr.answers.inference import predict
 from demr.batches.batch import Item
@@ -34,7 +35,6 @@ from demr.batches.stretches import plan_stretches
 from demr.encoders import VideoFeatures
 from demr.features.pack import FeaturePack
 from demr.features.prepare import prepare_query
-from demr.report.wording import overlap
 from demr.search.retriever import EncodedVideo
 from demr.shapes.dataset import build_dataset
 from demr.shapes.language import Semantics, sentence
@@ -100,7 +100,7 @@ def measure(world: Path, hours: float) -> dict[str, Any]:
             row["eight_mb"] = peak_mb()
         for query, window, kind in planted:
             top, said = ask(retriever, video, query)
-            hits[kind].append(overlap(top, window) >= 0.5)
+            hits[kind].append(iou(np.array(top), np.array(window)) >= 0.5)
             presence["present"].append(said)
         for query in absent_queries(events, len(planted), rng):
             presence["absent"].append(ask(retriever, video, query)[1])
@@ -108,7 +108,7 @@ def measure(world: Path, hours: float) -> dict[str, Any]:
         alone = retriever.prepare(pack[annotation.vid], annotation.vid)
         top, said = ask(retriever, alone, annotation.query)
         presence["alone"].append(said)
-        hits["alone"].append(overlap(top, (annotation.windows_s or ())[0]) >= 0.5)
+        hits["alone"].append(iou(np.array(top), np.array((annotation.windows_s or ())[0])) >= 0.5)
     row |= {f"{kind}": [sum(values), len(values)] for kind, values in hits.items()}
     limits = retriever.calibration.thresholds
     for kind, values in presence.items():

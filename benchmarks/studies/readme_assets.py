@@ -18,7 +18,7 @@ from track_study import PARTS as TRACKS
 from track_study import goals
 
 from demr.cli.demo import run_demo, search_demo
-from demr.report.formats import answer_figure, search_table
+from demr.report import search_figure, search_table
 from demr.training.ablation_report import cell
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,7 +65,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         run_demo(Path(folder), 0)
         result, truth = search_demo(Path(folder) / "shapes.mp4", 0)
-    answer_figure(result, ROOT / "docs" / "answer.png", truth)
+    search_figure(result, ROOT / "docs" / "answer.png", truth)
     stream = io.StringIO()
     Console(file=stream, width=100).print(search_table(result, truth))
     table = "\n".join(line.rstrip() for line in stream.getvalue().strip("\n").splitlines())

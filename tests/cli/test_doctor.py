@@ -1,3 +1,4 @@
+import io
 import re
 import shutil
 from collections.abc import Callable
@@ -20,6 +21,12 @@ def _offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path / "torch"))
+
+
+def printed(findings: list[Finding]) -> str:
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(findings_table(findings))
+    return console.export_text()
 
 
 def by_name(findings: list[Finding]) -> dict[str, Finding]:
@@ -97,8 +104,14 @@ def test_a_damaged_bundled_model_is_broken(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 def test_the_table_fits_a_terminal() -> None:
-    console = Console(width=80, record=True)
-    console.print(findings_table(examine()))
-    lines = console.export_text().splitlines()
+    lines = printed(examine()).splitlines()
     assert max(map(len, lines)) <= 80
     assert any(re.match(r"torch +ok ", line) for line in lines)
+
+
+def test_commands_and_paths_are_printed_whole() -> None:
+    finding = Finding("extra [x]", "missing", "in /talks[/b]\x1b[2J", "pip install 'demr[train]'")
+    text = printed([finding])
+    assert "extra [x]" in text
+    assert r"in /talks[/b]\x1b[2J" in text
+    assert "-> pip install 'demr[train]'" in text

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from demr.cli.options import Device, check_at_least
 from demr.errors import InputError
 from demr.machine.terminal import need_extra, status
 
@@ -31,7 +32,7 @@ def extract(
         str | None,
         typer.Option(help="Address of a Ray cluster, or local: decode and encode there."),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, or an accelerator.")] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Bring the clip features of videos into a feature pack.
 
@@ -40,8 +41,7 @@ def extract(
     """
     from demr.extraction.progress import describe, extract_with_progress
 
-    if workers < 1:
-        raise InputError("--workers", expected="at least 1", got=str(workers), remedy="raise it")
+    check_at_least("--workers", workers, 1)
     if ray is not None:
         need_extra("cluster", "ray", "pyarrow")
     summary = extract_with_progress(sources, encoder, out, workers=workers, ray=ray, device=device)

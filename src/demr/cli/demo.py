@@ -3,13 +3,10 @@
 import tempfile
 from pathlib import Path
 
-from rich.console import Console
-
 from demr.errors import VideoError
-from demr.machine.files import atomic_path
-from demr.report.formats import search_table, to_json
-from demr.report.page import write_html_report
-from demr.report.wording import Windows
+from demr.machine.terminal import console, plain, status
+from demr.report import Windows, search_table, to_json, write_html_report
+from demr.report.output import write_output
 from demr.search.result import SearchResult
 from demr.search.retriever import MomentRetriever
 from demr.shapes import demo_annotations, demo_scene, render_scene
@@ -31,8 +28,29 @@ def run_demo(out: Path, seed: int) -> Path:
         The report.
 
     Raises:
-        VideoError: If the folder cannot be written.
+        InputError: If a file cannot be written.
+        VideoError: If the folder cannot be made.
     """
+    _make_folder(out)
+    with status("rendering a video") as tell:
+        video = _render(out / "shapes.mp4", seed)
+        tell("searching it")
+        result, truth = search_demo(video, seed)
+        tell("writing the report")
+        write_output(out / "answers.json", f"{to_json(result)}\n".encode())
+        report = write_html_report(
+            out / "report.html",
+            result,
+            video_path=video,
+            truth=truth,
+            title="demr demo: what happens when?",
+        )
+    console().print(search_table(result, truth))
+    console().print(plain(f"report: {report}"), soft_wrap=True)
+    return report
+
+
+def _make_folder(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -42,29 +60,15 @@ def run_demo(out: Path, seed: int) -> Path:
             got=error.strerror or str(error),
             remedy="choose another --out",
         ) from error
-    video = out / "shapes.mp4"
-    with Console(stderr=True).status("rendering a video") as status:
-        with tempfile.TemporaryDirectory(dir=out) as folder:
-            fresh = Path(folder) / video.name
-            scene = demo_scene(seed)
-            render_scene(scene, fresh, width=_WIDTH, height=_HEIGHT, fps=_FPS, crf=_CRF)
-            fresh.replace(video)
-        status.update("searching it")
-        result, truth = search_demo(video, seed)
-        status.update("writing the report")
-        with atomic_path(out / "answers.json") as path:
-            path.write_text(to_json(result) + "\n", encoding="utf-8")
-        report = write_html_report(
-            out / "report.html",
-            result,
-            video_path=video,
-            truth=truth,
-            title="demr demo: what happens when?",
-        )
-    console = Console()
-    console.print(search_table(result, truth))
-    console.print(f"report: {report}", highlight=False, soft_wrap=True)
-    return report
+
+
+def _render(video: Path, seed: int) -> Path:
+    """Render the demo's video under another name and move it into place."""
+    with tempfile.TemporaryDirectory(dir=video.parent) as folder:
+        fresh = Path(folder) / video.name
+        render_scene(demo_scene(seed), fresh, width=_WIDTH, height=_HEIGHT, fps=_FPS, crf=_CRF)
+        fresh.replace(video)
+    return video
 
 
 def search_demo(video: Path, seed: int) -> tuple[SearchResult, dict[str, Windows]]:

@@ -21,6 +21,7 @@ from rich.table import Table
 
 import demr
 from demr.errors import DemrError
+from demr.machine.terminal import plain
 
 State = Literal["ok", "missing", "broken"]
 # Of the decoders that videos of today need.
@@ -78,9 +79,10 @@ def findings_table(findings: list[Finding]) -> Table:
     for column in ("part", "state", "what"):
         table.add_column(column, overflow="fold")
     for finding in findings:
-        style = _STYLE[finding.state]
-        what = finding.detail + (f"\n-> {finding.remedy}" if finding.remedy else "")
-        table.add_row(finding.name, f"[{style}]{finding.state}[/]", what)
+        what = plain(finding.detail)
+        if finding.remedy:
+            what.append("\n-> ").append(plain(finding.remedy))
+        table.add_row(plain(finding.name), plain(finding.state, _STYLE[finding.state]), what)
     return table
 
 

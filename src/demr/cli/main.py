@@ -3,6 +3,7 @@
 Heavy imports happen inside the commands, so that ``--help`` is instant.
 """
 
+import io
 import os
 import sys
 import warnings
@@ -15,8 +16,9 @@ import typer
 
 from demr.cli.data import app as data_app
 from demr.cli.models import app as models_app
+from demr.cli.options import Device
 from demr.errors import DemrError, InputError
-from demr.machine.terminal import status
+from demr.machine.terminal import console, plain, printable, status
 
 if TYPE_CHECKING:
     from demr.search.result import SearchResult
@@ -31,8 +33,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
 app.add_typer(models_app)
 app.add_typer(data_app)
 
@@ -67,7 +67,7 @@ def search(
     ] = None,
     top: Annotated[int, typer.Option(help="Moments to list for a query.")] = 3,
     level: Annotated[float, typer.Option(help="Coverage the intervals promise.")] = 0.9,
-    device: Annotated[str, typer.Option(help="auto, cpu, or an accelerator.")] = "auto",
+    device: Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON alone.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV alone.")] = False,
     as_srt: Annotated[
@@ -79,20 +79,20 @@ def search(
 ) -> None:
     """Find the moments that sentences describe."""
     output = _one_output(as_json, as_csv, as_srt)
-    asked = _collect_queries(query or [], queries)
+    sentences = _collect_queries(query or [], queries)
     from demr.search.queries import check_queries
     from demr.video.opening import open_video
 
     # Before a model is fetched or loaded and a video read.
-    check_queries(asked, top)
+    check_queries(sentences, top)
     open_video(video).close()
     if not 0 < level < 1:
         raise InputError(
             "--level", expected="a number between 0 and 1", got=f"{level:g}", remedy="try 0.9"
         )
     retriever = _retriever(model, encoder, device, level)
-    with status(f"reading {video.name}") as line:
-        result = retriever.search_file(video, asked, top=top, tell=line.update)
+    with status(f"reading {video.name}") as tell:
+        result = retriever.search_file(video, sentences, top=top, tell=tell)
     _print_result(result, output)
     if save_clips is not None:
         _save_clips(result, video, save_clips)
@@ -114,12 +114,10 @@ def demo(
 @app.command()
 def doctor() -> None:
     """Show what is installed, cached and usable, and what to run to get the rest."""
-    from rich.console import Console
-
     from demr.cli.doctor import examine, findings_table, is_healthy
 
     findings = examine()
-    Console().print(findings_table(findings))
+    console().print(findings_table(findings))
     if not is_healthy(findings):
         raise typer.Exit(1)
 
@@ -127,6 +125,9 @@ def doctor() -> None:
 def main() -> None:
     """Run the command line; what a user can mend becomes one line and exit code 2."""
     warnings.showwarning = _show_warning
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # What the encoding of the output lacks becomes a question mark.
+        sys.stdout.reconfigure(errors="replace")
     try:
         # Typer returns the code where others raise: of an early exit, and of Ctrl-C.
         code = app(prog_name="demr", standalone_mode=False)
@@ -159,13 +160,13 @@ def main() -> None:
 
 
 def _fail(line: str) -> None:
-    typer.echo(f"demr: {line}", err=True)
+    typer.echo(f"demr: {printable(line)}", err=True)
     sys.exit(BAD_INPUT)
 
 
 def _show_warning(message: Warning | str, *args: Any, **kwargs: Any) -> None:
     del args, kwargs
-    typer.echo(f"demr: warning: {message}", err=True)
+    typer.echo(f"demr: warning: {printable(str(message))}", err=True)
 
 
 def _one_output(as_json: bool, as_csv: bool, as_srt: bool) -> _Output:
@@ -185,7 +186,7 @@ def _one_output(as_json: bool, as_csv: bool, as_srt: bool) -> _Output:
 
 
 def _collect_queries(given: Sequence[str], file: Path | None) -> list[str]:
-    asked = list(given)
+    sentences = list(given)
     if file is not None:
         try:
             text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8-sig")
@@ -196,15 +197,15 @@ def _collect_queries(given: Sequence[str], file: Path | None) -> list[str]:
                 got=type(error).__name__,
                 remedy="check the path and the encoding",
             ) from error
-        asked += [line.strip() for line in text.splitlines() if line.strip()]
-    if not asked:
+        sentences += [line.strip() for line in text.splitlines() if line.strip()]
+    if not sentences:
         raise InputError(
             "queries",
             expected="at least one sentence",
             got="none",
             remedy="write it after the video, or give --queries FILE",
         )
-    return asked
+    return sentences
 
 
 def _retriever(
@@ -233,21 +234,16 @@ def _retriever(
 
 
 def _print_result(result: "SearchResult", output: _Output) -> None:
-    from demr.report import formats as report
+    from demr.report import search_table, to_csv, to_json, to_srt, unique_notes
 
     if output is _Output.JSON:
-        typer.echo(report.to_json(result))
+        typer.echo(to_json(result))
     elif output is _Output.CSV:
-        typer.echo(report.to_csv(result), nl=False)
+        typer.echo(to_csv(result), nl=False)
     elif output is _Output.SRT:
-        typer.echo(report.to_srt(result), nl=False)
+        typer.echo(to_srt(result), nl=False)
     else:
-        from rich.console import Console
-
-        console = Console()
-        console.print(report.search_table(result))
-        for line in report.notes(result):
-            console.print(line, highlight=False)
+        console().print(search_table(result), *map(plain, unique_notes(result)), sep="\n")
 
 
 def _save_clips(result: "SearchResult", video: Path, folder: Path) -> None:

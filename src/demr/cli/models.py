@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from demr.cli.options import check_at_least
 from demr.errors import ConfigError, InputError
-from demr.machine.terminal import need_extra, status
+from demr.machine.terminal import console, need_extra, status
 
 app = typer.Typer()
 
@@ -99,8 +100,8 @@ def calibrate(
     from demr.annotations.annotations import read_annotations
     from demr.runs.calibrating import calibrate_run
 
-    own = None if annotations is None else read_annotations(annotations)
-    fitted = calibrate_run(run, annotations=own)
+    labels = None if annotations is None else read_annotations(annotations)
+    fitted = calibrate_run(run, annotations=labels)
     points = 0 if fitted.interval is None else fitted.interval.points
     presence = "no" if fitted.presence is None else str(fitted.presence.points)
     typer.echo(
@@ -160,11 +161,8 @@ def ablate(
     from demr.training.grids import GRIDS, load_grid
     from demr.training.trials import NoiseCurves
 
-    for option, value, least in (("--jobs", jobs, 1), ("--limit", limit, 0)):
-        if value < least:
-            raise InputError(
-                option, expected=f"at least {least}", got=str(value), remedy="raise it"
-            )
+    check_at_least("--jobs", jobs, 1)
+    check_at_least("--limit", limit, 0)
     names = grid or (list(GRIDS) if list_grids else ["steps"])
     grids = dict(load_grid(name) for name in names)
     ablation = plan_ablation(config, grids, _seeds(seeds), overrides or [], out)
@@ -220,8 +218,6 @@ def _seeds(text: str) -> list[int]:
 
 
 def _print_metrics(metrics: dict[str, dict[str, float]]) -> None:
-    from rich.console import Console
+    from demr.report import metrics_table
 
-    from demr.report.formats import metrics_table
-
-    Console().print(metrics_table(metrics))
+    console().print(metrics_table(metrics))

@@ -1,18 +1,62 @@
-"""What commands show and ask for while they work."""
+"""What commands show and ask for while they work, and text of others as a terminal may show it."""
 
 from __future__ import annotations
 
+import re
+from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Final
 
 from demr.errors import InputError
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
-def status(text: str) -> Any:
-    """A line that says what is being done, while it is; for people, on stderr."""
+    from rich.console import Console
+    from rich.text import Text
+
+# Control characters move the cursor or start commands of the terminal, separators break lines,
+# direction overrides turn round what follows them, and no encoding carries half a surrogate pair.
+_UNPRINTABLE: Final = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def printable(text: str) -> str:
+    r"""Return text on one line, with escapes in place of what a terminal or a page would obey.
+
+    >>> printable("a\x1b[31mred\u202e\n [/b] 🦒")
+    'a\\x1b[31mred\\u202e\\n [/b] 🦒'
+    """
+    if text.isprintable():
+        return text
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def plain(text: str, style: str = "") -> Text:
+    """Return text for tables and lines of rich, which takes square brackets in a string for markup.
+
+    Args:
+        text: Anything, such as a query or a file name; see :func:`printable`.
+        style: Of the whole text.
+    """
+    from rich.text import Text
+
+    return Text(printable(text), style=style)
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console that prints strings as they are: no markup, emoji codes or colours of numbers."""
     from rich.console import Console
 
-    return Console(stderr=True).status(text)
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+
+@contextmanager
+def status(text: str) -> Iterator[Callable[[str], None]]:
+    """Say on stderr what is being done, while it is; the block gets a function to say what next."""
+    with console(stderr=True).status(plain(text)) as spinner:
+        yield lambda text: spinner.update(plain(text))
 
 
 def need_extra(extra: str, *modules: str) -> None:

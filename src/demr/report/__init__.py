@@ -1,4 +1,30 @@
-"""Results for people and for other programs: tables, files, pages, figures.
+"""Results for people and for other programs: tables, data formats, the HTML page, figures.
 
-It imports :mod:`demr.search` and what lies below. Begin with ``formats.py``.
+It imports :mod:`demr.search` and what lies below, and no torch. Begin with ``wording.py``, which
+says what is shown of a search; ``page.py`` is the largest of those that show it.
 """
+
+from demr.report.figures import error_figure, noise_figure, sweep_figure, variant_figure
+from demr.report.formats import to_csv, to_json, to_srt
+from demr.report.page import write_html_report
+from demr.report.search_figure import search_figure
+from demr.report.tables import metrics_table, search_table
+from demr.report.wording import Windows, explain_answer, moments_to_show, unique_notes
+
+__all__ = [
+    "Windows",
+    "error_figure",
+    "explain_answer",
+    "metrics_table",
+    "moments_to_show",
+    "noise_figure",
+    "search_figure",
+    "search_table",
+    "sweep_figure",
+    "to_csv",
+    "to_json",
+    "to_srt",
+    "unique_notes",
+    "variant_figure",
+    "write_html_report",
+]

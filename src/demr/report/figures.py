@@ -1,5 +1,6 @@
 """Figures for comparing runs: noise curves, error against uncertainty, sweeps, variants."""
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from demr.machine.files import atomic_path
+from demr.report.output import write_output
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -177,5 +178,6 @@ def _finish(figure: "Figure", axes: "Sequence[Axes]", path: Path) -> None:
         figure.legend(
             handles, labels, loc="outside lower center", ncols=min(len(labels), 4), frameon=False
         )
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png")
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png")
+    write_output(path, stream.getvalue())

@@ -2,8 +2,8 @@
 const video = document.getElementById("video");
 const clock = document.getElementById("clock");
 const now = document.getElementById("now");
-const plots = [...document.querySelectorAll(".plot")];
-const duration = Number(document.querySelector("[data-duration]")?.dataset.duration ?? 0);
+const heads = [...document.querySelectorAll(".plot .head")];
+const { duration, queries } = JSON.parse(document.getElementById("data").textContent);
 let stopAt = Infinity;
 
 function text(seconds) {
@@ -20,7 +20,7 @@ function play(start, end, card) {
   video.play().catch(() => {});
   for (const other of document.querySelectorAll(".card.playing")) other.classList.remove("playing");
   card.classList.add("playing");
-  now.textContent = card.querySelector("h2").textContent;
+  now.textContent = queries[card.dataset.index];
 }
 
 for (const card of document.querySelectorAll(".card")) {
@@ -37,8 +37,7 @@ for (const card of document.querySelectorAll(".card")) {
 
 function follow() {
   const share = duration > 0 ? Math.min(video.currentTime / duration, 1) * 100 + "%" : "0%";
-  for (const plot of plots) {
-    const head = plot.querySelector(".head");
+  for (const head of heads) {
     head.setAttribute("x1", share);
     head.setAttribute("x2", share);
   }

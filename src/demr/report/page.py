@@ -1,4 +1,8 @@
-"""One self-contained HTML page of a search: the video, and a timeline for every sentence."""
+"""One self-contained HTML page of a search: the video, and a timeline for every sentence.
+
+This file gathers what the page shows; ``page.html`` and what it includes lay it out. Jinja2
+escapes every text on its way into the page.
+"""
 
 from __future__ import annotations
 
@@ -6,33 +10,76 @@ import base64
 import hashlib
 import math
 import os
-from html import escape
+import re
+from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from string import Template
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
 from demr.errors import InputError
-from demr.machine.files import atomic_path
-from demr.machine.terminal import clock
-from demr.report.timeline import seek, timeline
-from demr.report.wording import TONE, Windows, chance, in_words, level, overlap, percent, shown
+from demr.machine.terminal import clock, counted, printable
+from demr.report.output import write_output
+from demr.report.timeline import CURVE_HEIGHT, LANE_HEIGHT, Timeline, lay_out
+from demr.report.wording import (
+    SHORT_VERDICT,
+    Windows,
+    best_iou,
+    explain_answer,
+    level_text,
+    presence_text,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from jinja2 import Environment
+
     from demr.search.result import Answer, Moment, SearchResult
 
-_SIGN: Final = {"found": "✓", "uncertain": "?", "absent": "∅"}
+_SIGNS: Final = {"found": "✓", "uncertain": "?", "absent": "∅"}
 _MIME: Final = {
     ".mp4": "video/mp4",
     ".m4v": "video/mp4",
     ".mov": "video/mp4",
     ".webm": "video/webm",
 }
+_BEFORE_UNIT: Final = re.compile(r"(?<=±) (?=\d)|(?<=\d) (?=s\b|%)")
 # Base64 grows a file by a third, and browsers become slow with pages far above this.
 _LARGEST_EMBEDDED_BYTES: Final = 40 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Gauge:
+    """A ring that is filled as far as a probability says: lengths of its stroke, and its end."""
+
+    filled: float
+    around: float
+    cap: str
+
+
+@dataclass(frozen=True)
+class Card:
+    """What the page shows of one answer.
+
+    Attributes:
+        answer: Query, verdict and notes.
+        verdict: In one word, which is also its class in ``page.css``.
+        presence: The probability that the moment is in the video, as text.
+        gauge: The same as a ring; None where it is not known.
+        truth_line: The truth, and how well the best moment meets it; empty where not known.
+        timeline: What is drawn.
+        explanation: How far the answer can be trusted, in words.
+    """
+
+    answer: Answer
+    verdict: str
+    presence: str
+    gauge: Gauge | None
+    truth_line: str
+    timeline: Timeline
+    explanation: str
 
 
 def write_html_report(
@@ -42,7 +89,6 @@ def write_html_report(
     video_path: str | Path,
     truth: Mapping[str, Windows] | None = None,
     title: str | None = None,
-    explain: bool = True,
 ) -> Path:
     """Write a search as one page that needs no network and no other file.
 
@@ -55,7 +101,6 @@ def write_html_report(
         truth: True windows in seconds by sentence, where known; an empty sequence says that the
             moment is not in the video.
         title: Heading of the page; the name of the video if not given.
-        explain: Whether a paragraph on how to read the page is added.
 
     Returns:
         The path of the page.
@@ -64,71 +109,88 @@ def write_html_report(
         InputError: If the video cannot be read or the page cannot be written.
     """
     path = Path(path)
-    script = _resource("page.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    counts = [TONE[answer.verdict] for answer in result.answers]
-    verdicts = " · ".join(
-        f"{counts.count(tone)} {verdict}" for verdict, tone in TONE.items() if tone in counts
-    )
-    sentences = f"{len(counts)} sentence{'' if len(counts) == 1 else 's'}"
-    facts = (
-        Path(result.video).name,
-        clock(result.duration),
-        sentences,
-        result.model,
-        result.encoder,
-    )
-    page = Template(_resource("page.html")).substitute(
-        # Only this script may run, whatever a sentence or a file name contains.
-        policy=f"default-src 'none'; img-src data:; media-src data: 'self' file:; "
-        f"style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
-        title=escape(title if title is not None else Path(result.video).name),
-        facts=escape(" · ".join(facts)),
-        verdicts=escape(verdicts),
-        video=escape(_video_source(Path(video_path), path)),
-        duration=clock(result.duration),
-        links="\n".join(_link(index, answer) for index, answer in enumerate(result.answers)),
-        how=_how(result, truth is not None) if explain else "",
-        truth_legend='<span><svg width="28" height="12"><rect y="3" width="28" height="6" rx="3" '
-        'fill="var(--truth)"/></svg>truth</span>'
-        if truth is not None
-        else "",
-        level=f", {level(result).replace(' ', '&nbsp;')} intervals" if level(result) else "",
-        cards="\n".join(
-            _card(index, answer, result, truth) for index, answer in enumerate(result.answers)
-        ),
-        script=script,
-    )
-    write_atomically(path, page.encode("utf-8", "xmlcharrefreplace"))
+    video = _video_source(Path(video_path), path)
+    write_output(path, _render(result, video, truth, title).encode())
     return path
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file under another name and move it into place, so that no half file is ever seen.
+def _render(
+    result: SearchResult, video: str, truth: Mapping[str, Windows] | None, title: str | None
+) -> str:
+    from markupsafe import Markup
 
-    Raises:
-        InputError: If the folder or the file cannot be written; an older file stays as it was.
-    """
-    try:
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(content)
-    except OSError as error:
-        raise InputError(
-            str(path),
-            expected="a file that can be written",
-            got=error.strerror or str(error),
-            remedy="name a writable folder with enough free space",
-        ) from error
+    # Of this package, and the same to the byte as what the policy of the page lets run.
+    script = Markup(files("demr.report").joinpath("page.js").read_text(encoding="utf-8"))  # noqa: S704
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    name = Path(result.video).name
+    cards = [_card(answer, result, truth) for answer in result.answers]
+    verdicts = [card.verdict for card in cards]
+    return (
+        _templates()
+        .get_template("page.html")
+        .render(
+            result=result,
+            cards=cards,
+            video=video,
+            title=name if title is None else title,
+            facts=(
+                name,
+                clock(result.duration),
+                counted(len(cards), "sentence"),
+                result.model,
+                result.encoder,
+            ),
+            verdicts=" · ".join(
+                f"{verdicts.count(short)} {verdict}"
+                for verdict, short in SHORT_VERDICT.items()
+                if short in verdicts
+            ),
+            level=level_text(result),
+            has_truth=truth is not None,
+            has_guesses=any(card.timeline.is_guess and card.timeline.bars for card in cards),
+            data={
+                "duration": result.duration,
+                "queries": [printable(answer.query) for answer in result.answers],
+            },
+            script=script,
+            script_digest=digest,
+        )
+    )
 
 
-def _resource(name: str) -> str:
-    return files("demr.report").joinpath(name).read_text(encoding="utf-8")
+@cache
+def _templates() -> Environment:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    templates = Environment(
+        loader=PackageLoader("demr.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        # Exactly str: what is marked as safe has been through here.
+        finalize=lambda value: printable(value) if type(value) is str else value,
+    )
+    templates.filters |= {
+        "clock": clock,
+        "keep_units": lambda text: _BEFORE_UNIT.sub("\N{NO-BREAK SPACE}", text),
+        "has_deviations": _has_deviations,
+    }
+    templates.globals |= {
+        "signs": _SIGNS,
+        "curve_height": CURVE_HEIGHT,
+        "lane_height": LANE_HEIGHT,
+    }
+    return templates
 
 
 def _video_source(video: Path, page: Path) -> str:
+    """The video itself as a URL, or where it lies as seen from the page."""
     try:
         if video.stat().st_size > _LARGEST_EMBEDDED_BYTES:
-            return quote(Path(os.path.relpath(video.resolve(), page.resolve().parent)).as_posix())
+            place = os.path.relpath(video.resolve(), page.resolve().parent)
+            # As bytes: not every name is UTF-8.
+            return quote(os.fsencode(Path(place).as_posix()))
         content = base64.b64encode(video.read_bytes()).decode()
     except OSError as error:
         raise InputError(
@@ -140,88 +202,35 @@ def _video_source(video: Path, page: Path) -> str:
     return f"data:{_MIME.get(video.suffix.lower(), 'video/mp4')};base64,{content}"
 
 
-def _link(index: int, answer: Answer) -> str:
-    tone = TONE[answer.verdict]
-    return (
-        f'<a class="{tone}" href="#answer-{index}"><i></i><span>{escape(answer.query)}</span>'
-        f"<small>{escape(chance(answer))}</small></a>"
-    )
-
-
-def _how(result: SearchResult, with_truth: bool) -> str:
-    if not level(result):
-        return (
-            '<section class="panel how"><h2>How to read this page</h2>'
-            "<p>Click on a moment to play it, or anywhere on a timeline to jump there. "
-            "Moments are where the pictures look most like the sentence.</p></section>"
-        )
-    truth = " The green line is the truth, as it was given with the video." if with_truth else ""
-    return (
-        '<section class="panel how"><h2>How to read this page</h2>'
-        "<p>Click on a moment to play it, or anywhere on a timeline to jump there. "
-        f"A whisker spans where a boundary lies with {level(result)} confidence.{truth}</p>"
-        "<p>The ring is the calibrated chance that the moment is in this video at all.</p>"
-        "<p>Spreads are standard deviations of start / end: “footage” is what the video itself "
-        "leaves open, “model” is the model's own doubt.</p></section>"
-    )
-
-
-def _card(
-    index: int, answer: Answer, result: SearchResult, truth: Mapping[str, Windows] | None
-) -> str:
-    tone = TONE[answer.verdict]
+def _card(answer: Answer, result: SearchResult, truth: Mapping[str, Windows] | None) -> Card:
     windows = None if truth is None else truth.get(answer.query)
-    against = "" if windows is None else f"<span>{escape(_against_truth(answer, windows))}</span>"
-    notes = "".join(f'<p class="note">{escape(note)}</p>' for note in answer.notes)
-    buttons = "".join(_moment_button(moment) for moment in shown(answer))
-    return (
-        f'<article class="card {tone}" id="answer-{index}"><div class="top"><div>'
-        f'<h2>{escape(answer.query)}</h2><div class="tags"><span class="badge">'
-        f'<span aria-hidden="true">{_SIGN[tone]}</span>{answer.verdict}</span>{against}</div></div>'
-        f"{_gauge(answer.present)}</div>{timeline(answer, result, windows)}"
-        f'<p class="says">{escape(in_words(answer, result))}</p>{notes}'
-        f'<ul class="moments">{buttons}</ul></article>'
+    return Card(
+        answer=answer,
+        verdict=SHORT_VERDICT[answer.verdict],
+        presence=presence_text(answer),
+        gauge=_gauge(answer.present),
+        truth_line="" if windows is None else _truth_line(answer, windows),
+        timeline=lay_out(answer, result, windows),
+        explanation=explain_answer(answer, result),
     )
 
 
-def _against_truth(answer: Answer, windows: Windows) -> str:
+def _gauge(present: float) -> Gauge | None:
+    if math.isnan(present):
+        return None
+    around = 2 * math.pi * 25
+    share = min(max(present, 0.0), 1.0)
+    return Gauge(around * share, around, cap="round" if share > 0.02 else "butt")
+
+
+def _truth_line(answer: Answer, windows: Windows) -> str:
     if not windows:
         return "Truth: not in this video"
     times = ", ".join(f"{clock(start)} – {clock(end)}" for start, end in windows)
-    if not answer.moments or TONE[answer.verdict] == "absent":
+    if not answer.moments or SHORT_VERDICT[answer.verdict] == "absent":
         return f"Truth: {times}"
-    top = answer.moments[0]
-    best = max(overlap((top.start, top.end), (start, end)) for start, end in windows)
-    return f"Truth: {times} · IoU of the top moment {best:.2f}"
+    return f"Truth: {times} · IoU of the top moment {best_iou(answer.moments[0], windows):.2f}"
 
 
-def _gauge(present: float) -> str:
-    if math.isnan(present):
-        return ""
-    around = 2 * math.pi * 25
-    filled = around * min(max(present, 0.0), 1.0)
-    cap = "round" if present > 0.02 else "butt"
-    circle = '<circle cx="31" cy="31" r="25" fill="none" stroke-width="6"'
-    number = escape(percent(present).removesuffix(" %"))
-    return (
-        '<div class="gauge" role="img" aria-label="Chance that it is in this video: '
-        f'{escape(percent(present))}"><svg width="62" height="62" viewBox="0 0 62 62">'
-        f'{circle} stroke="var(--line)"/>{circle} stroke="var(--tone)" stroke-linecap="{cap}" '
-        f'stroke-dasharray="{filled:.1f} {around:.1f}" transform="rotate(-90 31 31)"/>'
-        f'<text x="31" y="37" text-anchor="middle">{number}</text></svg>'
-        "% in this video</div>"
-    )
-
-
-def _moment_button(moment: Moment) -> str:
-    spread = ""
-    if not math.isnan(sum((*moment.aleatoric, *moment.epistemic))):
-        aleatoric = f"± {moment.aleatoric[0]:.2f} / {moment.aleatoric[1]:.2f} s"
-        epistemic = f"± {moment.epistemic[0]:.2f} / {moment.epistemic[1]:.2f} s"
-        spread = f" · footage {aleatoric} · model {epistemic}"
-    return (
-        f'<li><button type="button" {seek(moment.start, moment.end)}>'
-        f'<span class="play" aria-hidden="true"></span><span>{clock(moment.start)} – '
-        f"{clock(moment.end)}<small>score {moment.score:.2f}{spread}"
-        "</small></span></button></li>"
-    )
+def _has_deviations(moment: Moment) -> bool:
+    return not math.isnan(sum((*moment.aleatoric, *moment.epistemic)))

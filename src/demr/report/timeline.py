@@ -1,99 +1,163 @@
-"""One answer drawn over the duration of its video, as SVG that stretches with its page.
+"""One answer laid out over the duration of its video; ``timeline.html`` draws it.
 
-Positions along the time are in percent, so that bars stretch and text does not.
+Positions along the time are in percent, so that bars stretch and text does not; heights are in
+pixels.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 from demr.machine.terminal import clock
-from demr.report.wording import TONE, Windows, shown
+from demr.report.wording import SHORT_VERDICT, Windows, moments_to_show
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from demr.search.result import Answer, Moment, SearchResult
 
+CURVE_HEIGHT: Final = 58
+LANE_HEIGHT: Final = 24
+TRUTH_HEIGHT: Final = 18
+# Of an axis: from half a second to ten hours.
 _STEPS_S: Final = (
-    0.5,
-    1,
-    2,
-    5,
-    10,
-    15,
-    30,
-    60,
-    120,
-    300,
-    600,
-    1200,
-    1800,
-    3600,
-    7200,
-    14400,
-    36000,
+    *(0.5, 1, 2, 5, 10, 15, 30),
+    *(60, 120, 300, 600, 1200, 1800),
+    *(3600, 7200, 14400, 36000),
 )
 _MOST_POINTS: Final = 600
-
-# Pixels.
-_CURVE_HEIGHT: Final = 58
-_LANE_HEIGHT: Final = 24
-_BAR_HEIGHT: Final = 13
+# A moment of seconds in a video of hours must be seen and hit with a pointer.
+_LEAST_WIDTH: Final = 0.6
 
 
-def timeline(answer: Answer, result: SearchResult, windows: Windows | None) -> str:
-    """Return the timeline of one answer: saliency, truth where known, the best moments, an axis."""
+@dataclass(frozen=True)
+class Span:
+    """A stretch of time on the axis.
+
+    Attributes:
+        x: Where it begins, in percent of the duration.
+        width: In percent of the duration.
+    """
+
+    x: float
+    width: float
+
+    @property
+    def right(self) -> float:
+        """Where it ends, in percent of the duration."""
+        return self.x + self.width
+
+
+@dataclass(frozen=True)
+class Whisker:
+    """The interval of one boundary of a moment.
+
+    Attributes:
+        span: Of the interval.
+        shift: How far below the middle of its bar it is drawn, in pixels.
+    """
+
+    span: Span
+    shift: float
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One moment.
+
+    Attributes:
+        moment: What is drawn.
+        span: Of the moment.
+        middle: Its height in the drawing, in pixels.
+        opacity: The surer, the more opaque.
+        whiskers: Of start and end, where their intervals are known and the bar has room for them.
+    """
+
+    moment: Moment
+    span: Span
+    middle: float
+    opacity: float
+    whiskers: tuple[Whisker, ...]
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A mark on the axis: its place in percent, its label, and which side of it stands there."""
+
+    x: float
+    label: str
+    anchor: str
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """What is drawn of one answer, and where.
+
+    Attributes:
+        curve: Saliency as an SVG path in a box of 1000 x 100; empty where there is none.
+        truth: True windows in seconds with their spans; None where the truth is not known.
+        bars: Of the moments to show, the best first.
+        is_guess: Whether the one bar is a guess that is not to be trusted.
+        ticks: Of the axis.
+        truth_top: Where the row of the truth begins, in pixels.
+        bars_top: Where the lanes of the moments begin, in pixels.
+        bottom: Where the lanes end and the axis is, in pixels.
+        description: For those who do not see it.
+    """
+
+    curve: str
+    truth: tuple[tuple[tuple[float, float], Span], ...] | None
+    bars: tuple[Bar, ...]
+    is_guess: bool
+    ticks: tuple[Tick, ...]
+    truth_top: int
+    bars_top: int
+    bottom: int
+    description: str
+
+
+def lay_out(answer: Answer, result: SearchResult, windows: Windows | None) -> Timeline:
+    """Place saliency, truth where known, the moments to show, and an axis.
+
+    Args:
+        answer: What is to be drawn.
+        result: The search it belongs to, whose answers share one scale.
+        windows: The true windows in seconds; empty if the moment is not in the video.
+    """
     duration = max(result.duration, 1e-3)
-    moments = shown(answer)
+    moments = moments_to_show(answer)
     lanes = _lanes(moments, duration)
-    top = _CURVE_HEIGHT + 8
-    labels = [(_CURVE_HEIGHT / 2, "fit")]
-    parts = [f'<rect class="well" width="100%" height="{_CURVE_HEIGHT}" rx="6"/>']
-    bars = []
-    if windows is not None:
-        labels.append((top + 8, "truth"))
-        if not windows:
-            bars.append(f'<text class="axis" x="0" y="{top + 12}">not in this video</text>')
-        for start, end in windows:
-            x, width = _span(start, end, duration)
-            bars.append(
-                f'<g {seek(start, end)}><rect class="truth" x="{x}" y="{top + 4}" '
-                f'width="{width}" height="7" rx="3.5"/></g>'
-            )
-        top += 18
-    if moments:
-        labels.append((top + _LANE_HEIGHT / 2, "answer"))
-    guess = "guess" if TONE[answer.verdict] == "absent" else ""
-    for moment, lane in reversed(list(zip(moments, lanes, strict=True))):
-        bars.append(_bar(moment, top + lane * _LANE_HEIGHT + _LANE_HEIGHT / 2, duration, guess))
-    if moments and not guess:
-        x, width = _span(moments[0].start, moments[0].end, duration)
-        parts.append(f'<rect class="column" x="{x}" width="{width}" height="{_CURVE_HEIGHT}"/>')
-    bottom = top + (1 + max(lanes, default=-1)) * _LANE_HEIGHT + 4
-    parts += [_ticks(duration, bottom), _curve(answer, result), *bars]
-    parts.append(f'<line class="head" x1="0%" x2="0%" y1="0" y2="{bottom}"/>')
-    names = "".join(f'<text y="{y + 4:g}">{label}</text>' for y, label in labels)
+    is_guess = SHORT_VERDICT[answer.verdict] == "absent"
+    truth_top = CURVE_HEIGHT + 8
+    bars_top = truth_top + (0 if windows is None else TRUTH_HEIGHT)
     spoken = "; ".join(f"{clock(moment.start)} to {clock(moment.end)}" for moment in moments)
-    return (
-        f'<div class="timeline"><svg class="lanes" aria-hidden="true" height="{bottom + 18:g}" '
-        f'width="68">{names}</svg><svg class="plot" role="img" height="{bottom + 18:g}" '
-        f'data-duration="{duration:.3f}" aria-label="Timeline of {clock(duration)}: '
-        f'{spoken or "no moment"}">{"".join(parts)}</svg></div>'
+    return Timeline(
+        curve=_curve(answer, result),
+        truth=None
+        if windows is None
+        else tuple(((start, end), _span(start, end, duration)) for start, end in windows),
+        bars=tuple(
+            _bar(moment, bars_top + (lane + 0.5) * LANE_HEIGHT, duration, is_guess)
+            for moment, lane in zip(moments, lanes, strict=True)
+        ),
+        is_guess=is_guess,
+        ticks=tuple(_ticks(duration)),
+        truth_top=truth_top,
+        bars_top=bars_top,
+        bottom=bars_top + (1 + max(lanes, default=-1)) * LANE_HEIGHT + 4,
+        description=f"Timeline of {clock(duration)}: {spoken or 'no moment'}",
     )
 
 
-def seek(start: float, end: float) -> str:
-    """Return the attributes by which the page's script plays a window."""
-    return f'data-start="{start:.3f}" data-end="{end:.3f}"'
-
-
-def _span(start: float, end: float, duration: float) -> tuple[str, str]:
-    left = min(max(start / duration, 0.0), 1.0)
-    right = min(max(end / duration, left), 1.0)
-    return f"{left * 100:.3f}%", f"{max(right - left, 0.002) * 100:.3f}%"
+def _span(start: float, end: float, duration: float, least: float = _LEAST_WIDTH) -> Span:
+    """Cut a window to the axis, and widen it to what can be seen."""
+    left = min(max(start / duration, 0.0), 1.0) * 100
+    right = min(max(end / duration, 0.0), 1.0) * 100
+    width = max(right - left, least)
+    return Span(min(left, 100 - width), width)
 
 
 def _lanes(moments: Sequence[Moment], duration: float) -> list[int]:
@@ -118,55 +182,38 @@ def _lanes(moments: Sequence[Moment], duration: float) -> list[int]:
     return lanes
 
 
-def _bar(moment: Moment, middle: float, duration: float, guess: str) -> str:
-    x, width = _span(moment.start, moment.end, duration)
-    opacity = 1.0 if guess else 0.35 + 0.65 * min(max(moment.score, 0.0), 1.0)
+def _bar(moment: Moment, middle: float, duration: float, is_guess: bool) -> Bar:
     # Whiskers that would run over each other are drawn apart.
     apart = 3.0 if moment.start_interval[1] >= moment.end_interval[0] else 0.0
-    hint = f"{clock(moment.start)} – {clock(moment.end)}, score {moment.score:.2f}"
-    return (
-        f'<g class="{guess}" {seek(moment.start, moment.end)}><title>{hint}</title>'
-        f'<rect class="bar" x="{x}" y="{middle - _BAR_HEIGHT / 2:g}" width="{width}" '
-        f'height="{_BAR_HEIGHT}" rx="3.5" opacity="{opacity:.2f}"/>'
-        f"{_whisker(moment.start_interval, middle, middle - apart, duration)}"
-        f"{_whisker(moment.end_interval, middle, middle + apart, duration)}</g>"
+    intervals = ((moment.start_interval, -apart), (moment.end_interval, apart))
+    has_room = (moment.end - moment.start) / duration * 100 >= _LEAST_WIDTH
+    return Bar(
+        moment=moment,
+        span=_span(moment.start, moment.end, duration),
+        middle=middle,
+        opacity=1.0 if is_guess else 0.35 + 0.65 * min(max(moment.score, 0.0), 1.0),
+        whiskers=tuple(
+            Whisker(_span(*interval, duration, least=0.0), shift)
+            for interval, shift in intervals
+            if has_room and not math.isnan(sum(interval))
+        ),
     )
 
 
-def _whisker(interval: tuple[float, float], middle: float, y: float, duration: float) -> str:
-    if math.isnan(sum(interval)):
-        return ""
-    left, width = _span(*interval, duration)
-    right = _span(interval[1], interval[1], duration)[0]
-    top, bottom = f"{y - 4:g}", f"{y + 4:g}"
-    return (
-        f'<rect class="blur" x="{left}" y="{middle - _LANE_HEIGHT / 2 + 1:g}" width="{width}" '
-        f'height="{_LANE_HEIGHT - 2}"/>'
-        f'<line class="whisker" x1="{left}" x2="{right}" y1="{y:g}" y2="{y:g}"/>'
-        f'<line class="whisker" x1="{left}" x2="{left}" y1="{top}" y2="{bottom}"/>'
-        f'<line class="whisker" x1="{right}" x2="{right}" y1="{top}" y2="{bottom}"/>'
-    )
-
-
-def _ticks(duration: float, bottom: float) -> str:
+def _ticks(duration: float) -> list[Tick]:
     step = next((s for s in _STEPS_S if duration / s <= 6.5), _STEPS_S[-1])
-    parts = []
+    ticks = []
     for number in range(int(duration / step) + 1):
-        share = number * step / duration * 100
-        anchor = "start" if share < 3 else "end" if share > 96 else "middle"
-        name = clock(number * step).removesuffix(".0")
-        parts.append(
-            f'<line class="grid" x1="{share:.3f}%" x2="{share:.3f}%" y1="0" y2="{bottom:g}"/>'
-            f'<text class="axis" x="{share:.3f}%" y="{bottom + 14:g}" '
-            f'text-anchor="{anchor}">{name}</text>'
-        )
-    return "".join(parts)
+        x = number * step / duration * 100
+        anchor = "start" if x < 3 else "end" if x > 96 else "middle"
+        ticks.append(Tick(x, clock(number * step).removesuffix(".0"), anchor))
+    return ticks
 
 
 def saliency_range(result: SearchResult) -> tuple[float, float]:
     """Return the bottom and top of every curve: one scale, so that a flat curve looks flat."""
-    everything = [v for answer in result.answers for v in answer.saliency if math.isfinite(v)]
-    return min([0.0, *everything]), max([0.5, *everything])
+    values = [v for answer in result.answers for v in answer.saliency if math.isfinite(v)]
+    return min([0.0, *values]), max([0.5, *values])
 
 
 def _curve(answer: Answer, result: SearchResult) -> str:
@@ -188,8 +235,4 @@ def _curve(answer: Answer, result: SearchResult) -> str:
         # Level at both ends of every piece: smooth to look at, and never beyond the values.
         half = (x + next_x) / 2
         path += f"C{half:.1f} {y:.1f} {half:.1f} {next_y:.1f} {next_x:.1f} {next_y:.1f}"
-    return (
-        f'<svg width="100%" height="{_CURVE_HEIGHT}" viewBox="0 0 1000 100" '
-        'preserveAspectRatio="none">'
-        f'<path class="area" d="{path}L1000 100L0 100Z"/><path class="stroke" d="{path}"/></svg>'
-    )
+    return path

@@ -7,22 +7,30 @@ import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
+
+from demr.annotations.windows import window_iou
 from demr.machine.terminal import clock
 
 if TYPE_CHECKING:
     from demr.search.result import Answer, Moment, SearchResult
 
 Windows = Sequence[tuple[float, float]]
-"""Windows of one sentence in seconds, ``(start, end)``; empty if it is not in the video."""
+"""True windows of one query in seconds, ``(start, end)``; empty if it is not in the video."""
 
-TONE: Final = {"found": "found", "uncertain": "uncertain", "not in this video": "absent"}
-"""Short name of each verdict, in the order of belief."""
+SHORT_VERDICT: Final = {"found": "found", "uncertain": "uncertain", "not in this video": "absent"}
+"""One word for each verdict, the surest first."""
+
+_UNCALIBRATED: Final = (
+    "Zero-shot, uncalibrated: these moments look most like the sentence. Whether it is in this "
+    "video at all, and where exactly it begins and ends, is not known; look yourself."
+)
 
 
-def span(start: float, end: float) -> str:
+def window_text(start: float, end: float) -> str:
     """Return a window in one string, with the minutes of its end only where they differ.
 
-    >>> span(11.7, 12.5), span(57.6, 62.4), span(math.nan, math.nan)
+    >>> window_text(11.7, 12.5), window_text(57.6, 62.4), window_text(math.nan, math.nan)
     ('0:11.7–12.5', '0:57.6–1:02.4', '–')
     """
     if math.isnan(start + end):
@@ -47,86 +55,106 @@ def percent(share: float) -> str:
     return f"{round(share * 100)} %"
 
 
-def chance(answer: Answer) -> str:
+def presence_text(answer: Answer) -> str:
     """Return how likely the moment is in the video, or that nobody knows: without a model."""
     return "uncalibrated" if math.isnan(answer.present) else percent(answer.present)
 
 
-def level(result: SearchResult) -> str:
+def level_text(result: SearchResult) -> str:
     """Return the level of the intervals as percent; empty where there are none."""
     known = not math.isnan(result.interval_level)
     return f"{result.interval_level * 100:g} %" if known else ""
 
 
-def overlap(first: tuple[float, float], second: tuple[float, float]) -> float:
-    """Return the intersection over union of two windows in seconds.
-
-    >>> overlap((0.0, 4.0), (1.0, 5.0))
-    0.6
-    """
-    shared = min(first[1], second[1]) - max(first[0], second[0])
-    if shared <= 0.0:
-        return 0.0
-    return shared / (max(first[1], second[1]) - min(first[0], second[0]))
-
-
-def shown(answer: Answer) -> tuple[Moment, ...]:
+def moments_to_show(answer: Answer) -> tuple[Moment, ...]:
     """Return the moments that people are shown: the best, and what is not far below it.
 
     A search returns as many moments as were asked for, whatever their score. Shown are those
     with at least half the best score that do not repeat a better one (IoU up to 0.3); of an
     absent verdict, the best guess alone.
     """
-    kept: list[Moment] = []
+    chosen: list[Moment] = []
     for moment in answer.moments:
-        window = (moment.start, moment.end)
-        if kept and moment.score < kept[0].score / 2:
+        if chosen and moment.score < chosen[0].score / 2:
             continue
-        if all(overlap(window, (better.start, better.end)) <= 0.3 for better in kept):
-            kept.append(moment)
-    return tuple(kept[:1] if TONE[answer.verdict] == "absent" else kept)
+        if not overlaps(moment, chosen, above=0.3):
+            chosen.append(moment)
+    return tuple(chosen[:1] if SHORT_VERDICT[answer.verdict] == "absent" else chosen)
 
 
-def in_words(answer: Answer, result: SearchResult) -> str:
-    """Say in plain words what the uncertainty of one answer says.
+def overlaps(moment: Moment, others: Sequence[Moment], *, above: float) -> bool:
+    """Whether the IoU of a moment with any of others is above a threshold."""
+    windows = [(other.start, other.end) for other in others]
+    return best_iou(moment, windows) > above
 
-    The model's own doubt (epistemic) is compared with the other answers of the same search and
+
+def best_iou(moment: Moment, windows: Windows) -> float:
+    """Return the highest IoU of a moment with any of some windows; 0 where there are none."""
+    table = np.array(windows, np.float64).reshape(-1, 2)
+    return float(window_iou(np.array([[moment.start, moment.end]]), table).max(initial=0.0))
+
+
+def unique_notes(result: SearchResult) -> list[str]:
+    """What limits the trust in the answers, once each; a note on some queries alone names them."""
+    queries_of: dict[str, list[str]] = {}
+    for answer in result.answers:
+        for note in answer.notes:
+            queries_of.setdefault(note, []).append(answer.query)
+    return [
+        f"note: {note}"
+        if len(queries) == len(result.answers)
+        # Quoted, so that a query cannot be taken for our own words.
+        else f"note on {', '.join(repr(query) for query in queries)}: {note}"
+        for note, queries in queries_of.items()
+    ]
+
+
+def explain_answer(answer: Answer, result: SearchResult) -> str:
+    """Return in plain words how far one answer can be trusted.
+
+    The epistemic uncertainty is compared with that of the other answers of the same search and
     never with the aleatoric part: the likelihood does not identify how the two share the variance
     (Meinert et al. 2023, arXiv:2205.10060).
     """
-    if math.isnan(answer.present):
-        return (
-            "Zero-shot, uncalibrated: these stretches look most like the sentence. Whether it is "
-            "in this video at all, and where exactly it begins and ends, is not known; look "
-            "yourself."
-        )
-    said = []
-    tone = TONE[answer.verdict]
-    share = percent(answer.present).replace("<", "under ").replace(">", "over ")
-    chance = f"the chance that it is in this video is put at {share}"
-    if answer.unknown_words:
-        named = ", ".join(f"“{word}”" for word in answer.unknown_words)
-        verb = "is a word" if len(answer.unknown_words) == 1 else "are words"
-        said.append(f"{named} {verb} the model was never taught; it has not seen anything like it.")
-    if tone == "absent":
-        said.append(f"Probably not in this video: {chance}.")
+    if math.isnan(result.interval_level):
+        return _UNCALIBRATED
+    verdict = SHORT_VERDICT[answer.verdict]
+    chance = _presence(answer)
+    sentences = _unknown_words(answer)
+    if verdict == "absent":
+        sentences.append(f"Probably not in this video: {chance}.")
         if answer.moments:
-            said.append(
+            sentences.append(
                 "The dashed best guess is shown for completeness and should not be trusted."
             )
-        return " ".join(said)
-    if tone == "uncertain":
-        said.append(f"It may be in this video ({chance}); look before you rely on it.")
+        return " ".join(sentences)
+    if verdict == "uncertain":
+        sentences.append(f"It may be in this video ({chance}); look before you rely on it.")
     if answer.moments:
-        said.append(_boundaries_in_words(answer.moments[0], result))
-        said.extend(_doubt_in_words(answer, result))
-    return " ".join(said)
+        sentences.append(_boundaries(answer.moments[0], result))
+        sentences.extend(_high_epistemic(answer, result))
+    return " ".join(sentences)
 
 
-def _boundaries_in_words(moment: Moment, result: SearchResult) -> str:
+def _presence(answer: Answer) -> str:
+    if math.isnan(answer.present):
+        return "how likely it is in this video is not known"
+    share = percent(answer.present).replace("<", "under ").replace(">", "over ")
+    return f"the chance that it is in this video is put at {share}"
+
+
+def _unknown_words(answer: Answer) -> list[str]:
+    if not answer.unknown_words:
+        return []
+    named = ", ".join(f"“{word}”" for word in answer.unknown_words)
+    verb = "is a word" if len(answer.unknown_words) == 1 else "are words"
+    return [f"{named} {verb} the model was never taught; it has not seen anything like it."]
+
+
+def _boundaries(moment: Moment, result: SearchResult) -> str:
     start = (moment.start_interval[1] - moment.start_interval[0]) / 2
     end = (moment.end_interval[1] - moment.end_interval[0]) / 2
-    sure = f"{level(result)} sure"
+    sure = f"{level_text(result)} sure"
     names = ("start", "end") if start <= end else ("end", "start")
     low, high = sorted((start, end))
     length = moment.end - moment.start
@@ -143,15 +171,15 @@ def _boundaries_in_words(moment: Moment, result: SearchResult) -> str:
     return f"{text}."
 
 
-def _doubt_in_words(answer: Answer, result: SearchResult) -> list[str]:
-    others = [_doubt(other.moments[0]) for other in result.answers if other.moments]
-    usual = statistics.median(others)
-    own = _doubt(answer.moments[0])
-    if len(others) < 3 or usual <= 0.0 or own < 2 * usual:
+def _high_epistemic(answer: Answer, result: SearchResult) -> list[str]:
+    of_answers = [_epistemic(other.moments[0]) for other in result.answers if other.moments]
+    usual = statistics.median(of_answers)
+    epistemic = _epistemic(answer.moments[0])
+    if len(of_answers) < 3 or usual <= 0.0 or epistemic < 2 * usual:
         return []
-    times = f"{own / usual:.1f} times what is usual here"
+    times = f"{epistemic / usual:.1f} times what is usual here"
     return [f"The model's own doubt is {times}: it has seen little like this."]
 
 
-def _doubt(moment: Moment) -> float:
+def _epistemic(moment: Moment) -> float:
     return math.hypot(*moment.epistemic)

@@ -31,6 +31,18 @@ class Moment:
     aleatoric: tuple[float, float]
     epistemic: tuple[float, float]
 
+    def to_dict(self) -> dict[str, Any]:
+        """Its JSON object; what is not known is None."""
+        return {
+            "start": round(self.start, 3),
+            "end": round(self.end, 3),
+            "score": round(self.score, 4),
+            "start_interval": _known_pair(self.start_interval, 3),
+            "end_interval": _known_pair(self.end_interval, 3),
+            "aleatoric": _known_pair(self.aleatoric, 4),
+            "epistemic": _known_pair(self.epistemic, 4),
+        }
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -57,6 +69,18 @@ class Answer:
     saliency: tuple[float, ...]
     unknown_words: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its JSON object; what is not known is None."""
+        return {
+            "query": self.query,
+            "present": _known(self.present, 4),
+            "verdict": self.verdict,
+            "moments": [moment.to_dict() for moment in self.moments],
+            "saliency": [round(value, 4) for value in self.saliency],
+            "unknown_words": list(self.unknown_words),
+            "notes": list(self.notes),
+        }
 
 
 @dataclass(frozen=True)
@@ -89,29 +113,7 @@ class SearchResult:
             "model": self.model,
             "encoder": self.encoder,
             "interval_level": _known(self.interval_level),
-            "answers": [
-                {
-                    "query": a.query,
-                    "present": _known(a.present, 4),
-                    "verdict": a.verdict,
-                    "moments": [
-                        {
-                            "start": round(m.start, 3),
-                            "end": round(m.end, 3),
-                            "score": round(m.score, 4),
-                            "start_interval": _known_pair(m.start_interval, 3),
-                            "end_interval": _known_pair(m.end_interval, 3),
-                            "aleatoric": _known_pair(m.aleatoric, 4),
-                            "epistemic": _known_pair(m.epistemic, 4),
-                        }
-                        for m in a.moments
-                    ],
-                    "saliency": [round(x, 4) for x in a.saliency],
-                    "unknown_words": list(a.unknown_words),
-                    "notes": list(a.notes),
-                }
-                for a in self.answers
-            ],
+            "answers": [answer.to_dict() for answer in self.answers],
         }
 
 

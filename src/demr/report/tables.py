@@ -1,0 +1,135 @@
+"""A search and an evaluation as tables for the terminal."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Final
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from demr.machine.terminal import clock, plain
+from demr.report.wording import (
+    SHORT_VERDICT,
+    Windows,
+    level_text,
+    moments_to_show,
+    presence_text,
+    window_text,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from demr.search.result import Answer, Moment, SearchResult
+
+_STYLE: Final = {"found": "bold green", "uncertain": "bold yellow", "absent": "bold bright_black"}
+_METRICS: Final = (
+    ("R1@0.3", "R1@0.3", 1),
+    ("R1@0.5", "R1@0.5", 1),
+    ("R1@0.7", "R1@0.7", 1),
+    ("R5@0.5", "R5@0.5", 1),
+    ("R5@0.7", "R5@0.7", 1),
+    ("mIoU", "mIoU", 1),
+    ("mAP", "mAP", 1),
+    ("presence/AUROC", "AUROC, absent", 3),
+    ("presence/ECE", "ECE of presence", 3),
+    ("presence/brier", "Brier score of presence", 3),
+    ("uncertainty/spearman/EU", "Spearman error, EU", 3),
+    ("uncertainty/spearman/AU", "Spearman error, AU", 3),
+    ("uncertainty/spearman/AU+EU", "Spearman error, AU+EU", 3),
+    ("uncertainty/spearman/-evidence", "Spearman error, -evidence", 3),
+    ("uncertainty/AUSE/AU+EU", "AUSE, AU+EU", 3),
+    ("uncertainty/mean error s", "mean boundary error, s", 2),
+    ("interval/coverage mean", "interval coverage", 3),
+    ("interval/width mean s", "interval width, s", 2),
+    ("queries", "present queries", 0),
+    ("absent_queries", "absent queries", 0),
+)
+
+
+def search_table(
+    result: SearchResult, truth: Mapping[str, Windows] | None = None, *, every: bool = False
+) -> Table:
+    """Lay a search out for the terminal, from 80 columns, one row of two short lines a moment.
+
+    Args:
+        result: What was searched and found. Moments of an absent verdict are guesses and are
+            left out here; JSON has them.
+        truth: True windows in seconds by sentence, for a column beside the answer; empty where
+            the moment is not in the video.
+        every: Whether moments far below the best, or repeating a better one, have rows too.
+    """
+    table = _empty_search_table(level_text(result), truth is not None)
+    for answer in result.answers:
+        moments = answer.moments if every else moments_to_show(answer)
+        if SHORT_VERDICT[answer.verdict] == "absent":
+            moments = ()
+        rows = [_moment_cells(moment) for moment in moments] or [[Text("–")] * 4]
+        for number, cells in enumerate(rows):
+            if number == 0:
+                heads = [plain(answer.query), _verdict_cell(answer)]
+                tails = [] if truth is None else [_truth_cell(truth.get(answer.query))]
+            else:
+                heads = [Text(), Text()]
+                tails = [] if truth is None else [Text()]
+            table.add_row(*heads, *cells, *tails)
+    return table
+
+
+def _empty_search_table(level: str, has_truth: bool) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("query", min_width=8, overflow="fold")
+    table.add_column("verdict\npresent", min_width=10)
+    names = [f"start\n{level}".rstrip(), f"end\n{level}".rstrip(), "± s model\n/ footage", "score"]
+    for name in [*names, "truth"] if has_truth else names:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _verdict_cell(answer: Answer) -> Text:
+    cell = plain(answer.verdict, _STYLE[SHORT_VERDICT[answer.verdict]])
+    return cell.append(f"\n{presence_text(answer)}", style="default not bold")
+
+
+def _moment_cells(moment: Moment) -> list[Text]:
+    return [
+        _two_lines(clock(moment.start), window_text(*moment.start_interval)),
+        _two_lines(clock(moment.end), window_text(*moment.end_interval)),
+        Text("\n".join(map(_deviations, moment.epistemic, moment.aleatoric))),
+        Text(f"{moment.score:.2f}"),
+    ]
+
+
+def _deviations(epistemic: float, aleatoric: float) -> str:
+    return "–" if math.isnan(epistemic + aleatoric) else f"{epistemic:.2f}/{aleatoric:.2f}"
+
+
+def _two_lines(first: str, second: str) -> Text:
+    return Text.assemble(first, "\n", (second, "dim"))
+
+
+def _truth_cell(windows: Windows | None) -> Text:
+    if windows is None:
+        return Text("unknown", style="dim")
+    if not windows:
+        return Text("absent")
+    return Text("\n".join(window_text(start, end) for start, end in windows))
+
+
+def metrics_table(metrics: Mapping[str, Mapping[str, float]]) -> Table:
+    """Lay the main numbers of an evaluation out, one column a split.
+
+    Args:
+        metrics: Split -> metric -> value, as in ``metrics.json``; what is missing stays blank.
+    """
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("metric")
+    for split in metrics:
+        table.add_column(plain(split), justify="right")
+    for key, label, digits in _METRICS:
+        values = [of_split.get(key) for of_split in metrics.values()]
+        if any(value is not None for value in values):
+            table.add_row(label, *("" if v is None else f"{v:.{digits}f}" for v in values))
+    return table

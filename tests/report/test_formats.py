@@ -1,0 +1,69 @@
+import csv
+import io
+import json
+from dataclasses import replace
+
+from tests.report.searches import answer, moment, result_of
+
+from demr.report.formats import to_csv, to_json, to_srt
+from demr.search.result import SearchResult
+
+
+def test_json_is_the_result_on_one_line(result: SearchResult) -> None:
+    text = to_json(result)
+    assert "\n" not in text
+    assert text.isascii()
+    loaded = json.loads(text)
+    assert loaded["interval_level"] == 0.9
+    assert loaded["answers"][0]["moments"][0]["start_interval"] == [61.75, 62.75]
+
+
+def test_csv_keeps_a_row_for_what_is_absent(result: SearchResult) -> None:
+    rows = list(csv.DictReader(io.StringIO(to_csv(result))))
+    assert [row["query"] for row in rows] == [
+        "a red circle bounces",
+        "a red circle bounces",
+        "something",
+        "a zebra, galloping",
+    ]
+    assert [row["rank"] for row in rows] == ["1", "2", "1", ""]
+    first = {name: float(rows[0][name]) for name in ("start", "end_low", "end_high", "score")}
+    assert first == {"start": 62.25, "end_low": 69.5, "end_high": 70.5, "score": 0.75}
+    assert float(rows[0]["aleatoric_end"]) == 0.34
+    assert rows[3]["verdict"] == "not in this video"
+    assert not any(rows[3][name] for name in ("start", "end", "score", "end_high"))
+
+
+def test_csv_has_the_moments_that_are_not_shown() -> None:
+    weak = replace(moment(60.0, 66.0), score=0.1)
+    one = answer("x", moments=[moment(10.0, 20.0), moment(12.0, 20.0), weak])
+    assert len(list(csv.DictReader(io.StringIO(to_csv(result_of(one)))))) == 3
+
+
+def test_srt_is_ordered_by_start_and_holds_no_guess(result: SearchResult) -> None:
+    assert to_srt(result) == (
+        "1\n00:00:10,000 --> 00:00:14,000\na red circle bounces\nfound, 90 %\n\n"
+        "2\n00:00:30,000 --> 00:00:36,000\nsomething\nuncertain, 50 %\n\n"
+        "3\n00:01:02,250 --> 00:01:10,000\na red circle bounces\nfound, 90 %\n"
+    )
+
+
+def test_srt_text_cannot_end_its_cue() -> None:
+    text = to_srt(
+        result_of(answer("one\n\n2\n00:00:01,000 --> x", moments=[moment(3661.5, 3661.5)]))
+    )
+    assert text.splitlines()[1:3] == [
+        "01:01:01,500 --> 01:01:01,501",
+        "one 2 00:00:01,000 → x",
+    ]
+
+
+def test_what_is_not_known_is_null_or_empty(zero_shot: SearchResult) -> None:
+    values = json.loads(to_json(zero_shot))
+    assert values["interval_level"] is None
+    assert values["answers"][0]["present"] is None
+    assert values["answers"][0]["moments"][0]["aleatoric"] is None
+    (_, first, second) = csv.reader(io.StringIO(to_csv(zero_shot)))
+    assert first == ["a zebra", "uncertain", "", "1", "10.0000", "20.0000", "0.6000", *[""] * 8]
+    assert second[3:7] == ["2", "50.0000", "54.0000", "0.4000"]
+    assert "uncertain, uncalibrated" in to_srt(zero_shot)

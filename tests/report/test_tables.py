@@ -1,0 +1,68 @@
+import io
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+from rich.table import Table
+from tests.report.searches import HOSTILE, answer, moment, result_of
+
+from demr.report.tables import metrics_table, search_table
+from demr.search.result import SearchResult
+
+
+def printed(table: Table, width: int = 120) -> str:
+    # With markup, as anyone's console has it.
+    console = Console(width=width, file=io.StringIO(), record=True)
+    console.print(table)
+    return console.export_text()
+
+
+def test_table_has_every_number_and_no_guess(result: SearchResult) -> None:
+    text = printed(search_table(result))
+    for expected in ("1:02.2", "1:01.8–02.8", "90 %", "0.10/0.21", "0.10/0.34", "0.75", "50 %"):
+        assert expected in text
+    assert "0:01.0" not in text  # the guess of an absent verdict
+
+
+def test_table_shows_the_truth_at_eighty_columns(result: SearchResult) -> None:
+    truth = {"a red circle bounces": [(62.0, 70.5), (10.0, 13.0)], "a zebra, galloping": []}
+    text = printed(search_table(result, truth), width=80)
+    for expected in ("1:02.0–10.5", "0:10.0–13.0", "absent", "unknown", "0.75"):
+        assert expected in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_weak_moments_have_rows_on_request() -> None:
+    weak = replace(moment(60.0, 66.0), score=0.37)
+    result = result_of(answer("x", moments=[moment(10.0, 20.0), weak]))
+    assert "1:00.0" in printed(search_table(result, every=True))
+    assert "1:00.0" not in printed(search_table(result))
+
+
+@pytest.mark.parametrize("query", HOSTILE)
+def test_table_prints_a_query_as_it_is(query: str) -> None:
+    table = search_table(result_of(answer(query)), {query: []})
+    assert query in printed(table, width=200)
+    assert query in printed(metrics_table({query: {"mAP": 3.0}}), width=200)
+
+
+def test_table_makes_control_characters_visible() -> None:
+    text = printed(search_table(result_of(answer("a\x1b[2Jb\nc\u202ed\udcff"))), width=200)
+    assert r"a\x1b[2Jb\nc\u202ed\udcff" in text
+
+
+def test_table_leaves_unknown_numbers_out(zero_shot: SearchResult) -> None:
+    text = printed(search_table(zero_shot))
+    assert "uncalibrated" in text
+    assert "0:50.0" in text
+    assert "%" not in text
+    assert "nan" not in text
+
+
+def test_metrics_have_a_column_a_split_and_blanks() -> None:
+    text = printed(metrics_table({"iid": {"mAP": 51.26, "mIoU": 40.0}, "ood": {"mAP": 7.0}}))
+    rows = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.strip()}
+    assert rows["metric"] == ["iid", "ood"]
+    assert rows["mAP"] == ["51.3", "7.0"]
+    assert rows["mIoU"] == ["40.0"]
+    assert "R1@0.5" not in rows
