@@ -173,7 +173,7 @@ def _templates() -> Environment:
     )
     templates.filters |= {
         "clock": clock,
-        "keep_units": lambda text: _BEFORE_UNIT.sub("\N{NO-BREAK SPACE}", text),
+        "keep_units": _keep_units,
         "has_deviations": _has_deviations,
     }
     templates.globals |= {
@@ -234,3 +234,8 @@ def _truth_line(answer: Answer, windows: Windows) -> str:
 
 def _has_deviations(moment: Moment) -> bool:
     return not math.isnan(sum((*moment.aleatoric, *moment.epistemic)))
+
+
+def _keep_units(text: str) -> str:
+    """Numbers stay on one line with their units."""
+    return _BEFORE_UNIT.sub("\N{NO-BREAK SPACE}", text)
