@@ -30,7 +30,7 @@ KEPT_OUT = {
     "lightning": ("evidential", "machine", "annotations", "video", "encoders", "features",
                   "metrics", "batches",
                   "network", "answers", "search", "evaluation", "report", "runs", "export"),
-    "torch": ("annotations", "metrics"),
+    "torch": ("annotations", "metrics", "report"),
 }  # fmt: skip
 
 
