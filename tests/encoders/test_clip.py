@@ -27,6 +27,7 @@ from demr.batches.dataset import MomentDataset
 from demr.batches.masking import Masking, Vocabulary
 from demr.encoders import AlignedEncoder, EncoderIdentity, VideoFeatures, get_encoder
 from demr.encoders.clip.clip import ClipEncoder, middle_times
+from demr.encoders.loaded_model import Precision
 from demr.encoders.tokens import QueryCutWarning
 from demr.errors import FeatureError, InputError, ModelError
 from demr.features.pack import FeaturePack, FeaturePackWriter
@@ -90,7 +91,9 @@ def test_half_precision_moves_features_little(
 ) -> None:
     """What an accelerator computes serves a search on the CPU."""
     half = ClipEncoder(str(clip_models["clip"]), device="cpu", exact=True)
-    monkeypatch.setattr(half._loaded, "dtype", torch.float16)
+    monkeypatch.setattr(
+        half._loaded, "precision", Precision(torch.device("cpu"), torch.float16, is_fast=False)
+    )
     assert half.identity == clip.identity
     assert (half.identity.dtype, clip.identity.dtype) == ("float16", "float32")
     exact = clip.encode_video(film).features

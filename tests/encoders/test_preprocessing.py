@@ -19,7 +19,9 @@ from tests.encoders.clip_models import (
 )
 
 from demr.encoders.clip.clip import ClipEncoder
+from demr.encoders.loaded_model import short_digest
 from demr.encoders.preprocessing import Preprocessing, patch_grid, to_patches
+from demr.encoders.vlm.preprocessing import SquarePictures
 from demr.errors import ModelError
 
 
@@ -58,7 +60,7 @@ def test_pixels_and_embeddings_are_those_of_the_models_own_processor(
     # In levels of 255: torch rounds a few pixels the other way.
     levels = (ours - theirs).abs().max() / steps.scale * min(steps.std)
     assert levels < 2.01
-    mine = encoder.embed_pictures(steps.crop_frame(picture)[None])
+    mine = encoder.embed(steps.crop_frame(picture)[None, None])
     assert cosine(mine, reference_embedding(clip_models[kind], kind, [picture])) >= 0.9999
 
 
@@ -114,3 +116,17 @@ def test_the_grid_of_patches_is_the_processors() -> None:
         inputs = found(noise(height, width), return_tensors="pt", input_data_format="channels_last")
         rows, columns = inputs["spatial_shapes"][0].tolist()
         assert patch_grid(height, width, 8, 64) == (rows * 8, columns * 8)
+
+
+def test_digests_of_stored_features_stay_valid() -> None:
+    """What goes into a digest is what these print as: another spelling refuses old packs."""
+    steps = Preprocessing(224, None, (224, 224), "bicubic", 0.5, (0.1,), (0.2,))
+    assert str(steps) == (
+        "Preprocessing(shortest=224, size=None, crop=(224, 224), filter='bicubic', scale=0.5, "
+        "mean=(0.1,), std=(0.2,), patch=0, max_patches=0)"
+    )
+    squares = SquarePictures(2048, 512, 1, 0.5, (0.1,), (0.2,))
+    assert str(squares) == (
+        "SquarePictures(longest=2048, side=512, filter=1, scale=0.5, mean=(0.1,), std=(0.2,))"
+    )
+    assert short_digest("weights", squares, 16) == "5d162b4afe69b425"

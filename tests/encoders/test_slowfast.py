@@ -20,6 +20,7 @@ from tests.encoders.slowfast_models import CAFFE2, Reference, disturb, layers, r
 
 from demr.encoders import get_encoder
 from demr.encoders.frames import FrameEncoder
+from demr.encoders.loaded_model import Precision
 from demr.encoders.slowfast import network
 from demr.encoders.slowfast.encoder import SlowFastEncoder, _fold_norms, window_times
 from demr.encoders.slowfast.network import (
@@ -412,15 +413,12 @@ def test_half_precision_moves_features_little(
 ) -> None:
     """What an accelerator computes serves a search on the CPU."""
     half = SlowFastEncoder(str(slowfast_file), short_side=SMALL, device="cpu", exact=True)
-    half._dtype = torch.float16
+    half._precision = Precision(torch.device("cpu"), torch.float16, is_fast=False)
     assert half.identity.dtype == "float16"
     assert half.identity == encoder.identity
-    clips = [
-        half.preprocessing.crop_frame(frame.rgb)
-        for frame in iter_frames(film, window_times(4, 8, 2)[0])
-    ]
+    clips = [half.prepare(frame.rgb) for frame in iter_frames(film, window_times(4, 8, 2)[0])]
     block = torch.stack(clips)[None]
-    one, other = encoder.embed_clips(block), half.embed_clips(block)
+    one, other = encoder.embed(block), half.embed(block)
     assert (one != other).any()
     assert cosine(one, other) > 0.9999
 
@@ -455,7 +453,7 @@ def test_numbers_that_are_none_are_refused(encoder: SlowFastEncoder) -> None:
     with torch.no_grad():
         next(own._network.parameters()).fill_(math.nan)
     with pytest.raises(FeatureError, match="NaN or infinity"):
-        own.embed_clips(torch.zeros(1, 32, 3, SMALL, SMALL, dtype=torch.uint8))
+        own.embed(torch.zeros(1, 32, 3, SMALL, SMALL, dtype=torch.uint8))
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from tests.encoders.vlm_models import (
 
 from demr.encoders import AlignedEncoder, EncoderIdentity, get_encoder, needs_training
 from demr.encoders.cached_queries import CachedQueries
+from demr.encoders.loaded_model import Precision
 from demr.encoders.tokens import QueryCutWarning
 from demr.encoders.vlm import encoder as vlm
 from demr.encoders.vlm.encoder import VlmEncoder
@@ -97,7 +98,7 @@ def test_layers_are_those_of_transformers(
     """The last one with the model's final norm, those before it without."""
     made = VlmEncoder(str(vlm_models[kind]), layer=layer, device="cpu", exact=True)
     pictures = [photo(60, 107), photo(107, 60), noise(64, 64)]
-    rows = made.embed_pictures(torch.stack([made.preprocessing.squeeze(p) for p in pictures]))
+    rows = made.embed(torch.stack([made.prepare(p)[None] for p in pictures]))
     prompt = f"{START}{vlm._PROMPT}<image>"
     wanted = reference_vlm(vlm_models[kind], kind, layer, prompt, pictures)
     np.testing.assert_allclose(rows, wanted, atol=1e-5)
@@ -143,11 +144,11 @@ def test_a_long_video_is_read_a_few_frames_at_a_time(
     monkeypatch.setattr(network, "forward", counted)
     features = made.encode_video(path).features
     assert features.shape == (480, 32)
-    assert max(seen) == vlm._FRAMES
+    assert max(seen) == VlmEncoder.batch
     assert sum(seen) == 480
     assert not hasattr(network, "lm_head")
-    alone = made.embed_pictures(
-        torch.stack([made.preprocessing.squeeze(f.rgb) for f in iter_frames(path, [100.25])])
+    alone = made.embed(
+        torch.stack([made.prepare(f.rgb)[None] for f in iter_frames(path, [100.25])])
     )
     np.testing.assert_allclose(features[200], alone[0], atol=1e-5)
 
@@ -169,7 +170,9 @@ def test_half_precision_moves_features_little(
     smol: VlmEncoder, vlm_models: dict[str, Path], film: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     half = VlmEncoder(str(vlm_models["smolvlm"]), device="cpu", exact=True)
-    monkeypatch.setattr(half._loaded, "dtype", torch.bfloat16)
+    monkeypatch.setattr(
+        half._loaded, "precision", Precision(torch.device("cpu"), torch.bfloat16, is_fast=False)
+    )
     assert half.identity == smol.identity
     assert half.identity.dtype == "bfloat16"
     assert cosine(half.encode_video(film).features, smol.encode_video(film).features) > 0.999
@@ -436,25 +439,25 @@ def test_damaged_files(cli: Cli, film: Path, own: Path) -> None:
 
 
 def test_damaged_weights_and_tokenizer(own: Path, smol: VlmEncoder) -> None:
-    picture = smol.preprocessing.squeeze(photo(40, 60))[None]
+    picture = smol.prepare(photo(40, 60))[None, None]
     tensors = load_file(own / "model.safetensors")
     missing = "model.text_model.layers.0.mlp.up_proj.weight"
     kept = {name: value for name, value in tensors.items() if name != missing}
     save_file(kept, own / "model.safetensors", {"format": "pt"})
     with pytest.raises(ModelError, match="1 tensors missing"):
-        VlmEncoder(str(own), device="cpu", exact=True).embed_pictures(picture)
+        VlmEncoder(str(own), device="cpu", exact=True).embed(picture)
     # A layer above the one that is read may be whatever it is: it is never loaded.
     above = "model.text_model.layers.4.mlp.up_proj.weight"
     save_file(tensors | {above: torch.zeros(1)}, own / "model.safetensors", {"format": "pt"})
     np.testing.assert_allclose(
-        VlmEncoder(str(own), device="cpu", exact=True).embed_pictures(picture),
-        smol.embed_pictures(picture),
+        VlmEncoder(str(own), device="cpu", exact=True).embed(picture),
+        smol.embed(picture),
         atol=1e-6,
     )
     config = json.loads((own / "config.json").read_text())
     (own / "config.json").write_text(json.dumps(config | {"image_token_id": 9}))
     with pytest.raises(ModelError, match=f"got 0 of {IMAGE_TOKENS} image tokens"):
-        VlmEncoder(str(own), device="cpu", exact=True).embed_pictures(picture)
+        VlmEncoder(str(own), device="cpu", exact=True).embed(picture)
     (own / "tokenizer.json").write_text("{}")
     with pytest.raises(ModelError, match=r"tokenizer\.json"):
         VlmEncoder(str(own), device="cpu", exact=True).encode_queries(["a dog"])

@@ -27,9 +27,8 @@ from tests.video.numbered_videos import (
     write_sound,
 )
 
+from demr.video import Pixels, Video, cut_clip, iter_frames, probe_video
 from demr.video import reading as video
-from demr.video.reading import Video, iter_frames, probe_video
-from demr.video.writing import cut_clip
 
 # --- what is read -----------------------------------------------------------------------------
 
@@ -63,7 +62,7 @@ def test_only_asked_frames_are_converted(plain: Path, monkeypatch: pytest.Monkey
     calls = []
     convert = video._Converter.__call__
 
-    def counted(self: video._Converter, frame: av.VideoFrame) -> video.Pixels:
+    def counted(self: video._Converter, frame: av.VideoFrame) -> Pixels:
         calls.append(frame.pts)
         return convert(self, frame)
 

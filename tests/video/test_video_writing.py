@@ -79,7 +79,7 @@ FULL_DISK = """
     import resource, signal, sys
     import numpy as np
     from demr.errors import VideoError
-    from demr.video.reading import VideoWriter, cut_clip
+    from demr.video import VideoWriter, cut_clip
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     source, out = sys.argv[1:]
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))

@@ -1,5 +1,33 @@
-"""Queries about videos and the windows they describe, read from the field's files and mended.
+"""Queries about videos and the windows they describe, read from the field's files and repaired.
 
-It imports only :mod:`demr.machine` and :mod:`demr.errors`. Begin with :class:`Annotation` in
-``annotations.py``; ``formats.py`` knows the foreign forms, ``windows.py`` the overlap.
+It imports :mod:`demr.machine`, :mod:`demr.errors` and NumPy, never torch. Begin with
+:class:`Annotation` in ``annotations.py``; ``formats.py`` reads the forms that others publish, and
+``windows.py`` has overlap (IoU) and non-maximum suppression.
 """
+
+from demr.annotations.annotations import (
+    Annotation,
+    RepairReport,
+    Window,
+    read_annotations,
+    read_annotations_with_report,
+    saliency_votes,
+    tidy_query,
+    write_annotations,
+)
+from demr.annotations.windows import iou, suppress, true_windows, window_iou
+
+__all__ = [
+    "Annotation",
+    "RepairReport",
+    "Window",
+    "iou",
+    "read_annotations",
+    "read_annotations_with_report",
+    "saliency_votes",
+    "suppress",
+    "tidy_query",
+    "true_windows",
+    "window_iou",
+    "write_annotations",
+]

@@ -59,12 +59,12 @@ def needs_training(name: str) -> bool:
     Args:
         name: What :func:`get_encoder` takes.
     """
-    found = _SPEC.fullmatch(name)
-    return found is not None and found["name"] in _UNALIGNED
+    match = _SPEC.fullmatch(name)
+    return match is not None and match["name"] in _UNALIGNED
 
 
 class _Common(TypedDict):
-    """What all encoders with weights take."""
+    """Arguments of all encoders with weights."""
 
     clip_s: float
     device: str
@@ -91,11 +91,11 @@ def get_encoder(name: str, *, device: str = "auto") -> Encoder:
             packages that are not installed.
         ModelError: If its weights cannot be found, fetched or used.
     """
-    found = _SPEC.fullmatch(name)
-    kind, model = (found["name"], found["model"]) if found else ("", None)
-    if found is None or kind not in _OPTIONS:
+    match = _SPEC.fullmatch(name)
+    if match is None or match["name"] not in _OPTIONS:
         raise _unknown(name)
-    options = _options(name, found["options"], _OPTIONS[kind])
+    kind, model = match["name"], match["model"]
+    options = _options(name, match["options"], _OPTIONS[kind])
     common = _Common(
         clip_s=_seconds(name, options.get("clip_s")),
         device=device,
@@ -109,48 +109,36 @@ def get_encoder(name: str, *, device: str = "auto") -> Encoder:
             raise _unknown(name)
         return BuiltinEncoder()
     if kind == "vlm":
-        from demr.encoders.vlm import encoder as vlm
+        from demr.encoders.vlm.encoder import VlmEncoder
 
-        layer = _whole(name, options.get("layer"))
-        source = model or vlm.DEFAULT_MODEL
-        return vlm.VlmEncoder(source, layer=layer, **common)
+        return VlmEncoder(model, layer=_whole(name, options.get("layer")), **common)
+    from demr.encoders.clip.clip import ClipEncoder
+
     if kind == "clip":
-        from demr.encoders.clip import clip as clip
-
-        return clip.ClipEncoder(model or clip.DEFAULT_MODEL, **common)
-    motion = _motion(name, kind, model, options, common)
-    if "+" not in kind:
+        return ClipEncoder(model, **common)
+    first = kind.removeprefix("clip+")
+    motion = _motion(name, first, model if first == kind else options.get(first), options, common)
+    if first == kind:
         return motion
-    from demr.encoders.clip import clip as clip
     from demr.encoders.combined import CombinedEncoder
 
-    frames = clip.ClipEncoder(model or clip.DEFAULT_MODEL, **common)
-    return CombinedEncoder(motion, frames)
+    return CombinedEncoder(motion, ClipEncoder(model, **common))
 
 
 def _motion(
-    name: str, kind: str, model: str | None, options: dict[str, str], common: _Common
+    name: str, kind: str, source: str | None, options: dict[str, str], common: _Common
 ) -> "FrameEncoder":
-    """An encoder of motion, alone or as the first of two."""
-    first = kind.removeprefix("clip+")
-    source = model if first == kind else options.get(first)
-    if first == "xclip":
-        from demr.encoders.clip import xclip as xclip
+    if kind == "xclip":
+        from demr.encoders.clip.xclip import XClipEncoder
 
-        return xclip.XClipEncoder(source or xclip.DEFAULT_MODEL, **common)
-    from demr.encoders.slowfast import encoder as slowfast
+        return XClipEncoder(source, **common)
+    from demr.encoders.slowfast.encoder import SHORT_SIDE, SlowFastEncoder
 
-    side = options.get("short_side", str(slowfast.SHORT_SIDE))
+    side = options.get("short_side", str(SHORT_SIDE))
     if not (side.isascii() and side.isdigit()):
-        raise InputError(
-            f"encoder {name!r}",
-            expected=f"short_side=PIXELS, such as short_side={slowfast.SHORT_SIDE}",
-            got=f"short_side={side}",
-            remedy=f"leave it out for {slowfast.SHORT_SIDE} pixels",
-        )
-    return slowfast.SlowFastEncoder(
-        source or slowfast.DEFAULT_MODEL, short_side=int(side), **common
-    )
+        expected = f"short_side=PIXELS, such as short_side={SHORT_SIDE}"
+        raise _bad_option(name, expected, f"short_side={side}", f"{SHORT_SIDE} pixels")
+    return SlowFastEncoder(source, short_side=int(side), **common)
 
 
 def _unknown(name: str) -> InputError:
@@ -182,12 +170,16 @@ def _seconds(name: str, text: str | None) -> float:
     try:
         return CLIP_S if text is None else float(text)
     except ValueError:
-        raise InputError(
-            f"encoder {name!r}",
-            expected="clip_s=SECONDS, such as clip_s=1",
-            got=f"clip_s={text}",
-            remedy="leave it out for 2 seconds",
-        ) from None
+        expected = "clip_s=SECONDS, such as clip_s=1"
+        raise _bad_option(name, expected, f"clip_s={text}", "2 seconds") from None
+
+
+def _whole(name: str, text: str | None) -> int | None:
+    try:
+        return None if text is None else int(text)
+    except ValueError:
+        expected = "layer=NUMBER, such as layer=8"
+        raise _bad_option(name, expected, f"layer={text}", "the middle layer") from None
 
 
 def _is_exact(name: str, text: str | None) -> bool:
@@ -201,13 +193,6 @@ def _is_exact(name: str, text: str | None) -> bool:
     return text is not None
 
 
-def _whole(name: str, text: str | None) -> int | None:
-    try:
-        return None if text is None else int(text)
-    except ValueError:
-        raise InputError(
-            f"encoder {name!r}",
-            expected="layer=NUMBER, such as layer=8",
-            got=f"layer={text}",
-            remedy="leave it out for the middle layer",
-        ) from None
+def _bad_option(name: str, expected: str, got: str, default: str) -> InputError:
+    remedy = f"leave it out for {default}"
+    return InputError(f"encoder {name!r}", expected=expected, got=got, remedy=remedy)

@@ -3,11 +3,11 @@
 The order is that of the published features (SlowFast, then CLIP). Queries are CLIP's.
 """
 
-import hashlib
 from collections.abc import Collection, Sequence
 
 from demr.encoders.base import EncoderIdentity, QueryFeatures
 from demr.encoders.frames import FrameEncoder, FrameStream, ReadsFrames
+from demr.encoders.loaded_model import short_digest
 from demr.errors import InputError
 
 
@@ -38,7 +38,6 @@ class CombinedEncoder(ReadsFrames):
     def identity(self) -> EncoderIdentity:
         """What is stored beside the features; weights of both count."""
         motion, clip = self._motion.identity, self._clip.identity
-        both = f"{motion.version} {motion.digest} {clip.version} {clip.digest}"
         return EncoderIdentity(
             name=f"{clip.name}+{motion.name}",
             version="1",
@@ -47,7 +46,7 @@ class CombinedEncoder(ReadsFrames):
             text_dim=clip.text_dim,
             normalization=clip.normalization,
             model=f"{clip.model},{motion.name}={motion.model}",
-            digest=hashlib.sha256(both.encode()).hexdigest()[:16],
+            digest=short_digest(motion.version, motion.digest, clip.version, clip.digest),
             dtype=clip.dtype,
         )
 

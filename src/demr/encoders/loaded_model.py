@@ -2,8 +2,9 @@
 
 import hashlib
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -15,22 +16,84 @@ from demr.errors import FeatureError, InputError
 from demr.machine.devices import has_fast_bfloat16, resolve_device
 
 
+@dataclass(frozen=True)
+class Precision:
+    """Where a frozen network computes, and in what.
+
+    Attributes:
+        device: Where it runs.
+        dtype: What weights are held in, and queries computed in.
+        is_fast: Whether products of pictures are computed in bfloat16, on a CPU made for that.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    is_fast: bool
+
+    @classmethod
+    def choose(cls, device: str, half: torch.dtype, *, exact: bool) -> Self:
+        """What a device does fast.
+
+        Args:
+            device: ``auto``, ``cpu``, or an accelerator.
+            half: What is computed in on CUDA.
+            exact: Compute in float32 everywhere.
+
+        Raises:
+            ModelError: If there is no such device.
+        """
+        there = resolve_device(device)
+        dtype = half if there.type == "cuda" and not exact else torch.float32
+        return cls(there, dtype, not exact and has_fast_bfloat16(there))
+
+    @property
+    def name(self) -> str:
+        """What pictures are computed in, as an identity states it, such as ``float32``."""
+        return str(torch.bfloat16 if self.is_fast else self.dtype).removeprefix("torch.")
+
+    def fast_products(self) -> AbstractContextManager[Any]:
+        """Compute products in bfloat16 within, if that is fast; sums and norms stay in float32.
+
+        Rows move by less than a hundred-thousandth in cosine, on weights of the published sizes.
+        """
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.is_fast)
+
+    def to_numpy(self, values: Tensor, encoder: str) -> NDArray[np.float32]:
+        """Features as float32 on the CPU.
+
+        Args:
+            values: What a network of ``encoder`` computed.
+            encoder: Name and source, for the error.
+
+        Raises:
+            FeatureError: If one is not finite.
+        """
+        result: NDArray[np.float32] = values.float().cpu().numpy()
+        if not np.isfinite(result).all():
+            raise FeatureError(
+                f"encoder {encoder}",
+                expected="finite features",
+                got=f"NaN or infinity in {self.name}",
+                remedy="add ,dtype=float32 to the encoder's name, or check the weights",
+            )
+        return result
+
+
 class LoadedModel:
     """A frozen model, found by path or id.
 
     Args:
         source: Id on the Hugging Face hub, or a folder.
-        family: What the encoder takes.
+        family: Which models the encoder takes.
         device: ``auto``, ``cpu``, or an accelerator.
         half: What is computed in on CUDA.
         exact: Compute in float32 everywhere.
 
     Attributes:
-        folder: Where it lies.
-        device: Where it runs.
-        dtype: What weights are held in, and queries computed in.
-        is_fast: Whether products of pictures are computed in bfloat16, on a CPU made for that.
-        settings: Its configuration. What is cut off it before the weights are needed is not loaded.
+        folder: The model's files.
+        precision: Where it computes, and in what.
+        settings: Its configuration. Layers that are cut off it before the weights are needed are
+            not loaded.
 
     Raises:
         InputError: If transformers is not installed.
@@ -40,30 +103,19 @@ class LoadedModel:
     def __init__(
         self, source: str, family: Family, device: str, half: torch.dtype, *, exact: bool = False
     ) -> None:
-        self.device = resolve_device(device)
-        self.dtype = half if self.device.type == "cuda" and not exact else torch.float32
-        self.is_fast = not exact and has_fast_bfloat16(self.device)
+        self.precision = Precision.choose(device, half, exact=exact)
         self.folder = find_model_folder(source, family)
         self.settings = self.folder.load_settings()
 
     @cached_property
     def model(self) -> Any:
         """The network, in evaluation mode."""
-        return self.folder.load(self.settings).to(device=self.device, dtype=self.dtype)
-
-    @property
-    def dtype_name(self) -> str:
-        """What pictures are computed in, as it stands in an identity, such as ``float32``."""
-        return dtype_name(self.dtype, self.is_fast)
-
-    def on_pictures(self) -> AbstractContextManager[Any]:
-        """Within it, products are computed in what is fast for pictures."""
-        return fast_products(self.device, self.is_fast)
+        model = self.folder.load(self.settings)
+        return model.to(device=self.precision.device, dtype=self.precision.dtype)
 
     def digest(self, *also: object) -> str:
         """Sixteen hexadecimal digits that change with the weights and with whatever is given."""
-        text = " ".join([self.folder.digest(), *map(str, also)])
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return short_digest(self.folder.digest(), *also)
 
     def to_numpy(self, values: Tensor) -> NDArray[np.float32]:
         """Features as float32 on the CPU.
@@ -71,28 +123,17 @@ class LoadedModel:
         Raises:
             FeatureError: If one is not finite.
         """
-        result: NDArray[np.float32] = values.float().cpu().numpy()
-        if not np.isfinite(result).all():
-            raise FeatureError(
-                f"encoder {self.folder.family.encoder} ({self.folder.source})",
-                expected="finite features",
-                got=f"NaN or infinity in {self.dtype_name}",
-                remedy="add ,dtype=float32 to the encoder's name, or check the weights",
-            )
-        return result
+        folder = self.folder
+        return self.precision.to_numpy(values, f"{folder.family.encoder} ({folder.source})")
 
 
-def fast_products(device: torch.device, is_fast: bool) -> AbstractContextManager[Any]:
-    """Compute products in bfloat16 within, if that is fast; sums and norms stay in float32.
+def short_digest(*parts: object) -> str:
+    """First sixteen hexadecimal digits of the SHA-256 of what the parts print as.
 
-    Rows move by less than a hundred-thousandth in cosine, on weights of the published sizes.
+    Stored features are refused where it differs, so what goes into it must go on printing alike:
+    dataclasses that say how pictures are prepared keep their names and the order of their fields.
     """
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=is_fast)
-
-
-def dtype_name(dtype: torch.dtype, is_fast: bool) -> str:
-    """As it stands in an identity, such as ``float32``."""
-    return str(torch.bfloat16 if is_fast else dtype).removeprefix("torch.")
+    return hashlib.sha256(" ".join(map(str, parts)).encode()).hexdigest()[:16]
 
 
 def check_clip_length(clip_s: float, encoder: str) -> float:

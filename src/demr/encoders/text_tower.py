@@ -99,7 +99,7 @@ class TextTower:
         ids = torch.full((len(tokens), width), int(pad), dtype=torch.int64)
         for index, row in enumerate(tokens):
             ids[index, : len(row.ids)] = torch.tensor(row.ids)
-        model, device = self._loaded.model, self._loaded.device
+        model, device = self._loaded.model, self._loaded.precision.device
         keep = kept_tokens(tokens, hidden, width).to(device)
         with torch.inference_mode(), hiding(model.text_model.embeddings.token_embedding, keep):
             output = model.text_model(input_ids=ids.to(device))

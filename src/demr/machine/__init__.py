@@ -1,5 +1,29 @@
-"""What the program owes to the machine it runs on: files, devices, processes, the hub, terminals.
+"""The machine below: files, devices, processes, terminals and the Hugging Face hub.
 
-It knows nothing of videos and imports only :mod:`demr.errors`. Begin with ``files.py``: everything
-that is written goes through ``atomic_path``.
+It knows nothing of videos, imports only :mod:`demr.errors`, and loads torch, rich or the hub's
+client when a function needs them. Begin with :func:`atomic_path` in ``files.py``, through which
+everything is written.
 """
+
+from demr.machine.devices import has_fast_bfloat16, resolve_device
+from demr.machine.files import UNREADABLE_ARRAYS, atomic_path, sync, write_json
+from demr.machine.hub import ask, fetch
+from demr.machine.processes import ignored_interrupts, late_interrupts
+from demr.machine.terminal import clock, counted, need_extra, status
+
+__all__ = [
+    "UNREADABLE_ARRAYS",
+    "ask",
+    "atomic_path",
+    "clock",
+    "counted",
+    "fetch",
+    "has_fast_bfloat16",
+    "ignored_interrupts",
+    "late_interrupts",
+    "need_extra",
+    "resolve_device",
+    "status",
+    "sync",
+    "write_json",
+]

@@ -1,5 +1,30 @@
 """A video file -> frames at exact times, the right way up, and frames -> a file.
 
-It imports only :mod:`demr.machine` and :mod:`demr.errors`. Begin with :class:`Video` in
-``reading.py``; ``source.py`` deals with what containers get wrong.
+It imports :mod:`demr.errors`, PyAV and NumPy. Begin with :class:`Video` in ``reading.py``;
+``source.py`` decodes and deals with what containers get wrong, ``writing.py`` writes and cuts mp4.
 """
+
+from demr.video.orientation import Pixels
+from demr.video.reading import (
+    Frame,
+    Video,
+    VideoInfo,
+    iter_frames,
+    probe_video,
+    watch_decoding,
+)
+from demr.video.source import DamagedVideoWarning
+from demr.video.writing import VideoWriter, cut_clip
+
+__all__ = [
+    "DamagedVideoWarning",
+    "Frame",
+    "Pixels",
+    "Video",
+    "VideoInfo",
+    "VideoWriter",
+    "cut_clip",
+    "iter_frames",
+    "probe_video",
+    "watch_decoding",
+]

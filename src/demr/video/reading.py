@@ -1,4 +1,4 @@
-"""A video file -> frames at exact times; frames -> a video file.
+"""A video file -> frames at exact times.
 
 Times are in seconds from the first frame of the video stream, so a stream that starts late,
 early or below zero reads the same. The frame shown at a time is the last one that starts at or
@@ -22,21 +22,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 
 from demr.errors import InputError
 from demr.video.orientation import Orientation, Pixels, orientation_of
-from demr.video.source import DamagedVideoWarning, Source
-from demr.video.writing import VideoWriter, cut_clip
-
-__all__ = [
-    "DamagedVideoWarning",
-    "Frame",
-    "Pixels",
-    "Video",
-    "VideoInfo",
-    "VideoWriter",
-    "cut_clip",
-    "iter_frames",
-    "probe_video",
-    "watch_decoding",
-]
+from demr.video.source import Source
 
 # Hours are decoded inside encoders, which have no reason to know of progress bars.
 _watcher: ContextVar[Callable[[float], None] | None] = ContextVar("watcher", default=None)

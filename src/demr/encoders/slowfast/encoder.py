@@ -5,7 +5,6 @@ extractor that the published features were made with, peculiarities included: a 
 them reads nothing else. ``docs/encoders.md`` says what is known of it and where from.
 """
 
-import hashlib
 import math
 from collections.abc import Collection, Sequence
 from functools import cached_property
@@ -16,59 +15,24 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from demr.encoders.base import (
-    CLIP_S,
-    EncoderIdentity,
-    QueryFeatures,
-    clip_count,
-)
+from demr.encoders.base import CLIP_S, EncoderIdentity, QueryFeatures, clip_count
 from demr.encoders.frames import FrameStream, ReadsFrames
-from demr.encoders.loaded_model import dtype_name, fast_products
+from demr.encoders.loaded_model import Precision, short_digest
 from demr.encoders.preprocessing import Preprocessing
 from demr.encoders.slowfast.network import DIMS, FAST_FRAMES
 from demr.encoders.slowfast.weights import PUBLISHED, find_weights
-from demr.errors import FeatureError, InputError
-from demr.machine.devices import has_fast_bfloat16, resolve_device
-from demr.video.reading import VideoInfo
+from demr.errors import InputError
+from demr.video import VideoInfo
 
-DEFAULT_MODEL = PUBLISHED
 SHORT_SIDE = 224
 # Changes whenever the same file and weights give other numbers than before.
 _VERSION = "1"
-_CLIPS = 4
 # Frames a second that a clip is cut into before 32 of them are chosen.
 _GRID_FPS = 30
 # Frames of the video that the network was trained to see at once: every other one of 64.
 _SPAN = 2 * FAST_FRAMES
 # Less than a frame lasts, more than rounding of a container's clock.
 _BEFORE_S = 1e-4
-
-
-class SlowFastStream:
-    """32 frames from the beginning of each clip on, embedded by both pathways.
-
-    Args:
-        encoder: Whose network it is.
-    """
-
-    name = "slowfast"
-    dims = DIMS
-    batch = _CLIPS
-
-    def __init__(self, encoder: "SlowFastEncoder") -> None:
-        self._encoder = encoder
-
-    def times(self, video: VideoInfo) -> NDArray[np.float64]:
-        """The frames of each clip, ``(L, 32)``."""
-        return window_times(video.duration_s, video.fps, self._encoder.clip_s)
-
-    def prepare(self, rgb: NDArray[np.uint8]) -> Tensor:
-        """Resize to the short side and crop the middle."""
-        return self._encoder.preprocessing.crop_frame(rgb)
-
-    def embed(self, clips: Tensor) -> NDArray[np.float32]:
-        """Pooled features of prepared clips ``(N, 32, 3, H, W)``."""
-        return self._encoder.embed_clips(clips)
 
 
 class SlowFastEncoder(ReadsFrames):
@@ -78,13 +42,16 @@ class SlowFastEncoder(ReadsFrames):
     queries: combine it with a CLIP (:class:`~demr.encoders.combined.CombinedEncoder`).
 
     Args:
-        source: A file of weights, or the name of the published ones.
+        source: A file of weights; None takes the published ones.
         clip_s: Length of a clip in seconds.
         short_side: Pixels of the shorter side after resizing; a square of so many is kept.
         device: ``auto``, ``cpu``, or an accelerator.
         exact: Compute in float32 everywhere.
 
     Attributes:
+        name: Name of encoder and stream.
+        batch: Clips that the network reads at once.
+        dims: Dimension of a pooled feature.
         clip_s: Length of a clip in seconds.
         preprocessing: How frames are prepared.
 
@@ -93,9 +60,13 @@ class SlowFastEncoder(ReadsFrames):
         ModelError: If there are no such weights or no such device.
     """
 
+    name = "slowfast"
+    batch = 4
+    dims = DIMS
+
     def __init__(
         self,
-        source: str = DEFAULT_MODEL,
+        source: str | None = None,
         *,
         clip_s: float = CLIP_S,
         short_side: int = SHORT_SIDE,
@@ -110,11 +81,8 @@ class SlowFastEncoder(ReadsFrames):
                 remedy=f"leave them out for {CLIP_S:g} seconds and {SHORT_SIDE} pixels",
             )
         self.clip_s = clip_s
-        self._device = resolve_device(device)
-        is_half = self._device.type == "cuda" and not exact
-        self._dtype = torch.float16 if is_half else torch.float32
-        self._is_fast = not exact and has_fast_bfloat16(self._device)
-        self._weights = find_weights(source)
+        self._precision = Precision.choose(device, torch.float16, exact=exact)
+        self._weights = find_weights(source or PUBLISHED)
         # Mean and deviation are those of the network's training on Kinetics.
         self.preprocessing = Preprocessing(
             shortest=short_side,
@@ -129,24 +97,31 @@ class SlowFastEncoder(ReadsFrames):
     @cached_property
     def identity(self) -> EncoderIdentity:
         """What is stored beside the features; the file of weights is read once for it."""
-        digest = f"{self._weights.digest()} {self.preprocessing}"
         size = self.preprocessing.shortest
         return EncoderIdentity(
-            name="slowfast",
+            name=self.name,
             version=_VERSION,
             clip_s=self.clip_s,
-            streams=(("slowfast", DIMS),),
+            streams=((self.name, self.dims),),
             text_dim=0,
             normalization="l2",
             model=self._weights.source + ("" if size == SHORT_SIDE else f",short_side={size}"),
-            digest=hashlib.sha256(digest.encode()).hexdigest()[:16],
-            dtype=dtype_name(self._dtype, self._is_fast),
+            digest=short_digest(self._weights.digest(), self.preprocessing),
+            dtype=self._precision.name,
         )
 
     @property
     def streams(self) -> tuple[FrameStream, ...]:
         """Its only stream."""
-        return (SlowFastStream(self),)
+        return (self,)
+
+    def times(self, video: VideoInfo) -> NDArray[np.float64]:
+        """The frames of each clip, ``(L, 32)`` seconds."""
+        return window_times(video.duration_s, video.fps, self.clip_s)
+
+    def prepare(self, rgb: NDArray[np.uint8]) -> Tensor:
+        """Resize a frame to the short side and crop the middle."""
+        return self.preprocessing.crop_frame(rgb)
 
     def encode_queries(
         self, queries: Sequence[str], hidden: Sequence[Collection[int]] | None = None
@@ -164,8 +139,8 @@ class SlowFastEncoder(ReadsFrames):
             remedy="use clip+slowfast, whose queries are CLIP's",
         )
 
-    def embed_clips(self, clips: Tensor) -> NDArray[np.float32]:
-        """Pooled features of clips whose frames are resized and cropped.
+    def embed(self, clips: Tensor) -> NDArray[np.float32]:
+        """Pooled features of prepared clips.
 
         Args:
             clips: uint8 RGB ``(N, 32, 3, H, W)``.
@@ -178,27 +153,20 @@ class SlowFastEncoder(ReadsFrames):
             ModelError: If the weights are damaged.
             FeatureError: If a feature is not finite.
         """
+        precision = self._precision
         count, frames, *picture = clips.shape
-        pictures = clips.to(self._device).reshape(count * frames, *picture)
-        pixels = self.preprocessing.normalize(pictures, self._dtype)
+        pictures = clips.to(precision.device).reshape(count * frames, *picture)
+        pixels = self.preprocessing.normalize(pictures, precision.dtype)
         volume = pixels.reshape(count, frames, *picture).transpose(1, 2)
-        with torch.inference_mode(), fast_products(self._device, self._is_fast):
-            found = self._network(volume.contiguous())
-        result: NDArray[np.float32] = found.float().cpu().numpy()
-        if not np.isfinite(result).all():
-            raise FeatureError(
-                f"encoder slowfast ({self._weights.source})",
-                expected="finite features",
-                got=f"NaN or infinity in {self.identity.dtype}",
-                remedy="add ,dtype=float32 to the encoder's name, or check the weights",
-            )
-        return result
+        with torch.inference_mode(), precision.fast_products():
+            pooled = self._network(volume.contiguous())
+        return precision.to_numpy(pooled, f"{self.name} ({self._weights.source})")
 
     @cached_property
     def _network(self) -> nn.Module:
         network = self._weights.load()
         _fold_norms(network)
-        return network.to(device=self._device, dtype=self._dtype)
+        return network.to(device=self._precision.device, dtype=self._precision.dtype)
 
 
 def window_times(duration_s: float, fps: float, clip_s: float) -> NDArray[np.float64]:

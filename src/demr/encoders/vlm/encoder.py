@@ -34,14 +34,13 @@ from demr.encoders.text_tower import hiding, kept_tokens
 from demr.encoders.tokens import Tokens, tokenize
 from demr.encoders.vlm.preprocessing import SquarePictures
 from demr.errors import InputError, ModelError
-from demr.video.reading import VideoInfo
+from demr.video import VideoInfo
 
-DEFAULT_MODEL = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
 FAMILY = Family(
     "vlm",
     "a SmolVLM or Idefics 3",
     {"smolvlm": "SmolVLMModel", "idefics3": "Idefics3Model"},
-    DEFAULT_MODEL,
+    "HuggingFaceTB/SmolVLM2-500M-Video-Instruct",
 )
 # Changes whenever the same file, sentence and weights give other numbers than before.
 _VERSION = "1"
@@ -54,39 +53,9 @@ _IMAGE, _BEGIN, _WHOLE, _END = (
     "<global-img>",
     "<end_of_utterance>",
 )
-# A square of 512 pixels is a thousand patches: four of them keep the activations of the default
-# model under a quarter of a gigabyte.
-_FRAMES = 4
 _QUERIES = 32
 # More than the 77 words that count have in any language with spaces.
 _TOKENS = 256
-
-
-class VlmStream:
-    """The frame in the middle of each clip, read by the language model.
-
-    Args:
-        encoder: Whose model it is.
-    """
-
-    name = "vlm"
-    batch = _FRAMES
-
-    def __init__(self, encoder: "VlmEncoder") -> None:
-        self._encoder = encoder
-        self.dims = encoder.dims
-
-    def times(self, video: VideoInfo) -> NDArray[np.float64]:
-        """One frame a clip, ``(L, 1)``."""
-        return middle_times(video.duration_s, self._encoder.clip_s)[:, None]
-
-    def prepare(self, rgb: NDArray[np.uint8]) -> Tensor:
-        """Resize to a square as the model's own processor does."""
-        return self._encoder.preprocessing.squeeze(rgb)
-
-    def embed(self, clips: Tensor) -> NDArray[np.float32]:
-        """Rows of prepared frames ``(N, 1, 3, H, W)``."""
-        return self._encoder.embed_pictures(clips[:, 0])
 
 
 class VlmEncoder(ReadsFrames):
@@ -95,7 +64,7 @@ class VlmEncoder(ReadsFrames):
     bfloat16 is used on CUDA, and for products of pictures on CPUs that are made for it.
 
     Args:
-        source: Id on the Hugging Face hub, or a folder.
+        source: Id on the Hugging Face hub, or a folder; None takes the family's example.
         layer: Whose hidden states to take, 1 to the model's number of layers; None takes the
             middle.
         clip_s: Length of a clip in seconds.
@@ -103,6 +72,9 @@ class VlmEncoder(ReadsFrames):
         exact: Compute in float32 everywhere.
 
     Attributes:
+        name: Name of encoder and stream.
+        batch: Clips that the network reads at once.
+        dims: Dimension of a hidden state.
         clip_s: Length of a clip in seconds.
         layer: Whose hidden states are taken.
         preprocessing: How frames are prepared.
@@ -113,9 +85,14 @@ class VlmEncoder(ReadsFrames):
         ModelError: If there is no such model or device, or it is none of these.
     """
 
+    name = FAMILY.encoder
+    # A square of 512 pixels is a thousand patches: four of them keep the activations of the
+    # default model under a quarter of a gigabyte.
+    batch = 4
+
     def __init__(
         self,
-        source: str = DEFAULT_MODEL,
+        source: str | None = None,
         *,
         layer: int | None = None,
         clip_s: float = CLIP_S,
@@ -123,6 +100,7 @@ class VlmEncoder(ReadsFrames):
         exact: bool = False,
     ) -> None:
         self.clip_s = check_clip_length(clip_s, FAMILY.encoder)
+        source = source or FAMILY.example
         # Activations of language models leave float16's range.
         self._loaded = LoadedModel(source, FAMILY, device, torch.bfloat16, exact=exact)
         self.preprocessing = SquarePictures.read(self._loaded.folder.path)
@@ -138,31 +116,35 @@ class VlmEncoder(ReadsFrames):
             )
         text.num_hidden_layers = self.layer
         self._is_whole = self.layer == layers
-
-    @property
-    def dims(self) -> int:
-        """Of a hidden state."""
-        return int(self._loaded.settings.text_config.hidden_size)
+        self.dims = int(text.hidden_size)
 
     @cached_property
     def identity(self) -> EncoderIdentity:
         """What is stored beside the features; the weight files are read once for it."""
         return EncoderIdentity(
-            name=FAMILY.encoder,
+            name=self.name,
             version=_VERSION,
             clip_s=self.clip_s,
-            streams=((VlmStream.name, self.dims),),
+            streams=((self.name, self.dims),),
             text_dim=self.dims,
             normalization="l2",
             model=f"{self._loaded.folder.source},layer={self.layer}",
             digest=self._loaded.digest(self.preprocessing, self.layer, _PROMPT, _ASK),
-            dtype=self._loaded.dtype_name,
+            dtype=self._loaded.precision.name,
         )
 
     @property
     def streams(self) -> tuple[FrameStream, ...]:
         """Its only stream."""
-        return (VlmStream(self),)
+        return (self,)
+
+    def times(self, video: VideoInfo) -> NDArray[np.float64]:
+        """The middle of each clip, ``(L, 1)`` seconds."""
+        return middle_times(video.duration_s, self.clip_s)[:, None]
+
+    def prepare(self, rgb: NDArray[np.uint8]) -> Tensor:
+        """Resize a frame to a square as the model's own processor does."""
+        return self.preprocessing.squeeze(rgb)
 
     def encode_queries(
         self, queries: Sequence[str], hidden: Sequence[Collection[int]] | None = None
@@ -194,25 +176,25 @@ class VlmEncoder(ReadsFrames):
             for query, state, turn in zip(queries, states, turns, strict=True)
         ]
 
-    def embed_pictures(self, pictures: Tensor) -> NDArray[np.float32]:
-        """Mean hidden state of the image tokens of square frames.
+    def embed(self, clips: Tensor) -> NDArray[np.float32]:
+        """Mean hidden state of the image tokens of prepared frames.
 
         Args:
-            pictures: uint8 RGB ``(N, 3, H, W)``, of the size that the model reads.
+            clips: uint8 RGB ``(N, 1, 3, H, W)``, of the size that the model reads.
 
         Returns:
-            ``(N, video_dim)``, not normalised.
+            ``(N, dims)``, not normalised.
 
         Raises:
             ModelError: If weights or tokenizer are damaged.
             FeatureError: If a hidden state is not finite.
         """
-        device = self._loaded.device
-        pixels = self.preprocessing.normalize(pictures.to(device), self._loaded.dtype)
-        ids = self._prompt.to(device)
-        with torch.inference_mode(), self._loaded.on_pictures():
+        precision = self._loaded.precision
+        pixels = self.preprocessing.normalize(clips[:, 0].to(precision.device), precision.dtype)
+        ids = self._prompt.to(precision.device)
+        with torch.inference_mode(), precision.fast_products():
             states = self._model(
-                input_ids=ids.expand(len(pictures), -1),
+                input_ids=ids.expand(len(clips), -1),
                 pixel_values=pixels.unsqueeze(1),
                 use_cache=False,
             ).last_hidden_state
@@ -270,7 +252,7 @@ class VlmEncoder(ReadsFrames):
         ids = torch.zeros(len(turns), max(lengths), dtype=torch.int64)
         for index, turn in enumerate(turns):
             ids[index, : len(turn.ids)] = torch.tensor(turn.ids)
-        device, text = self._loaded.device, self._model.text_model
+        device, text = self._loaded.precision.device, self._model.text_model
         keep = kept_tokens(turns, hidden, max(lengths)).to(device)
         with torch.inference_mode(), hiding(text.get_input_embeddings(), keep):
             output = text(input_ids=ids.to(device), use_cache=False)
