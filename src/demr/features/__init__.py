@@ -1,8 +1,8 @@
 """Features on disk (feature packs), features that others published, and features as model input.
 
-It imports :mod:`demr.encoders.base` for what features are, :mod:`demr.machine` and torch. Begin
-with :func:`prepare_video` in ``prepare.py``, which training and search share; ``pack.py`` stores
-clip features, ``imports.py`` reads published ones.
+It imports :mod:`demr.encoders` for what features are, :mod:`demr.machine`, and torch. Begin with
+:func:`prepare_video` in ``prepare.py``, which training and search share; ``pack.py`` stores clip
+features, ``imports.py`` reads published ones.
 """
 
 from demr.features.imports import FeatureImport, import_features, open_source

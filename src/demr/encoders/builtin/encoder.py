@@ -22,10 +22,11 @@ from demr.encoders.builtin.track_codes import (
     SAMPLES_PER_S,
     SHAPE_DIM,
     TrackCodes,
+    describe_track,
 )
 from demr.encoders.builtin.tracking import Track, Tracker
 from demr.encoders.words import TEXT_DIM, query_words, word_vector
-from demr.video.reading import Video
+from demr.video import Video
 
 CLIP_S = 1.0
 _HEIGHT = 108
@@ -128,7 +129,7 @@ def describe_frames(frames: Iterable[NDArray[np.uint8]], clips: int) -> Floats:
         return features
     count = np.zeros(clips, dtype=np.float32)
     for track in tracker.tracks():
-        codes = TrackCodes(track, camera, scene[:, 0], samples)
+        codes = describe_track(track, camera, scene[:, 0], samples)
         first, row, there = _bound(codes, samples)
         trust = _trust(track)
         features[first : first + len(row), : row.shape[1]] += row * trust
@@ -165,8 +166,8 @@ def _analysed(frames: Iterable[NDArray[np.uint8]], limit: int) -> Iterator[tuple
 def _flush(
     analyser: FrameAnalyser, frames: list[NDArray[np.uint8]], repeats: list[int]
 ) -> Iterator[tuple[Floats, Floats]]:
-    found = analyser.analyse(np.stack(frames))
-    for regions, row, times in zip(found.regions, found.scene, repeats, strict=True):
+    analysed = analyser.analyse(np.stack(frames))
+    for regions, row, times in zip(analysed.regions, analysed.scene, repeats, strict=True):
         for _ in range(times):
             yield regions, row
 
@@ -195,13 +196,13 @@ def _bound(codes: TrackCodes, samples: int) -> tuple[int, Floats, Floats]:
         padded[lead : lead + length] = code
         return np.asarray(padded.reshape(clips, SAMPLES_PER_S, -1).sum(axis=1))
 
-    own = total(np.ones((length, 1), dtype=np.float32))
+    visible = total(np.ones((length, 1), dtype=np.float32))
     whole = np.full((clips, 1), SAMPLES_PER_S, dtype=np.float32)
     whole[-1] = min(SAMPLES_PER_S, samples - (first + clips - 1) * SAMPLES_PER_S)
     # Hue and form are averaged over the object's own time; motion over the whole clip, so that an
     # object that comes or goes within the clip counts by its share.
-    hue, shape = total(codes.hue) / own, total(codes.shape) / own
-    motion, there = total(codes.motion) / whole, own / whole
+    hue, shape = total(codes.hue) / visible, total(codes.shape) / visible
+    motion, there = total(codes.motion) / whole, visible / whole
     blocks = (
         _outer(hue, motion),
         _outer(shape, motion),

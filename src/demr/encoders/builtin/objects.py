@@ -5,7 +5,8 @@ hues of the foreground are cut at the valleys of their own histogram, and connec
 hue make a region. Nothing here knows which colours or forms to expect.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,7 +87,7 @@ class FrameAnalyser:
     def _camera_place(self, light: Floats, foreground: NDArray[np.bool_]) -> Floats:
         """Where the background lies, by least squares on the gradient of a reference picture.
 
-        The reference is kept for some seconds, so that errors do not add up from frame to frame.
+        The reference serves for some seconds, so that errors do not add up from frame to frame.
 
         Returns:
             Place in heights of the frame, ``(F, 2)``; only differences mean something.
@@ -102,27 +103,9 @@ class FrameAnalyser:
         if self._reference is None or self._reference[0].shape != smooth.shape[1:]:
             self._reference = (smooth[0], hidden[0])
         picture, covered = self._reference
-        level = np.maximum(smooth.mean(axis=(1, 2), keepdims=True), 1)
-        # A change of exposure is not motion.
-        change = smooth * (picture.mean() / level) - picture
-        gradient_y, gradient_x = np.gradient(picture)
-        free = ~(hidden | covered)
-        typical = np.median(np.abs(change[:, ::3, ::3]), axis=(1, 2), keepdims=True)
-        weight = (free & (np.abs(change) < 4 * typical + 1)).astype(np.float32)
-        count = np.maximum(weight.sum(axis=(1, 2)), 1)
-        change -= ((change * weight).sum(axis=(1, 2)) / count)[:, None, None]
-        flat = weight.reshape(frames, -1).astype(np.float64)
-        products = np.stack(
-            [gradient_x * gradient_x, gradient_x * gradient_y, gradient_y * gradient_y]
-        ).reshape(3, -1)
-        xx, xy, yy = (flat @ products.T).T + _RIDGE * count * np.array([[1.0], [0.0], [1.0]])
-        change *= weight
-        xt = change.reshape(frames, -1) @ gradient_x.ravel()
-        yt = change.reshape(frames, -1) @ gradient_y.ravel()
-        determinant = xx * yy - xy**2
-        shift = -np.stack([yy * xt - xy * yt, xx * yt - xy * xt], axis=1) / determinant[:, None]
+        shift, count = _shift(smooth, picture, ~(hidden | covered))
         # Beyond two pixels the linear picture does not hold: a cut or a pan, not a shake.
-        lost = (np.abs(shift).max(axis=1) > 2) | (count < 0.1 * flat.shape[1])
+        lost = (np.abs(shift).max(axis=1) > 2) | (count < 0.1 * picture.size)
         shift[lost] = 0
         place = (self._origin + shift / height).astype(np.float32)
         self._age += frames
@@ -131,6 +114,40 @@ class FrameAnalyser:
             self._origin = place[-1]
             self._age = 0
         return np.asarray(place)
+
+
+def _shift(
+    smooth: Floats, picture: Floats, free: NDArray[np.bool_]
+) -> tuple[NDArray[np.float64], NDArray[np.floating]]:
+    """Motion of the background against a reference picture (Lucas and Kanade's, once).
+
+    Args:
+        smooth: Blurred lightness, ``(F, H, W)``.
+        picture: That of the reference, ``(H, W)``.
+        free: Where the background can be seen in both, ``(F, H, W)``.
+
+    Returns:
+        Shift in pixels, x and y, ``(F, 2)``, and the number of pixels that it rests on, ``(F,)``.
+    """
+    level = np.maximum(smooth.mean(axis=(1, 2), keepdims=True), 1)
+    # A change of exposure is not motion.
+    change = smooth * (picture.mean() / level) - picture
+    gradient_y, gradient_x = np.gradient(picture)
+    typical = np.median(np.abs(change[:, ::3, ::3]), axis=(1, 2), keepdims=True)
+    weight = (free & (np.abs(change) < 4 * typical + 1)).astype(np.float32)
+    count = np.maximum(weight.sum(axis=(1, 2)), 1)
+    change -= ((change * weight).sum(axis=(1, 2)) / count)[:, None, None]
+    flat = weight.reshape(len(weight), -1).astype(np.float64)
+    products = np.stack(
+        [gradient_x * gradient_x, gradient_x * gradient_y, gradient_y * gradient_y]
+    ).reshape(3, -1)
+    xx, xy, yy = (flat @ products.T).T + _RIDGE * count * np.array([[1.0], [0.0], [1.0]])
+    change *= weight
+    xt = change.reshape(len(change), -1) @ gradient_x.ravel()
+    yt = change.reshape(len(change), -1) @ gradient_y.ravel()
+    determinant = xx * yy - xy**2
+    shift = -np.stack([yy * xt - xy * yt, xx * yt - xy * xt], axis=1) / determinant[:, None]
+    return shift, count
 
 
 def _opponent(frames: NDArray[np.uint8]) -> tuple[Floats, Floats, Floats]:
@@ -233,83 +250,114 @@ def _hue_modes(bins: NDArray[np.int64], weight: Floats) -> NDArray[np.int64]:
 
 
 def _regions(alpha: Floats, beta: Floats, deviation: Floats, light: Floats) -> list[Floats]:
+    """Rows of each frame's regions, ``(n, COLUMNS)``; planes are ``(F, H, W)``."""
     frames, height, width = deviation.shape
-    empty = np.zeros((0, COLUMNS), dtype=np.float32)
-    where = np.flatnonzero(deviation)
-    if len(where) == 0:
-        return [empty] * frames
-    frame, rest = np.divmod(where, height * width)
+    pixels = _foreground(alpha, beta, deviation, light)
+    label, count = _connected(pixels, deviation.shape)
+    keep = _largest(label, count, pixels.frame, frames, height * width)
+    # Numbered by frame, so that a frame's regions are neighbours in the table.
+    frame_of = np.zeros(count + 1, dtype=np.int64)
+    frame_of[label] = pixels.frame
+    order = np.flatnonzero(keep)
+    order = order[np.argsort(frame_of[order], kind="stable")]
+    if not len(order):
+        return [np.zeros((0, COLUMNS), dtype=np.float32)] * frames
+    number = np.full(count + 1, -1)
+    number[order] = np.arange(len(order))
+    chosen = number[label] >= 0
+    table = _describe(pixels.where(chosen), number[label[chosen]], len(order), (height, width))
+    return np.split(table, np.searchsorted(frame_of[order], np.arange(1, frames)))
+
+
+@dataclass(frozen=True)
+class _Foreground:
+    """Pixels of the foreground, each array ``(n,)``.
+
+    Attributes:
+        frame: Which frame each is in.
+        row: Its place in the frame.
+        column: Likewise.
+        strength: Distance of its chroma from the background's.
+        along: First opponent colour, from the background.
+        across: The second.
+        light: Its lightness.
+    """
+
+    frame: NDArray[np.int64]
+    row: NDArray[np.int64]
+    column: NDArray[np.int64]
+    strength: Floats
+    along: Floats
+    across: Floats
+    light: Floats
+
+    def where(self, chosen: NDArray[np.bool_]) -> "_Foreground":
+        return _Foreground(*(getattr(self, field.name)[chosen] for field in fields(self)))
+
+
+def _foreground(alpha: Floats, beta: Floats, deviation: Floats, light: Floats) -> _Foreground:
+    _, height, width = deviation.shape
+    place = np.flatnonzero(deviation)
+    frame, rest = np.divmod(place, height * width)
     row, column = np.divmod(rest, width)
-    strength = deviation.ravel()[where]
-    along, across = alpha.ravel()[where], beta.ravel()[where]
-    turn = np.arctan2(across, along) * np.float32(_HUE_BINS / (2 * np.pi))
+    strength, along, across, lightness = (
+        plane.ravel()[place] for plane in (deviation, alpha, beta, light)
+    )
+    return _Foreground(frame, row, column, strength, along, across, lightness)
+
+
+def _connected(pixels: _Foreground, shape: tuple[int, ...]) -> tuple[NDArray[np.int32], int]:
+    """Number of the region that each pixel belongs to, from 1, and of regions."""
+    frames, height, width = shape
+    if not len(pixels.frame):
+        return np.zeros(0, dtype=np.int32), 0
+    turn = np.arctan2(pixels.across, pixels.along) * np.float32(_HUE_BINS / (2 * np.pi))
     bins = np.floor(turn).astype(np.int64) % _HUE_BINS
-    modes = _hue_modes(bins, strength)
-    mode = modes[bins]
+    modes = _hue_modes(bins, pixels.strength)
     # Frames and hues side by side in one picture with empty seams: one call labels them all, and
     # neither two frames nor two hues grow together.
     hues = int(modes.max()) + 1
-    place = ((frame * (height + 1) + row) * hues + mode) * (width + 1) + column
+    row = (pixels.frame * (height + 1) + pixels.row) * hues + modes[bins]
+    place = row * (width + 1) + pixels.column
     mosaic = np.zeros(frames * (height + 1) * hues * (width + 1), dtype=np.uint8)
     mosaic[place] = 1
     labelled, count = ndimage.label(
         mosaic.reshape(frames * (height + 1), hues * (width + 1)), structure=np.ones((3, 3))
     )
-    label = labelled.ravel()[place]
-    keep = _largest(label, count, frame, frames, height * width)
-    if not keep.any():
-        return [empty] * frames
-    # Numbered by frame, so that a frame's regions are neighbours in the table.
-    owner = np.zeros(count + 1, dtype=np.int64)
-    owner[label] = frame
-    order = np.flatnonzero(keep)
-    order = order[np.argsort(owner[order], kind="stable")]
-    number = np.full(count + 1, -1)
-    number[order] = np.arange(len(order))
-    chosen = number[label] >= 0
-    table = _describe(
-        number[label[chosen]],
-        len(order),
-        column[chosen],
-        row[chosen],
-        strength[chosen],
-        along[chosen],
-        across[chosen],
-        light.ravel()[where[chosen]],
-        (height, width),
-    )
-    return np.split(table, np.searchsorted(owner[order], np.arange(1, frames)))
+    return labelled.ravel()[place], count
 
 
 def _largest(
     label: NDArray[np.int32], count: int, frame: NDArray[np.int64], frames: int, pixels: int
 ) -> NDArray[np.bool_]:
+    """Which regions are large enough, and among the largest of their frame, ``(count + 1,)``."""
     size = np.bincount(label, minlength=count + 1)
     keep = size >= max(_MIN_PIXELS, _MIN_AREA * pixels)
     keep[0] = False
     candidates = np.flatnonzero(keep)
     if len(candidates) > _MAX_REGIONS:
-        owner = np.zeros(count + 1, dtype=np.int64)
-        owner[label] = frame
-        ranked = candidates[np.lexsort((-size[candidates], owner[candidates]))]
-        first = np.searchsorted(owner[ranked], np.arange(frames))
-        rank = np.arange(len(ranked)) - first[owner[ranked]]
+        frame_of = np.zeros(count + 1, dtype=np.int64)
+        frame_of[label] = frame
+        ranked = candidates[np.lexsort((-size[candidates], frame_of[candidates]))]
+        first = np.searchsorted(frame_of[ranked], np.arange(frames))
+        rank = np.arange(len(ranked)) - first[frame_of[ranked]]
         keep[ranked[rank >= _MAX_REGIONS]] = False
     return keep
 
 
 def _describe(
-    region: NDArray[np.int64],
-    count: int,
-    column: NDArray[np.int64],
-    row: NDArray[np.int64],
-    strength: Floats,
-    along: Floats,
-    across: Floats,
-    light: Floats,
-    size: tuple[int, int],
+    pixels: _Foreground, region: NDArray[np.int64], count: int, size: tuple[int, int]
 ) -> Floats:
+    """Rows of regions, ``(count, COLUMNS)``.
+
+    Args:
+        pixels: Those of all regions.
+        region: Which region each belongs to, from 0.
+        count: Number of regions.
+        size: Rows and columns of a frame.
+    """
     height, width = size
+    strength = pixels.strength
 
     def total(values: NDArray[np.floating]) -> NDArray[np.float64]:
         return np.bincount(region, weights=values, minlength=count).astype(np.float64, copy=False)
@@ -319,35 +367,47 @@ def _describe(
     core = total(strength**2) / total(strength)
     cover = np.minimum(strength / core[region].astype(np.float32), 1)
     area = total(cover)
-    x = total(cover * column) / area
-    y = total(cover * row) / area
+    x = total(cover * pixels.column) / area
+    y = total(cover * pixels.row) / area
     radius = np.sqrt(area / np.pi)
-    dx = ((column - x[region]) / radius[region]).astype(np.float32)
-    dy = ((row - y[region]) / radius[region]).astype(np.float32)
-    squared = dx**2 + dy**2
+    dx = ((pixels.column - x[region]) / radius[region]).astype(np.float32)
+    dy = ((pixels.row - y[region]) / radius[region]).astype(np.float32)
     table = np.empty((count, COLUMNS), dtype=np.float32)
     table[:, X] = (x + 0.5 - width / 2) / height
     table[:, Y] = (y + 0.5) / height
     table[:, AREA] = area / height**2
     table[:, CONTRAST] = core / 255
-    hue_cos, hue_sin = total(along * strength), total(across * strength)
+    hue_cos, hue_sin = total(pixels.along * strength), total(pixels.across * strength)
     length = np.maximum(np.hypot(hue_cos, hue_sin), 1e-9)
     table[:, HUE_COS], table[:, HUE_SIN] = hue_cos / length, hue_sin / length
-    table[:, LIGHT] = total(light * strength) / total(strength) / 255
+    table[:, LIGHT] = total(pixels.light * strength) / total(strength) / 255
     # 1 for a disc, more the further a form reaches out: moment of inertia over a disc's.
+    squared = dx**2 + dy**2
     table[:, SPREAD] = 2 * total(cover * squared) / area
-    edge = (column == 0) | (row == 0) | (column == width - 1) | (row == height - 1)
-    table[:, BORDER] = total(edge.astype(np.float32)) > 0
-    # r^n exp(i n angle) is (dx + i dy)^n; divided by the mean of r^n it is within 0..1.
-    point = dx + 1j * dy
+    edge_x = (pixels.column == 0) | (pixels.column == width - 1)
+    edge_y = (pixels.row == 0) | (pixels.row == height - 1)
+    table[:, BORDER] = total((edge_x | edge_y).astype(np.float32)) > 0
+    table[:, HARMONICS:] = _harmonics(dx + 1j * dy, np.sqrt(squared), cover, total)
+    return table
+
+
+def _harmonics(
+    point: NDArray[np.complexfloating],
+    reach: Floats,
+    cover: Floats,
+    total: Callable[[NDArray[np.floating]], NDArray[np.float64]],
+) -> NDArray[np.float64]:
+    """Real and imaginary part of each order's symmetry, ``(count, 2 len(ORDERS))``.
+
+    r^n exp(i n angle) is (dx + i dy)^n; divided by the mean of r^n it is within 0..1.
+    """
     power = point.copy()
-    reach = np.sqrt(squared)
-    for index, order in enumerate(ORDERS):
+    parts = []
+    for order in ORDERS:
         power = power * point
         norm = np.maximum(total(cover * reach**order), 1e-9)
-        table[:, HARMONICS + 2 * index] = total(cover * power.real) / norm
-        table[:, HARMONICS + 2 * index + 1] = total(cover * power.imag) / norm
-    return table
+        parts += [total(cover * power.real) / norm, total(cover * power.imag) / norm]
+    return np.stack(parts, axis=1)
 
 
 def _blur(planes: Floats) -> Floats:
