@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
+from itertools import chain, dropwhile
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -134,56 +135,65 @@ class Source:
         """
         step_s = 1.0 / self.fps
         last_s = -step_s
-        can_seek = True
-        # While looking for the place that a jump was meant for; then while catching up after one
-        # that went too far.
-        landing, catching_up = False, False
+        can_jump = True
         decoded = self._decoded()
-        while True:
-            frame = next(decoded, None)
-            if frame is None:
-                if not landing:
-                    return
-                # Nothing decodes behind the jump.
-                landing, can_seek, catching_up = False, False, True
-                decoded = self._seeked()
-                continue
-            # In AVI the times of display are guesses, which B-frames lead astray.
-            pts = frame.dts if self._is_avi else frame.pts
-            if pts is None:
-                # No clock at all (raw streams), or a gap in it: count at the average rate. Not
-                # where it is not known what to count from.
-                if catching_up or landing:
-                    continue
-                pts_s = last_s + step_s
-                self._has_clock = False
-            else:
-                if self._origin is None:
-                    self._origin = pts - round((last_s + step_s) / self.time_base)
-                pts_s = self._seconds(pts - self._origin)
-                if landing and pts_s <= last_s:
-                    # The jump led back, as it does where keyframes are far apart and not
-                    # indexed: another one would as well.
-                    landing, can_seek, catching_up = False, False, True
-                if catching_up and pts_s <= last_s:
-                    continue
-                pts_s = max(pts_s, last_s, 0.0)
-            if landing and pts_s > self.wanted_s:
-                # The index led past the target: nothing for it but all frames.
-                landing, can_seek, catching_up = False, False, True
-                decoded = self._seeked()
-                continue
-            landing, catching_up = False, False
-            last_s = pts_s
-            self.end_s = pts_s + (self._seconds(frame.duration) or step_s)
-            yield pts_s, frame
-            if can_seek and self._has_clock and self._origin is not None:
-                target_s = self._worth_a_jump(last_s, self._origin)
-                if target_s is not None:
-                    decoded, landing = self._seeked(target_s), True
+        while (frame := next(decoded, None)) is not None:
+            last_s = max(self._start_s(frame, last_s + step_s), last_s, 0.0)
+            self.end_s = last_s + (self._seconds(frame.duration) or step_s)
+            yield last_s, frame
+            target_s = self._worth_a_jump(last_s) if can_jump else None
+            if target_s is not None:
+                decoded, can_jump = self._jump(target_s, last_s)
 
-    def _worth_a_jump(self, here_s: float, origin: int) -> float | None:
+    def _ticks(self, frame: VideoFrame) -> int | None:
+        # In AVI the times of display are guesses, which B-frames lead astray.
+        return frame.dts if self._is_avi else frame.pts
+
+    def _start_s(self, frame: VideoFrame, counted_s: float) -> float:
+        """When a frame starts; ``counted_s`` is where counting at the average rate puts it."""
+        ticks = self._ticks(frame)
+        if ticks is None:
+            # No clock at all (raw streams), or a gap in it.
+            self._has_clock = False
+            return counted_s
+        if self._origin is None:
+            self._origin = ticks - round(counted_s / self.time_base)
+        return self._seconds(ticks - self._origin)
+
+    def _jump(self, target_s: float, last_s: float) -> tuple[Iterator[VideoFrame], bool]:
+        """Read on from the keyframe before a time, or from the start if that leads nowhere.
+
+        Returns:
+            Frames that start after ``last_s``, and whether another jump may be tried.
+        """
+        origin = self._origin or 0
+
+        def is_past(frame: VideoFrame) -> bool:
+            # Frames without a time are passed over: nothing says what to count from.
+            ticks = self._ticks(frame)
+            return ticks is None or self._seconds(ticks - origin) <= last_s
+
+        decoded = self._seeked(target_s)
+        for frame in decoded:
+            ticks = self._ticks(frame)
+            if ticks is None:
+                continue
+            start_s = self._seconds(ticks - origin)
+            if start_s <= last_s:
+                # The jump led back, as it does where keyframes are far apart and not indexed:
+                # another one would as well.
+                return dropwhile(is_past, decoded), False
+            if start_s <= self.wanted_s:
+                return chain([frame], decoded), True
+            break
+        # Nothing decodes behind the jump, or the index led past the target: all frames, then.
+        return dropwhile(is_past, self._seeked()), False
+
+    def _worth_a_jump(self, here_s: float) -> float | None:
         """Where to jump to on the way to :attr:`wanted_s`, in seconds; None to go on reading."""
+        origin = self._origin
+        if origin is None or not self._has_clock:
+            return None
         # B-frames come before the frames that they need: a keyframe just before the wanted time
         # may not be what shows it.
         before_s = self.wanted_s - _REORDER_FRAMES / self.fps

@@ -3,6 +3,7 @@
 import errno
 import os
 import uuid
+from collections.abc import Iterator
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
@@ -204,6 +205,28 @@ def cut_clip(
         VideoError: If the video cannot be read, shows nothing then, or the disk is full.
     """
     target = Path(out)
+    _check_cut(start_s, end_s, target, overwrite)
+    source = Source(path)
+    with source.container:
+        clip: _Clip | None = None
+        try:
+            for frame, shown_s, until_s in _shown(source, start_s, end_s):
+                clip = clip or _Clip(target, frame, source.fps)
+                clip.write(frame, shown_s - start_s, until_s - start_s)
+            if clip is None:
+                raise VideoError(
+                    str(path),
+                    expected=f"a video longer than {start_s:g} s",
+                    got=f"{source.end_s:.2f} s",
+                    remedy="ask for an earlier clip",
+                )
+            clip.finish()
+        finally:
+            if clip is not None:
+                clip.file.discard()
+
+
+def _check_cut(start_s: float, end_s: float, target: Path, overwrite: bool) -> None:
     if not 0 <= start_s < end_s:
         raise InputError(
             "clip",
@@ -218,41 +241,29 @@ def cut_clip(
             got="one that exists",
             remedy="choose another name or allow overwriting",
         )
-    source = Source(path)
-    with source.container:
-        clip: _Clip | None = None
-        shown: tuple[float, VideoFrame] | None = None
-        try:
-            source.wanted_s = start_s
-            for pts_s, frame in source.frames():
-                if shown is not None and pts_s > start_s:
-                    clip = clip or _Clip(target, shown[1], source.fps)
-                    clip.write(shown[1], shown[0] - start_s, min(pts_s, end_s) - start_s)
-                shown = (pts_s, frame)
-                if pts_s >= end_s:
-                    break
-            else:
-                if shown is None:
-                    raise source.no_frame()
-                source.end_of_good_part()
-                if source.end_s > start_s:
-                    clip = clip or _Clip(target, shown[1], source.fps)
-                    clip.write(shown[1], shown[0] - start_s, min(source.end_s, end_s) - start_s)
-            if clip is None:
-                raise VideoError(
-                    str(path),
-                    expected=f"a video longer than {start_s:g} s",
-                    got=f"{source.end_s:.2f} s",
-                    remedy="ask for an earlier clip",
-                )
-            clip.finish()
-        finally:
-            if clip is not None:
-                clip.file.discard()
+
+
+def _shown(
+    source: Source, start_s: float, end_s: float
+) -> Iterator[tuple[VideoFrame, float, float]]:
+    """Frames on screen in ``[start_s, end_s)``, from when and until when, in seconds."""
+    source.wanted_s = start_s
+    shown: tuple[float, VideoFrame] | None = None
+    for pts_s, frame in source.frames():
+        if shown is not None and pts_s > start_s:
+            yield shown[1], shown[0], min(pts_s, end_s)
+        shown = (pts_s, frame)
+        if pts_s >= end_s:
+            return
+    if shown is None:
+        raise source.no_frame()
+    source.end_of_good_part()
+    if source.end_s > start_s:
+        yield shown[1], shown[0], min(source.end_s, end_s)
 
 
 class _Clip:
-    """Re-encodes decoded frames, turned upright, at times of their own."""
+    """Re-encodes decoded frames, turned upright, at any times."""
 
     clock = Fraction(1, 90000)
 
