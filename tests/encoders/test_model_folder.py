@@ -78,7 +78,7 @@ def test_a_hub_that_takes_the_call_and_says_nothing(
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.delenv("HF_HUB_OFFLINE")
-    monkeypatch.setattr("demr.machine.hub._PATIENCE_S", 0.3)
+    monkeypatch.setattr("demr.machine.hub._TIMEOUT_S", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
         monkeypatch.setattr(constants, "ENDPOINT", endpoint)

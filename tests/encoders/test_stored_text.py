@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from demr.encoders.base import EncoderIdentity
-from demr.encoders.stored_text import StoredText, WordVectors, _owners, open_text
+from demr.encoders.stored_text import StoredText, WordVectors, _token_words, open_text
 from demr.errors import FeatureError, InputError
 
 IDENTITY = EncoderIdentity("clip", "1", 2.0, (("clip", 3),), 4, "l2")
@@ -37,7 +37,7 @@ def test_tokens_are_found_by_qid_and_know_their_words(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("query", "owners"),
+    ("query", "token_word"),
     [
         ("person opens door", [-1, 0, 1, 2, -1]),
         ("He said, no!", [-1, 0, 1, -1, 2, -1, -1]),
@@ -45,9 +45,9 @@ def test_tokens_are_found_by_qid_and_know_their_words(tmp_path: Path) -> None:
         ("room 42", [-1, 0, 1, 1, -1]),
     ],
 )
-def test_words_of_tokens_by_hand(query: str, owners: list[int]) -> None:
-    assert _owners(query, len(owners)).tolist() == owners
-    assert set(_owners(query, len(owners) + 1).tolist()) == {-1}
+def test_words_of_tokens_by_hand(query: str, token_word: list[int]) -> None:
+    assert _token_words(query, len(token_word)).tolist() == token_word
+    assert set(_token_words(query, len(token_word) + 1).tolist()) == {-1}
 
 
 def test_missing_and_damaged_queries_are_named(tmp_path: Path) -> None:

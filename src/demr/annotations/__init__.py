@@ -7,7 +7,6 @@ It imports :mod:`demr.machine`, :mod:`demr.errors` and NumPy, never torch. Begin
 
 from demr.annotations.annotations import (
     Annotation,
-    RepairReport,
     Window,
     read_annotations,
     read_annotations_with_report,
@@ -15,6 +14,7 @@ from demr.annotations.annotations import (
     tidy_query,
     write_annotations,
 )
+from demr.annotations.repairs import RepairReport
 from demr.annotations.windows import iou, suppress, true_windows, window_iou
 
 __all__ = [

@@ -18,6 +18,7 @@ from demr.annotations.formats import (
     read_text,
     text_records,
 )
+from demr.annotations.repairs import ROUNDING_S, RepairReport
 from demr.errors import AnnotationError
 from demr.machine.files import atomic_path
 
@@ -25,8 +26,7 @@ Window = tuple[float, float]
 
 ANNOTATORS = 3  # a mean without votes is written as this many equal ones, as QVHighlights has
 MAX_SALIENCY = 4.0  # QVHighlights: each annotator gives 0 (very bad) to 4 (very good)
-ROUNDING_S = 0.05  # what one decimal of a second, or half a frame, can be off
-_NOISE_S = 1e-6  # floating point's own; cut as well, but nothing worth reporting
+_NOISE_S = 1e-6  # rounding of floating point; cut as well, but nothing worth reporting
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,13 @@ class Annotation:
         vid: Name of the video.
         duration_s: Length of the video in seconds.
         windows_s: (start, end) in seconds, each ``0 <= start < end <= duration_s``. ``None``:
-            nobody says where (test splits). ``()``: the moment is not in this video.
+            unknown (test splits). ``()``: the moment is not in this video.
         saliency: Clip index -> mean score in 0..1; clips left out were not scored. Where
             ``saliency_votes`` are given, their mean.
         event: Queries that name the same event are not each other's negatives.
         kind: What sort of query it is; the shapes world uses present, absent, vague and unknown.
         saliency_votes: Clip index -> what each annotator gave, 0..4. ``None``, too, where three
-            agree on every clip: ``saliency`` says it all then, as in the files of many tools.
+            agree on every clip: ``saliency`` holds as much then, as in the files of many tools.
 
     Raises:
         AnnotationError: If a value breaks these rules.
@@ -96,74 +96,6 @@ class Annotation:
         return bool(self.windows_s)
 
 
-@dataclass
-class RepairReport:
-    """What reading a file found and mended; every field is a count.
-
-    Args:
-        queries: Annotations returned.
-        swapped: Windows with start and end exchanged.
-        clipped: Windows that leave the video by more than ``ROUNDING_S``, cut to it.
-        trimmed: The same for windows that leave it by less: two sources rounded differently.
-        after_end: Windows dropped because they start at or after the end of the video.
-        zero_length: Windows dropped because they have no length.
-        emptied: Queries that lost every window by this; their windows are unknown now, since
-            somebody did see the moment.
-        unknown: Queries that came without windows (null or no such key).
-        absent: Queries with an empty list of windows.
-        tidied: Queries with surplus blanks or line breaks removed.
-        repeated: Records dropped because the same qid came before with the same content.
-        named: Queries without a qid, named after video and line.
-        guessed_durations: Videos whose file states no duration; the last window's end stands in.
-    """
-
-    queries: int = 0
-    swapped: int = 0
-    clipped: int = 0
-    trimmed: int = 0
-    after_end: int = 0
-    zero_length: int = 0
-    emptied: int = 0
-    unknown: int = 0
-    absent: int = 0
-    tidied: int = 0
-    repeated: int = 0
-    named: int = 0
-    guessed_durations: int = 0
-
-    def summary(self) -> str:
-        """One line with the counts that are not zero."""
-        dropped = [
-            text
-            for count, text in (
-                (self.after_end, f"{self.after_end} dropped: start after the end"),
-                (self.zero_length, f"{self.zero_length} dropped: zero length"),
-            )
-            if count
-        ]
-        notes = [
-            text
-            for count, text in (
-                (self.clipped, f"{self.clipped} windows clipped to the duration"),
-                (self.trimmed, f"{self.trimmed} trimmed by at most {ROUNDING_S} s"),
-                (self.swapped, f"{self.swapped} windows reversed: start and end swapped"),
-                (len(dropped), ", ".join(dropped)),
-                (self.emptied, f"{self.emptied} queries left without a window: unknown"),
-                (self.unknown, f"{self.unknown} queries without windows: unknown"),
-                (self.absent, f"{self.absent} absent"),
-                (self.tidied, f"{self.tidied} queries with surplus blanks tidied"),
-                (self.repeated, f"{self.repeated} exact repetitions dropped"),
-                (self.named, f"{self.named} queries without a qid named"),
-                (
-                    self.guessed_durations,
-                    f"{self.guessed_durations} videos without a duration: last window's end taken",
-                ),
-            )
-            if count
-        ]
-        return f"{self.queries} queries" + (": " + ", ".join(notes) if notes else ", no repairs")
-
-
 def tidy_query(query: str) -> str:
     """The query with every run of white space as one blank and none at its ends.
 
@@ -196,7 +128,7 @@ def read_annotations(path: str | os.PathLike[str]) -> list[Annotation]:
 def read_annotations_with_report(
     path: str | os.PathLike[str], *, durations_s: Mapping[str, float] | None = None
 ) -> tuple[list[Annotation], RepairReport]:
-    """Read a file of queries and say what had to be repaired.
+    """Read a file of queries, and report what had to be repaired.
 
     Understood, plain or gzipped: JSON Lines with the field's keys (QVHighlights, UniVTG,
     lighthouse; TVSum, too, whose durations count clips of 2 s), the JSON object of ActivityNet
@@ -216,37 +148,37 @@ def read_annotations_with_report(
         AnnotationError: If the file cannot be read or a record cannot be understood; names the
             file and the line.
     """
-    source = Path(path)
-    text = read_text(source)
-    report = RepairReport()
-    suffix = (source.with_suffix("") if source.suffix == ".gz" else source).suffix
-    records: Iterable[Located]
-    if suffix == ".txt" or (suffix not in (".json", ".jsonl") and "##" in text.partition("\n")[0]):
-        records, report.guessed_durations = text_records(source, text, durations_s or {})
-    else:
-        records = json_records(source, text)
-    annotations: list[Annotation] = []
-    seen: dict[str, Annotation] = {}
-    for place, fallback, record in records:
+    source, report = Path(path), RepairReport()
+    annotations: dict[str, Annotation] = {}
+    for place, fallback, record in _records(source, durations_s or {}, report):
         annotation = _annotation(place, fallback, record, report)
-        known = seen.setdefault(annotation.qid, annotation)
-        if known is annotation:
-            annotations.append(annotation)
-        elif known == annotation:
-            report.repeated += 1
-        else:
+        first = annotations.setdefault(annotation.qid, annotation)
+        if first != annotation:
             raise AnnotationError(
                 place,
                 expected="a qid of its own",
                 got=f"qid {annotation.qid!r} again, with other content",
                 remedy="rename one of the two",
             )
+        report.repeated += first is not annotation
     if not annotations:
         raise AnnotationError(
             str(source), expected="at least one query", got="none", remedy="add a query"
         )
     report.queries = len(annotations)
-    return annotations, report
+    return list(annotations.values()), report
+
+
+def _records(
+    source: Path, durations_s: Mapping[str, float], report: RepairReport
+) -> Iterable[Located]:
+    """Records of a file in any form: its name's ending decides, then its content."""
+    text = read_text(source)
+    suffix = (source.with_suffix("") if source.suffix == ".gz" else source).suffix
+    if suffix == ".txt" or (suffix not in (".json", ".jsonl") and "##" in text.partition("\n")[0]):
+        records, report.guessed_durations = text_records(source, text, durations_s)
+        return records
+    return json_records(source, text)
 
 
 def write_annotations(path: str | os.PathLike[str], annotations: Iterable[Annotation]) -> None:
@@ -277,7 +209,10 @@ def write_annotations(path: str | os.PathLike[str], annotations: Iterable[Annota
         raise AnnotationError(
             str(target), expected="at least one query", got="none", remedy="nothing was written"
         )
-    data = "".join(lines.values()).encode()
+    _write(target, "".join(lines.values()).encode())
+
+
+def _write(target: Path, data: bytes) -> None:
     if target.suffix == ".gz":
         data = gzip.compress(data, mtime=0)  # no time stamp: the same queries give the same bytes
     try:
@@ -358,7 +293,7 @@ def _windows(
     if not isinstance(value, list):
         raise broken(place, "a list of [start, end] under 'relevant_windows'", repr(value))
     report.absent += not value
-    kept: list[Window] = []
+    windows: list[Window] = []
     for window in value:
         if not isinstance(window, list) or len(window) != 2:
             raise broken(place, "windows of [start, end]", repr(window))
@@ -374,11 +309,11 @@ def _windows(
             outside = max(-start, end - duration)
             report.clipped += outside > ROUNDING_S
             report.trimmed += _NOISE_S < outside <= ROUNDING_S
-            kept.append((max(start, 0.0), min(end, duration)))
-    if value and not kept:
+            windows.append((max(start, 0.0), min(end, duration)))
+    if value and not windows:
         report.emptied += 1
         return None
-    return tuple(kept)
+    return tuple(windows)
 
 
 def _votes(place: str, record: Mapping[str, Any]) -> dict[int, tuple[float, ...]] | None:
@@ -387,17 +322,17 @@ def _votes(place: str, record: Mapping[str, Any]) -> dict[int, tuple[float, ...]
         return None
     if not isinstance(clips, list) or not isinstance(scores, list) or len(clips) != len(scores):
         raise broken(place, "one saliency score list per relevant clip", "lists that do not match")
-    kept: dict[int, tuple[float, ...]] = {}
+    by_clip: dict[int, tuple[float, ...]] = {}
     for clip, votes in zip(clips, scores, strict=True):
         if type(clip) is not int:
             raise broken(place, "whole clip numbers", repr(clip))
         if type(votes) is not list or not votes:
             raise broken(place, "a list of saliency scores per clip", repr(votes))
         try:
-            kept[clip] = _floats(*votes)
+            by_clip[clip] = _floats(*votes)
         except (AnnotationError, TypeError):  # something else, or even without a hash
-            kept[clip] = tuple([_number(place, "saliency", vote) for vote in votes])
-    return kept
+            by_clip[clip] = tuple([_number(place, "saliency", vote) for vote in votes])
+    return by_clip
 
 
 # Votes make up most of a file, and there are few different ones. Typed, as true equals 1.

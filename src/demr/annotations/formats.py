@@ -50,7 +50,7 @@ def json_records(source: Path, text: str) -> Iterator[Located]:
     try:
         document = json.loads(text)
     except (ValueError, RecursionError):
-        document = None  # several lines of JSON, or broken: the line reader says where
+        document = None  # several lines of JSON, or broken: json_lines names the line
     if document == {}:  # the captions form without a video
         return
     if isinstance(document, dict) and "query" not in document and _is_captions(document):

@@ -1,4 +1,4 @@
-"""Windows in time: how far they overlap, and which true one a predicted one is held against."""
+"""Windows in time: overlap (IoU), non-maximum suppression, the true window of a predicted one."""
 
 from collections.abc import Sequence
 
@@ -69,24 +69,23 @@ def suppress(
 
     Args:
         windows: Start and end, ``(N, 2)``.
-        threshold: A window of greater IoU with a kept one is absorbed by it.
-        limit: Windows to keep.
-        candidates: Only so many of the best may be kept; None leaves it open.
+        threshold: A window of greater IoU with a selected one is suppressed by it.
+        limit: Windows to select.
+        candidates: Only so many of the best may be selected; None leaves it open.
 
     Returns:
-        For every window the index of the kept window that absorbed it (its own if kept), or -1
-        if it was left over when ``limit`` windows were kept.
+        For every window the index of the selected window that suppressed it (of itself, if
+        selected), or -1 if it was left over when ``limit`` windows were selected.
     """
-    owner = np.full(len(windows), -1)
-    kept = 0
+    selected_by = np.full(len(windows), -1)
+    selected = 0
     for index in range(len(windows) if candidates is None else min(candidates, len(windows))):
-        if owner[index] >= 0:
+        if selected_by[index] >= 0:
             continue
-        if kept == limit:
+        if selected == limit:
             break
-        kept += 1
-        owner[(owner < 0) & (window_iou(windows[index : index + 1], windows)[0] > threshold)] = (
-            index
-        )
-        owner[index] = index
-    return owner
+        selected += 1
+        overlap = window_iou(windows[index : index + 1], windows)[0]
+        selected_by[(selected_by < 0) & (overlap > threshold)] = index
+        selected_by[index] = index
+    return selected_by

@@ -188,7 +188,7 @@ def find_model(source: str | Path) -> Path:
 def _download(identifier: str) -> Path:
     try:
         files = ["config.json", "model.safetensors", "calibration.json"]
-        return fetch(identifier, files, else_here=True)
+        return fetch(identifier, files, or_cached=True)
     except ImportError as error:
         raise ModelError(
             identifier,

@@ -1,4 +1,4 @@
-"""What every encoder promises: an identity, clip features of a video, word features of queries."""
+"""The interface of encoders: an identity, clip features of videos, token features of queries."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -53,7 +53,7 @@ class EncoderIdentity:
 
     @property
     def request(self) -> str:
-        """What :func:`demr.encoders.get_encoder` makes this encoder from, in its own version."""
+        """The name by which :func:`demr.encoders.get_encoder` makes this very encoder again."""
         named = f"{self.name}:{self.model}" if self.model else self.name
         return named if self.name == "builtin" else f"{named},clip_s={self.clip_s!r}"
 
@@ -69,8 +69,8 @@ class EncoderIdentity:
     def fits(self, other: "EncoderIdentity") -> bool:
         """Whether features of both can be mixed.
 
-        Features that others published come without a digest. Whoever brought them in vouched for
-        their encoder by its name, and they fit whatever weights that has.
+        Features that others published come without a digest: they are imported under the name of
+        their encoder, and fit whatever weights that has.
         """
         if self.digest and other.digest:
             return self == other
@@ -167,7 +167,7 @@ class Encoder(Protocol):
 
     @property
     def identity(self) -> EncoderIdentity:
-        """What is stored beside the features."""
+        """Stored beside the features."""
         ...
 
     def encode_video(self, path: str | Path) -> VideoFeatures:
@@ -189,7 +189,7 @@ class Encoder(Protocol):
 
 @runtime_checkable
 class AlignedEncoder(Encoder, Protocol):
-    """An encoder whose whole queries and clips lie in one space: they compare untrained."""
+    """An encoder with one space for whole queries and clips: they can be compared untrained."""
 
     def embed_queries(self, queries: Sequence[str]) -> NDArray[np.float32]:
         """One embedding a query, comparable by cosine with clip features, ``(N, video_dim)``."""

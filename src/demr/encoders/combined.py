@@ -12,7 +12,7 @@ from demr.errors import InputError
 
 
 class CombinedEncoder(ReadsFrames):
-    """Rows of a motion encoder and of a CLIP, side by side, each to be normalised on its own.
+    """Rows of a motion encoder and of a CLIP, side by side, each to be normalised by itself.
 
     Args:
         motion: Its streams come first.

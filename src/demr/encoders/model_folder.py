@@ -120,7 +120,7 @@ class ModelFolder:
         names = ", ".join(file.name for file in self.weights)
         try:
             with quiet_transformers():
-                model, found = getattr(transformers, self.class_name).from_pretrained(
+                model, loading = getattr(transformers, self.class_name).from_pretrained(
                     self.path,
                     config=settings,
                     local_files_only=True,
@@ -137,7 +137,7 @@ class ModelFolder:
                 remedy=_AGAIN,
             ) from error
         # Where a weight is missing, transformers draws it at random and only logs that it did.
-        missing = sorted(map(str, found["missing_keys"]))
+        missing = sorted(map(str, loading["missing_keys"]))
         if missing:
             raise ModelError(
                 f"{self.source} ({names})",
@@ -242,7 +242,7 @@ def brief(error: Exception) -> str:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep transformers' bars and reports off the terminal: what matters is raised by us."""
+    """Keep transformers' bars and reports off the terminal: errors are raised here."""
     logging = import_module("transformers.utils.logging")
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(logging.CRITICAL)
@@ -326,9 +326,9 @@ def cached_folder(identifier: str) -> Path | None:
 
 def _fetch(identifier: str, family: Family) -> Path:
     """Folder of a hub's model; fetched where it is not here or not complete."""
-    here = cached_folder(identifier)
-    if here is not None:
-        return here
+    cached = cached_folder(identifier)
+    if cached is not None:
+        return cached
     try:
         folder = fetch(identifier, _WANTED)
         if not _is_complete(folder):

@@ -1,4 +1,4 @@
-"""Frames -> what a tower of the CLIP family or of X-CLIP reads, as its own processor would make it.
+"""Image preprocessing of the CLIP family and of X-CLIP, as the model's own processor does it.
 
 Resize, crop, rescale and normalise are done with torch, without torchvision. Resizing works on
 bytes: Pillow, with which these models were trained, rounds to bytes between the horizontal and
@@ -84,9 +84,9 @@ class Preprocessing:
         def on(step: str, default: bool = True) -> bool:
             return bool(values.get(step, default))
 
-        own = {"mean": _CLIP_MEAN, "std": _CLIP_STD} if model_type == "clip" else {}
-        mean = three_channels(values.get("image_mean") or own.get("mean", _HALF))
-        std = three_channels(values.get("image_std") or own.get("std", _HALF))
+        defaults = (_CLIP_MEAN, _CLIP_STD) if model_type == "clip" else (_HALF, _HALF)
+        mean = three_channels(values.get("image_mean") or defaults[0])
+        std = three_channels(values.get("image_std") or defaults[1])
         if not on("do_normalize"):
             mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
         resample = int(values.get("resample", 2 if model_type in ("siglip2", "xclip") else 3))

@@ -83,8 +83,8 @@ class StoredText(_Stored):
     ) -> list[QueryFeatures]:
         """Look queries up.
 
-        A token belongs to a word where the tokenizer left every word whole, which the number of
-        tokens tells. Otherwise no token belongs to any: such a query is never masked.
+        A token belongs to a word where the tokenizer left every word whole, as the number of tokens
+        shows. Otherwise no token belongs to any: such a query is never masked.
 
         Raises:
             FeatureError: If a query has no file or two, or the file is damaged.
@@ -139,20 +139,20 @@ def _read(query: str, file: Path) -> QueryFeatures:
             got=f"shape {table.shape}",
             remedy="fetch or extract it again",
         )
-    return QueryFeatures(query, table, split_words(query), _owners(query, len(table)))
+    return QueryFeatures(query, table, split_words(query), _token_words(query, len(table)))
 
 
-def _owners(query: str, tokens: int) -> NDArray[np.int64]:
+def _token_words(query: str, tokens: int) -> NDArray[np.int64]:
     """Word of each token, -1 for none: a start, the pieces of the text, an end."""
-    owners = [-1]
+    word_of = [-1]
     words = locate_words(query)
     for piece in _PIECE.finditer(normalize_query(query)):
         inside = (n for n, (_, low, high) in enumerate(words) if low <= piece.start() < high)
-        owners.append(next(inside, -1))
-    owners.append(-1)
-    if len(owners) != tokens:
+        word_of.append(next(inside, -1))
+    word_of.append(-1)
+    if len(word_of) != tokens:
         return np.full(tokens, -1, dtype=np.int64)
-    return np.array(owners, dtype=np.int64)
+    return np.array(word_of, dtype=np.int64)
 
 
 class WordVectors(_Stored):
@@ -163,7 +163,7 @@ class WordVectors(_Stored):
         identity: Identity of the video features that it belongs to.
 
     Raises:
-        FeatureError: If the file is damaged or of another width than the identity says.
+        FeatureError: If the file is damaged or of another width than the identity's.
     """
 
     def __init__(self, path: Path, identity: EncoderIdentity) -> None:
@@ -197,8 +197,8 @@ class WordVectors(_Stored):
             features = self._vectors[[self._place.get(word, -1) for word in words]]
             if hidden is not None:
                 features[list(hidden[number])] = 0
-            owners = np.arange(len(words), dtype=np.int64)
-            encoded.append(QueryFeatures(query, features, words, owners))
+            token_word = np.arange(len(words), dtype=np.int64)
+            encoded.append(QueryFeatures(query, features, words, token_word))
         return encoded
 
 

@@ -31,13 +31,13 @@ class TextTower:
     def __init__(self, loaded: LoadedModel) -> None:
         self._loaded = loaded
         self._settings = loaded.settings.text_config
-        # CLIP looks only backwards, so that padding behind the text is not seen. SigLIP looks both
-        # ways and was trained on queries padded to its limit, without a mask.
+        # CLIP looks only backwards, so that padding behind the text has no effect. SigLIP looks
+        # both ways and was trained on queries padded to its limit, without a mask.
         self._is_causal = loaded.folder.model_type in ("clip", "xclip")
 
     @property
     def dims(self) -> int:
-        """Of a token's features."""
+        """Dimension of a token's features."""
         return int(self._settings.hidden_size)
 
     def encode(
@@ -47,7 +47,7 @@ class TextTower:
 
         Args:
             queries: Sentences; what goes beyond the tower's limit (77 tokens in CLIP) is not read,
-                and a :class:`~demr.encoders.tokens.QueryCutWarning` says so.
+                which a :class:`~demr.encoders.tokens.QueryCutWarning` reports.
             hidden: For each query the indices of words to hide. Their tokens enter the tower as
                 zero vectors, so that only their places are known; the family has no mask token.
 
@@ -61,8 +61,8 @@ class TextTower:
             part = slice(low, low + _QUERIES)
             states += self._read(tokens[part], None if hidden is None else hidden[part])[0]
         return [
-            QueryFeatures(query, state, found.words, found.owners)
-            for query, state, found in zip(queries, states, tokens, strict=True)
+            QueryFeatures(query, state, row.words, row.token_word)
+            for query, state, row in zip(queries, states, tokens, strict=True)
         ]
 
     def embed(self, queries: Sequence[str], dims: int) -> NDArray[np.float32]:
@@ -100,8 +100,12 @@ class TextTower:
         for index, row in enumerate(tokens):
             ids[index, : len(row.ids)] = torch.tensor(row.ids)
         model, device = self._loaded.model, self._loaded.precision.device
-        keep = kept_tokens(tokens, hidden, width).to(device)
-        with torch.inference_mode(), hiding(model.text_model.embeddings.token_embedding, keep):
+        embedding = model.text_model.embeddings.token_embedding
+        visible = visible_tokens(tokens, hidden, width).to(device)
+        with (
+            torch.inference_mode(),
+            hidden_tokens(embedding, visible),
+        ):
             output = model.text_model(input_ids=ids.to(device))
             pooled = output.pooler_output
             if self._is_causal:
@@ -111,28 +115,28 @@ class TextTower:
         return cut, self._loaded.to_numpy(pooled)
 
 
-def kept_tokens(
+def visible_tokens(
     tokens: Sequence[Tokens], hidden: Sequence[Collection[int]] | None, width: int
 ) -> Tensor:
     """False where a token belongs to a hidden word, bool ``(B, width)``."""
-    keep = torch.ones(len(tokens), width, dtype=torch.bool)
+    visible = torch.ones(len(tokens), width, dtype=torch.bool)
     if hidden is not None:
         for index, row in enumerate(tokens):
-            gone = np.isin(row.owners, list(hidden[index]))
-            keep[index, : len(row.ids)] = torch.from_numpy(~gone)
-    return keep
+            is_hidden = np.isin(row.token_word, list(hidden[index]))
+            visible[index, : len(row.ids)] = torch.from_numpy(~is_hidden)
+    return visible
 
 
 @contextmanager
-def hiding(embedding: torch.nn.Module, keep: Tensor) -> Iterator[None]:
-    """While it lasts, token embeddings are zero where ``keep`` ``(B, T)`` is False."""
-    if bool(keep.all()):
+def hidden_tokens(embedding: torch.nn.Module, visible: Tensor) -> Iterator[None]:
+    """Within the block token embeddings are zero where ``visible`` ``(B, T)`` is False."""
+    if bool(visible.all()):
         yield
         return
 
     def hide(module: torch.nn.Module, inputs: Any, output: Tensor) -> Tensor:
         del module, inputs
-        return output * keep.unsqueeze(-1).to(output.dtype)
+        return output * visible.unsqueeze(-1).to(output.dtype)
 
     handle = embedding.register_forward_hook(hide)
     try:

@@ -12,7 +12,7 @@ from demr.encoders.words import locate_words, normalize_query, query_words
 
 
 class QueryCutWarning(UserWarning):
-    """A query has more tokens than the encoder reads; its last words count for nothing."""
+    """A query has more tokens than the encoder reads; its last words are not read."""
 
 
 @dataclass(frozen=True)
@@ -22,18 +22,18 @@ class Tokens:
     Attributes:
         words: Its words.
         ids: Of the tokens, ``(T,)``.
-        owners: int64, ``(T,)``; the word that each token belongs to, -1 for none.
+        token_word: int64, ``(T,)``; the word that each token belongs to, -1 for none.
     """
 
     words: tuple[str, ...]
     ids: list[int]
-    owners: NDArray[np.int64]
+    token_word: NDArray[np.int64]
 
 
 def tokenize(
     tokenizer: Any, queries: Sequence[str], limit: int, *, before: str = "", special: bool = True
 ) -> list[Tokens]:
-    """Cut queries into tokens; a :class:`QueryCutWarning` tells of each that is too long.
+    """Cut queries into tokens; a :class:`QueryCutWarning` names each that is too long.
 
     Letters are made small: tokenizers of the CLIP family do so anyway, or ought to (SigLIP 2 was
     trained on small letters, which not every copy of its tokenizer makes by itself), and to others
@@ -50,7 +50,7 @@ def tokenize(
     Raises:
         InputError: If a query holds no word.
     """
-    found = []
+    tokenized = []
     options: dict[str, Any] = {"return_offsets_mapping": True, "verbose": False}
     if not special:
         options |= {"add_special_tokens": False, "split_special_tokens": True}
@@ -61,11 +61,11 @@ def tokenize(
         length = len(row["input_ids"])
         if length > limit:
             row = tokenizer(text, truncation=True, max_length=limit, **options)
-        owners = token_words(row["offset_mapping"], text)
+        word_of = token_words(row["offset_mapping"], text)
         if length > limit:
-            _warn_of_cut(text, words, owners, length, limit)
-        found.append(Tokens(words, list(row["input_ids"]), owners))
-    return found
+            _warn_of_cut(text, words, word_of, length, limit)
+        tokenized.append(Tokens(words, list(row["input_ids"]), word_of))
+    return tokenized
 
 
 def token_words(offsets: Sequence[tuple[int, int]], text: str) -> NDArray[np.int64]:
@@ -79,18 +79,18 @@ def token_words(offsets: Sequence[tuple[int, int]], text: str) -> NDArray[np.int
     [-1, 0, 0, 0, -1, -1]
     """
     words = locate_words(text)
-    owners = np.full(len(offsets), -1, dtype=np.int64)
+    word_of = np.full(len(offsets), -1, dtype=np.int64)
     for index, (begin, end) in enumerate(offsets):
         shared = [min(end, high) - max(begin, low) for _, low, high in words]
         if shared and max(shared) > 0:
-            owners[index] = int(np.argmax(shared))
-    return owners
+            word_of[index] = int(np.argmax(shared))
+    return word_of
 
 
 def _warn_of_cut(
-    text: str, words: tuple[str, ...], owners: NDArray[np.int64], length: int, limit: int
+    text: str, words: tuple[str, ...], word_of: NDArray[np.int64], length: int, limit: int
 ) -> None:
-    last = int(owners.max())
+    last = int(word_of.max())
     after = f"what follows {words[last]!r} is not read" if last >= 0 else "nothing of it is read"
     begin = text.strip() if len(text) <= 40 else f"{text.strip()[:40]}..."
     warnings.warn(

@@ -68,8 +68,8 @@ def locate_words(query: str) -> list[tuple[str, int, int]]:
     >>> locate_words("A dog.")
     [('a', 0, 1), ('dog', 2, 5)]
     """
-    found = _WORD.finditer(normalize_query(query))
-    return [(m.group()[:_MAX_LETTERS], m.start(), m.end()) for m in islice(found, MAX_WORDS)]
+    matches = islice(_WORD.finditer(normalize_query(query)), MAX_WORDS)
+    return [(match.group()[:_MAX_LETTERS], match.start(), match.end()) for match in matches]
 
 
 @lru_cache(maxsize=65536)

@@ -13,11 +13,11 @@ import numpy.typing as npt
 from demr.annotations.annotations import (
     ANNOTATORS,
     Annotation,
-    RepairReport,
     read_annotations_with_report,
     saliency_votes,
 )
 from demr.annotations.formats import broken, json_lines, read_text
+from demr.annotations.repairs import RepairReport
 from demr.annotations.windows import true_windows
 from demr.errors import AnnotationError
 from demr.metrics.retrieval import (

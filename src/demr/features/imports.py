@@ -46,12 +46,12 @@ def open_source(path: Path) -> FeatureSource:
         FeatureError: If it is none that is understood.
     """
     if path.is_dir():
-        found = [file for file in sorted(path.iterdir()) if file.suffix in (".npz", ".npy")]
-        files = {file.stem: file for file in found}
+        arrays = [file for file in sorted(path.iterdir()) if file.suffix in (".npz", ".npy")]
+        files = {file.stem: file for file in arrays}
         if not files:
             raise _unknown(path, "a folder without .npz or .npy files")
-        if len(files) < len(found):
-            raise _unknown(path, f"{len(found) - len(files)} videos both as .npz and as .npy")
+        if len(files) < len(arrays):
+            raise _unknown(path, f"{len(arrays) - len(files)} videos both as .npz and as .npy")
         first = next(iter(files.values()))
         if first.suffix == ".npz":
             try:
@@ -124,16 +124,16 @@ class _Hdf5:
 
     def rows(self, vid: str) -> NDArray[Any]:
         try:
-            found = self._file[vid]
-            if isinstance(found, self._group):
-                found = found[_only(list(found), self._path)]
-            return _table(np.asarray(found), self._path)
+            entry = self._file[vid]
+            if isinstance(entry, self._group):
+                entry = entry[_only(list(entry), self._path)]
+            return _table(np.asarray(entry), self._path)
         except UNREADABLE_ARRAYS as error:
             raise _damaged(self._path, error) from error
 
 
 class _QuantizedShards:
-    """``x = q * scale + mean``; ``start`` says where each video's rows begin."""
+    """``x = q * scale + mean``; ``start`` is the row at which each video begins."""
 
     def __init__(self, shards: Iterable[Path]) -> None:
         self._where: dict[str, tuple[Path, int, int]] = {}
@@ -170,7 +170,7 @@ class _QuantizedShards:
 
 @dataclass(frozen=True)
 class FeatureImport:
-    """What became of the features.
+    """Outcome of an import.
 
     Attributes:
         identity: Encoder they are stored under.
@@ -213,7 +213,7 @@ def import_features(
 
     Args:
         streams: Name of each stream -> where its files are, in the order of concatenation.
-        durations_s: Length in seconds of every video that is wanted, as the annotations say it.
+        durations_s: Length in seconds of every annotated video.
         out: Folder to create.
         name: Name of the encoder that made them.
         version: Its version.
@@ -228,14 +228,7 @@ def import_features(
     """
     sources = {stream: open_source(path) for stream, path in streams.items()}
     for stream, source in sources.items():
-        missing = sorted(set(durations_s) - set(source.vids))
-        if missing:
-            raise FeatureError(
-                f"stream {stream} in {streams[stream]}",
-                expected=f"features of all {len(durations_s)} annotated videos",
-                got=f"{len(missing)} without, such as {missing[0]}",
-                remedy="fetch them, or drop their queries from the annotations",
-            )
+        _check_complete(f"stream {stream} in {streams[stream]}", source, durations_s)
     # In the order of shards, if there are any: they are read one after the other.
     ordered = sorted(sources.values(), key=lambda source: not isinstance(source, _QuantizedShards))
     vids = [vid for vid in ordered[0].vids if vid in durations_s]
@@ -243,26 +236,43 @@ def import_features(
         raise FeatureError(
             str(out), expected="at least one annotated video", got="none", remedy="add annotations"
         )
-    first = {stream: source.rows(vids[0]).shape[1] for stream, source in sources.items()}
-    identity = EncoderIdentity(name, version, clip_s, tuple(first.items()), text_dim, normalization)
+    dims = {stream: source.rows(vids[0]).shape[1] for stream, source in sources.items()}
+    identity = EncoderIdentity(name, version, clip_s, tuple(dims.items()), text_dim, normalization)
     clips = cut = 0
     with FeaturePackWriter(out, identity) as writer:
         for vid in vids:
             tables = {stream: source.rows(vid) for stream, source in sources.items()}
-            for stream, table in tables.items():
-                if table.shape[1] != first[stream]:
-                    raise FeatureError(
-                        f"stream {stream} of video {vid}",
-                        expected=f"{first[stream]} columns, as video {vids[0]} has",
-                        got=str(table.shape[1]),
-                        remedy="keep the features of different encoders in different folders",
-                    )
+            _check_widths(tables, dims, vid, vids[0])
             features = align_streams(tables, vid)
             cut += len({len(table) for table in tables.values()}) > 1
             clips += len(features)
             writer.add(VideoFeatures(vid, durations_s[vid], clip_s, features))
     known = set().union(*(source.vids for source in sources.values()))
     return FeatureImport(identity, len(vids), clips, cut, len(known - set(durations_s)))
+
+
+def _check_complete(subject: str, source: FeatureSource, durations_s: Mapping[str, float]) -> None:
+    missing = sorted(set(durations_s) - set(source.vids))
+    if missing:
+        raise FeatureError(
+            subject,
+            expected=f"features of all {len(durations_s)} annotated videos",
+            got=f"{len(missing)} without, such as {missing[0]}",
+            remedy="fetch them, or drop their queries from the annotations",
+        )
+
+
+def _check_widths(
+    tables: Mapping[str, NDArray[Any]], dims: Mapping[str, int], vid: str, first: str
+) -> None:
+    for stream, table in tables.items():
+        if table.shape[1] != dims[stream]:
+            raise FeatureError(
+                f"stream {stream} of video {vid}",
+                expected=f"{dims[stream]} columns, as video {first} has",
+                got=str(table.shape[1]),
+                remedy="keep the features of different encoders in different folders",
+            )
 
 
 def _only(names: list[str], file: Path) -> str:

@@ -186,7 +186,7 @@ class FeaturePack:
         self._videos: dict[str, _Entry] = {}
         self._shards: dict[Path, FeatureShard] = {}
         identities = [self._read_index(folder) for folder in folders or [path]]
-        # One without a digest fits any: it cannot say whether the others fit each other.
+        # One without a digest fits any, and so does not show whether the others fit each other.
         self.identity = max(identities, key=lambda identity: identity.digest != "")
         for other in identities:
             if not other.fits(self.identity):

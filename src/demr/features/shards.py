@@ -29,11 +29,11 @@ class FeatureShard:
         self._path = path
         self._expected = f"a complete shard of features, {width} numbers of float16 a clip"
         try:
-            # The library holds the header against the file's size; where the numbers begin is all
-            # that it does not tell.
+            # The library checks the header against the file's size; only where the numbers begin
+            # it does not give.
             with safe_open(path, framework="numpy") as checked:
-                found = checked.get_slice(TENSOR)
-                dtype, shape = found.get_dtype(), tuple(found.get_shape())
+                table = checked.get_slice(TENSOR)
+                dtype, shape = table.get_dtype(), tuple(table.get_shape())
             with path.open("rb") as file:
                 length = int.from_bytes(file.read(8), "little")
                 begin = 8 + length + json.loads(file.read(length))[TENSOR]["data_offsets"][0]

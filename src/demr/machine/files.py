@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all; what damaged ones raise."""
+"""Atomic writing of files, and the errors that damaged array files raise."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""The Hugging Face hub, asked with patience that ends."""
+"""The Hugging Face hub, with time-outs."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -6,37 +6,38 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-_PATIENCE_S = 20.0
+# Without an answer for so long the hub counts as out of reach.
+_TIMEOUT_S = 20.0
 
 
-def fetch(identifier: str, patterns: Sequence[str], *, else_here: bool = False) -> Path:
+def fetch(identifier: str, patterns: Sequence[str], *, or_cached: bool = False) -> Path:
     """Folder of a model's files.
 
     Args:
         identifier: ``owner/name``.
         patterns: Which files are wanted.
-        else_here: Whether a copy that is here serves where the hub cannot be reached, whole or not.
+        or_cached: Whether a copy on this machine, whole or not, will do if the hub is out of reach.
 
     Raises:
         ImportError: If the hub's client is not installed.
-        Exception: What the client makes of a model that is not there, or a hub that is not.
+        Exception: Whatever the client raises where there is no such model, or no hub.
     """
     client = import_module("huggingface_hub")
-    wanted: dict[str, Any] = {"allow_patterns": list(patterns)}
+    files: dict[str, Any] = {"allow_patterns": list(patterns)}
     try:
         ask(identifier)
     except Exception:
-        if else_here:
+        if or_cached:
             with suppress(Exception):
-                return Path(client.snapshot_download(identifier, local_files_only=True, **wanted))
+                return Path(client.snapshot_download(identifier, local_files_only=True, **files))
         raise
-    return Path(client.snapshot_download(identifier, **wanted))
+    return Path(client.snapshot_download(identifier, **files))
 
 
 def ask(identifier: str) -> None:
-    """Ask whether there is such a model.
+    """Ask the hub whether there is such a model, before its files are asked for.
 
-    Asked for its files at once, the client waits for ever for a hub, or a proxy before it, that
-    takes the call and says nothing.
+    The client's download has no time-out: it waits for ever for a hub, or a proxy before it, that
+    accepts the connection and does not answer.
     """
-    import_module("huggingface_hub").HfApi().model_info(identifier, timeout=_PATIENCE_S)
+    import_module("huggingface_hub").HfApi().model_info(identifier, timeout=_TIMEOUT_S)

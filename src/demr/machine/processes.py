@@ -1,4 +1,4 @@
-"""Processes of one's own that a terminal's Ctrl-C does not reach, or not half started."""
+"""Ctrl-C and the processes that a program starts: ignored by them, or held back meanwhile."""
 
 import signal
 import threading
@@ -11,7 +11,7 @@ from types import FrameType
 def ignored_interrupts() -> Iterator[None]:
     """Processes started within inherit that they ignore Ctrl-C, from their first instruction on.
 
-    Ctrl-C reaches every process of a terminal, but only the parent has something to say.
+    Ctrl-C reaches every process of a terminal, but only the parent is to answer it.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -25,7 +25,7 @@ def ignored_interrupts() -> Iterator[None]:
 
 @contextmanager
 def late_interrupts() -> Iterator[None]:
-    """Ctrl-C within takes effect behind the block, where all that was started can be ended."""
+    """Ctrl-C within takes effect after the block, where all that was started can be ended."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -54,7 +54,7 @@ def console(*, stderr: bool = False) -> Console:
 
 @contextmanager
 def status(text: str) -> Iterator[Callable[[str], None]]:
-    """Say on stderr what is being done, while it is; the block gets a function to say what next."""
+    """Show on stderr what is being done; the block gets a function to show the next step."""
     with console(stderr=True).status(plain(text)) as spinner:
         yield lambda text: spinner.update(plain(text))
 

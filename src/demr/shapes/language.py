@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from demr.annotations.annotations import Annotation
+from demr.annotations import Annotation
 from demr.shapes.script import (
     ACTIONS,
     COLORS,

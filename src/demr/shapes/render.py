@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from demr.shapes.script import ASPECT, Floats, Scene, stable_rng
-from demr.video.writing import VideoWriter
+from demr.shapes.script import ASPECT, Floats, Scene, States, stable_rng
+from demr.video import VideoWriter
 
 Image = NDArray[np.uint8]
 Counts = NDArray[np.uint16]
@@ -63,14 +63,15 @@ def frames(scene: Scene, width: int, height: int, fps: float) -> Iterator[Image]
     rng = stable_rng("look", scene.split, scene.seed, scene.name)
     shake = _shake(rng, times_s)
     gain = _drift(rng, times_s)
+    # Sub-pixel steps of the shake; the larger the picture, the less they are seen.
     phases = 4 if width < 480 else 2 if width < 960 else 1
     margin = math.ceil(0.012 * width) + 1
     canvas = _background(rng, width, height, margin, phases)
     noise = _noise_tile(width, height) * np.float32(rng.uniform(2.0, 4.5))
     noise16 = np.rint(noise).astype(np.int16)
-    tracks = [actor.states(times_s) for actor in scene.actors]
+    tracks = [(actor.shape, actor.states(times_s)) for actor in scene.actors]
     # A shape is drawn over those that stand behind it: larger ones first.
-    order = sorted(range(len(tracks)), key=lambda i: -float(tracks[i].radius[0]))
+    tracks.sort(key=lambda track: -float(track[1].radius[0]))
     painter = _Painter(height)
     steps = np.rint(shake * width * phases).astype(int)
     offsets = rng.integers(0, 33, (times_s.size, 2))
@@ -78,27 +79,20 @@ def frames(scene: Scene, width: int, height: int, fps: float) -> Iterator[Image]
         (whole_x, part_x), (whole_y, part_y) = (divmod(int(q), phases) for q in steps[index])
         top, left = margin - whole_y, margin - whole_x
         frame = canvas[part_y, part_x, top : top + height, left : left + width].copy()
-        for number in order:
-            track = tracks[number]
-            alpha = float(track.alpha[index])
-            if alpha > 0.004:
-                painter.draw(
-                    frame,
-                    scene.actors[number].shape,
-                    float(track.x[index]) / ASPECT * width + steps[index][0] / phases,
-                    float(track.y[index]) * height + steps[index][1] / phases,
-                    float(track.radius[index]),
-                    float(track.angle_deg[index]),
-                    alpha,
-                    track.rgb[index],
-                )
+        for shape, states in tracks:
+            painter.draw(frame, shape, states, index, steps[index] / phases)
         x, y = offsets[index]
-        bright = np.multiply(frame, np.uint16(round(128 * gain[index])), dtype=np.uint16)
-        bright >>= 7
-        mixed = bright.view(np.int16)
-        mixed += noise16[y : y + height, x : x + width]
-        np.clip(mixed, 0, 255, out=mixed)
-        yield mixed.astype(np.uint8)
+        yield _exposed(frame, gain[index], noise16[y : y + height, x : x + width])
+
+
+def _exposed(frame: Image, gain: float, noise: NDArray[np.int16]) -> Image:
+    """A frame times a gain, in steps of 1/128, plus noise."""
+    bright = np.multiply(frame, np.uint16(round(128 * gain)), dtype=np.uint16)
+    bright >>= 7
+    mixed = bright.view(np.int16)
+    mixed += noise
+    np.clip(mixed, 0, 255, out=mixed)
+    return mixed.astype(np.uint8)
 
 
 def _shake(rng: np.random.Generator, times_s: Floats) -> Floats:
@@ -182,23 +176,26 @@ class _Painter:
         self.masks: dict[tuple[str, int, int, int, int], tuple[Counts, Counts]] = {}
         self.bytes = 0
 
-    def draw(
-        self,
-        frame: Image,
-        shape: str,
-        x: float,
-        y: float,
-        radius: float,
-        angle_deg: float,
-        alpha: float,
-        rgb: Floats,
-    ) -> None:
-        """Blend one shape into the frame; ``x`` and ``y`` in pixels, radius in frame heights."""
+    def draw(self, frame: Image, shape: str, states: States, index: int, shake: Floats) -> None:
+        """Blend one shape, at one of its states, into the frame.
+
+        Args:
+            frame: Drawn into.
+            shape: Its name.
+            states: The shape at all times.
+            index: Which of these times.
+            shake: Offset of the camera in pixels, x and y.
+        """
+        alpha = float(states.alpha[index])
+        if alpha <= 0.004:
+            return
+        x = float(states.x[index]) / ASPECT * frame.shape[1] + shake[0]
+        y = float(states.y[index]) * self.height + shake[1]
         quarter_x, quarter_y = round(4 * x), round(4 * y)
         keep, paint = self._mask(
             shape,
-            round(4 * radius * self.height),
-            0 if shape == "circle" else round(angle_deg / self.angle_step),
+            round(4 * float(states.radius[index]) * self.height),
+            0 if shape == "circle" else round(float(states.angle_deg[index]) / self.angle_step),
             quarter_x % 4,
             quarter_y % 4,
         )
@@ -217,7 +214,7 @@ class _Painter:
             paint = _scaled(paint, opacity)
         box = frame[y0:y1, x0:x1]
         mixed = np.multiply(box, keep, dtype=np.uint16)
-        mixed += paint * np.rint(rgb).astype(np.uint16)
+        mixed += paint * np.rint(states.rgb[index]).astype(np.uint16)
         mixed >>= 8
         box[...] = mixed
 

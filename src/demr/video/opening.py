@@ -1,4 +1,4 @@
-"""Opening of files that may be anything, and what to say of those that are no video."""
+"""Opening of files that may be anything, and the errors for those that are no video."""
 
 import stat
 from pathlib import Path
@@ -41,7 +41,7 @@ def open_video(path: Path) -> InputContainer:
 
 
 def video_error(path: Path, got: str) -> VideoError:
-    """What to raise where something else was got than a video."""
+    """The error to raise where a file is no readable video."""
     return VideoError(
         str(path),
         expected="a readable video file (mp4, mkv, webm, mov, avi)",

@@ -30,12 +30,12 @@ _watcher: ContextVar[Callable[[float], None] | None] = ContextVar("watcher", def
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a file holds, as far as its headers and first frame tell.
+    """Properties of a file, by its headers and first frame.
 
     Attributes:
         path: The file asked about.
         duration_s: Length of the video stream, in seconds; of the usable part where an mp4 or
-            mov was cut off (other containers do not tell). Never 0: a single frame lasts at
+            mov was cut off (other containers do not show it). Never 0: a single frame lasts at
             least ``1 / fps``.
         width: In pixels, upright.
         height: In pixels, upright.
@@ -167,7 +167,7 @@ class Video:
                     yield Frame(time_s, shown_pts, rgb)
                     time_s = next(times, None)
                     if time_s is None:
-                        source.tell_known_loss()
+                        source.report_known_loss()
                         return
                 source.wanted_s = time_s
                 shown_pts, shown, rgb = pts_s, frame, None
@@ -191,7 +191,7 @@ def probe_video(path: str | os.PathLike[str]) -> VideoInfo:
 
 @contextmanager
 def watch_decoding(watcher: Callable[[float], None] | None) -> Iterator[None]:
-    """Be told how far decoding has come, whoever decodes.
+    """Watch how far decoding has come, in whichever function it happens.
 
     Args:
         watcher: Called with the time of every frame that :func:`iter_frames` yields within the
@@ -217,7 +217,7 @@ def iter_frames(
     Only frames that are shown at an asked-for time are converted to RGB, and each only once. A
     time before the first frame shows the first, one past the end the last. Where the file is
     damaged or cut off, the good part is yielded, the iteration stops early, and a
-    `DamagedVideoWarning` says where. What lies between times far apart is jumped over where
+    `DamagedVideoWarning` names the place. What lies between times far apart is jumped over where
     keyframes allow it, or decoded as far as other frames refer to it, and damage there goes
     unseen.
 

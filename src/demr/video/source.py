@@ -65,7 +65,7 @@ class Source:
     """An opened file, its video stream, and what went wrong while decoding it.
 
     Attributes:
-        wanted_s: Nobody asks for frames that end before this time; may grow while frames are read.
+        wanted_s: Frames that end before this time are not needed; may grow while frames are read.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Source:
         self.reason = "it holds no frame"
         self.wanted_s = 0.0
         self._origin: int | None = None
-        # AVI stores no times: nobody knows what a packet shows, nor where one is behind a jump.
+        # AVI stores no times: what a packet shows, or where one is behind a jump, is not known.
         self._is_avi = self.container.format.name == "avi"
         self._has_clock = not self._is_avi
         self._is_matroska = self.container.format.name.startswith("matroska")
@@ -112,7 +112,7 @@ class Source:
         kind = self.container.format.name
         if kind.endswith("_pipe") or kind == "image2":
             raise video_error(self.path, "a still picture")
-        # FFmpeg draws plain text as a terminal session; nobody here means that.
+        # FFmpeg draws plain text as a terminal session; which is never meant here.
         if kind == "tty":
             raise video_error(self.path, "a text file")
 
@@ -212,7 +212,7 @@ class Source:
         there_s = self._seconds(int(keyframes[place]) - origin)
         if there_s - here_s < _JUMP_WORTH_FRAMES / self.fps:
             return None
-        # Not to the keyframe's own time: shown later than it is decoded, it would be passed by.
+        # Not to the time of the keyframe: shown later than it is decoded, it would be passed by.
         return before_s
 
     @cached_property
@@ -239,7 +239,7 @@ class Source:
         return self._decoded()
 
     def _decoded(self) -> Iterator[VideoFrame]:
-        # All streams, where holes have to be told from their packets.
+        # All streams, where holes show only in their packets.
         packets = self.container.demux(*(() if self._is_matroska else (self.stream,)))
         context = self.stream.codec_context
         read = _Read()
@@ -283,7 +283,7 @@ class Source:
     def _is_behind_hole(self, packet: "Packet[Stream]", read: _Read) -> bool:
         """Whether a stretch of a Matroska file that no packet covers has swallowed frames.
 
-        Its reader looks for the next sound cluster without a word. A pause in a variable rate
+        Its reader looks for the next sound cluster and raises nothing. A pause in a variable rate
         takes up no room in the file.
         """
         if not self._is_matroska or packet.pos is None or packet.pos < 0:
@@ -372,7 +372,7 @@ class Source:
         return by_clock if 0 < by_clock < _LONGEST_S else count / self.fps
 
     def end_of_good_part(self) -> float:
-        """Seconds up to which frames may be shown; says so where something was lost.
+        """Seconds up to which frames may be shown; reports what was lost.
 
         Returns:
             Infinity for a sound file, whose last frame stays on screen.
@@ -380,14 +380,14 @@ class Source:
         stated = self.stated_duration_s()
         missing_s = 0.0 if stated is None else stated - self.end_s
         is_cut = missing_s > max(0.5, 3.0 / self.fps)
-        self._tell_loss(self.end_s if is_cut else None)
+        self._report_loss(self.end_s if is_cut else None)
         return self.end_s if is_cut else math.inf
 
-    def tell_known_loss(self) -> None:
-        """Say what was lost, where nobody asked for frames up to the end."""
-        self._tell_loss(self._cut_off_s())
+    def report_known_loss(self) -> None:
+        """Report what was lost, where frames up to the end were not asked for."""
+        self._report_loss(self._cut_off_s())
 
-    def _tell_loss(self, cut_s: float | None) -> None:
+    def _report_loss(self, cut_s: float | None) -> None:
         if cut_s is None and not self.lost_packets:
             return
         until_s = cut_s if self.first_loss_s is None else self.first_loss_s

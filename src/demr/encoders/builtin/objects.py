@@ -1,7 +1,7 @@
 """Objects of a frame without a detector: regions of one colour.
 
 A frame's background is its most common colour; what differs from it in chroma is foreground. The
-hues of the foreground are cut at the valleys of their own histogram, and connected pixels of one
+hues of the foreground are cut at the valleys of their histogram, and connected pixels of one
 hue make a region. Nothing here knows which colours or forms to expect.
 """
 

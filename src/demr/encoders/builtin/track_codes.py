@@ -1,7 +1,7 @@
-"""What a tracked object looks like and does, as soft codes that a linear layer can read.
+"""Appearance and motion of a tracked object, as soft codes that a linear layer can read.
 
 Every channel is non-negative and about 0..1. Opposite motions have a channel each, since a
-product with another code could not tell them apart by sign.
+product with another code would lose the sign.
 """
 
 from dataclasses import dataclass

@@ -2,7 +2,7 @@
 
 A clip is described by 32 of its frames at once. Which frames, and how large, follows the
 extractor that the published features were made with, peculiarities included: a model trained on
-them reads nothing else. ``docs/encoders.md`` says what is known of it and where from.
+them reads nothing else. ``docs/encoders.md`` has what is known of it, with sources.
 """
 
 import math

@@ -181,24 +181,24 @@ def tensor_shapes() -> dict[str, tuple[int, ...]]:
     }
 
 
-def names_in(naming: Naming, own: Iterable[str]) -> Mapping[str, str]:
-    """What a publisher calls tensors.
+def names_in(naming: Naming, names: Iterable[str]) -> Mapping[str, str]:
+    """A publisher's names of tensors.
 
     Args:
         naming: Whose names.
-        own: Names of this module, :data:`HEAD` among them if wished.
+        names: Names of this module, :data:`HEAD` among them if wished.
 
     Returns:
         The publisher's name -> the name here.
     """
     if naming == "pytorchvideo":
-        return {name: name for name in own}
+        return {name: name for name in names}
     rename = _pyslowfast if naming == "pyslowfast" else _caffe2
-    return {rename(name): name for name in own}
+    return {rename(name): name for name in names}
 
 
 def guess_naming(names: Iterable[str]) -> Naming | None:
-    """Whose names these are; None if nobody's that is known here."""
+    """Which publisher's names these are; None if no known one's."""
     first = {"pytorchvideo": "blocks.", "pyslowfast": "s1.", "caffe2": "conv1_w"}
     given = list(names)
     for naming in NAMINGS:
@@ -226,7 +226,7 @@ def _pyslowfast(name: str) -> str:
         (r"branch2\.norm_(\w)", r"branch2.\1_bn"),
     ):
         name = re.sub(pattern, replacement, name)
-    return re.sub(r"^blocks\.(\d)", lambda found: f"s{int(found[1]) + 1}", name)
+    return re.sub(r"^blocks\.(\d)", lambda match: f"s{int(match[1]) + 1}", name)
 
 
 def _caffe2(name: str) -> str:

@@ -1,7 +1,7 @@
 """Weights of SlowFast R50 8x8: found or fetched, checked, loaded without unpickling.
 
-A file of one's own, or the one that PyTorchVideo publishes, which is kept where ``torch.hub``
-keeps it: who has used the model there has it here.
+Any file with them, or the one that PyTorchVideo publishes, which is cached where ``torch.hub``
+caches it: who has used the model there has it here.
 """
 
 import hashlib
@@ -35,10 +35,10 @@ URL = f"https://dl.fbaipublicfiles.com/pytorchvideo/model_zoo/kinetics/{PUBLISHE
 
 _SUFFIXES = (".pyth", ".pt", ".pth", ".pkl", ".safetensors")
 # Seconds without an answer after which a server counts as gone.
-_PATIENCE_S = 20.0
+_TIMEOUT_S = 20.0
 _WHOLE = "the complete tensors of a SlowFast R50 8x8"
 _AGAIN = "copy the file again from where it came from"
-# How torch begins its files, the older ones with a number that is a pickle of its own.
+# How torch begins its files; the older ones begin with a pickled number.
 _TORCH = (b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.")
 
 
@@ -78,9 +78,9 @@ class SlowFastWeights:
         try:
             if self.path.suffix == ".safetensors":
                 return load_file(self.path)
-            found = torch.load(self.path, map_location="cpu", weights_only=True)
-            found = found.get("model_state", found)
-            return {name: found[name] for name in found}
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
+            state = state.get("model_state", state)
+            return {name: state[name] for name in state}
         except Exception as error:  # errors of torch, pickle, zip files and safetensors
             raise ModelError(
                 self._name,
@@ -90,7 +90,7 @@ class SlowFastWeights:
             ) from error
 
     def _checked(self, given: Mapping[Any, Any]) -> dict[str, Tensor]:
-        """What the network needs, by its own names; the rest is what it is known to be."""
+        """Tensors that the network needs, by its names, after a check of all that are given."""
         given = {
             str(name): value
             for name, value in given.items()
@@ -118,21 +118,21 @@ class SlowFastWeights:
         for name, value in given.items():
             if not isinstance(value, Tensor) or not value.is_floating_point():
                 raise self._unlike(f"no numbers under {name}")
-            own = wanted.get(name) or head[name]
-            if own == HEAD[0]:
+            ours = wanted.get(name) or head[name]
+            if ours == HEAD[0]:
                 fits = value.ndim == 2 and value.shape[1] == 2304
-            elif own == HEAD[1]:
+            elif ours == HEAD[1]:
                 fits = value.ndim == 1
             else:
-                fits = tuple(value.shape) == shapes[own]
+                fits = tuple(value.shape) == shapes[ours]
             if not fits:
-                expected = "(N, 2304)" if own in HEAD else str(shapes[own])
+                expected = "(N, 2304)" if ours in HEAD else str(shapes[ours])
                 raise self._unlike(f"{name} of shape {tuple(value.shape)} and not {expected}")
-        return {own: given[name].float() for name, own in wanted.items()}
+        return {ours: given[name].float() for name, ours in wanted.items()}
 
     @property
     def _name(self) -> str:
-        """For errors: as it was asked for, with the file where that says another."""
+        """For errors: as it was asked for, with the file's name where that differs."""
         is_path = Path(self.source).name == self.path.name
         return self.source if is_path else f"{self.source} ({self.path.name})"
 
@@ -219,7 +219,7 @@ def _fetch(path: Path) -> Path:
         if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
             raise OSError("HF_HUB_OFFLINE is set")
         with (
-            urllib.request.urlopen(URL, timeout=_PATIENCE_S) as answer,
+            urllib.request.urlopen(URL, timeout=_TIMEOUT_S) as answer,
             atomic_path(path) as temporary,
         ):
             with temporary.open("wb") as stream:

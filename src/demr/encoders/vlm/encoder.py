@@ -30,7 +30,7 @@ from demr.encoders.clip.clip import middle_times
 from demr.encoders.frames import FrameStream, ReadsFrames
 from demr.encoders.loaded_model import LoadedModel, check_clip_length
 from demr.encoders.model_folder import Family
-from demr.encoders.text_tower import hiding, kept_tokens
+from demr.encoders.text_tower import hidden_tokens, visible_tokens
 from demr.encoders.tokens import Tokens, tokenize
 from demr.encoders.vlm.preprocessing import SquarePictures
 from demr.errors import InputError, ModelError
@@ -164,15 +164,15 @@ class VlmEncoder(ReadsFrames):
         """
         # A word in the middle of a text has a space before it, and so other tokens than at its
         # very beginning.
-        found = tokenize(self._tokenizer, queries, _TOKENS, before=" ", special=False)
+        tokenized = tokenize(self._tokenizer, queries, _TOKENS, before=" ", special=False)
         begin, end = self._ids(self._start + _ASK), self._ids(_END)
-        turns = [_turn(tokens, begin, end) for tokens in found]
+        turns = [_turn(tokens, begin, end) for tokens in tokenized]
         states: list[NDArray[np.float32]] = []
         for low in range(0, len(turns), _QUERIES):
             part = slice(low, low + _QUERIES)
             states += self._read(turns[part], None if hidden is None else hidden[part])
         return [
-            QueryFeatures(query, state[len(begin) :], turn.words, turn.owners[len(begin) :])
+            QueryFeatures(query, state[len(begin) :], turn.words, turn.token_word[len(begin) :])
             for query, state, turn in zip(queries, states, turns, strict=True)
         ]
 
@@ -230,13 +230,13 @@ class VlmEncoder(ReadsFrames):
         across, left = divmod(side, step)
         text = f"{self._start}{_PROMPT}{_BEGIN}{_WHOLE}{_IMAGE * across**2}"
         ids = torch.tensor(self._ids(text))
-        found = int((ids == self._image_id).sum())
-        if left or found != across**2:
+        count = int((ids == self._image_id).sum())
+        if left or count != across**2:
             raise ModelError(
                 str(self._loaded.folder.path),
                 expected=f"a tokenizer that knows {_IMAGE} as token {self._image_id}, and squares "
                 f"of whole steps of {step} pixels",
-                got=f"{found} of {across**2} image tokens, squares of {side} pixels",
+                got=f"{count} of {across**2} image tokens, squares of {side} pixels",
                 remedy="copy the files again from where the model came from",
             )
         return ids
@@ -248,13 +248,13 @@ class VlmEncoder(ReadsFrames):
         self, turns: Sequence[Tokens], hidden: Sequence[Collection[int]] | None
     ) -> list[NDArray[np.float32]]:
         lengths = [len(turn.ids) for turn in turns]
-        # What stands behind a token is not seen by it: any id pads.
+        # A causal model's token does not see those behind it: any id pads.
         ids = torch.zeros(len(turns), max(lengths), dtype=torch.int64)
         for index, turn in enumerate(turns):
             ids[index, : len(turn.ids)] = torch.tensor(turn.ids)
         device, text = self._loaded.precision.device, self._model.text_model
-        keep = kept_tokens(turns, hidden, max(lengths)).to(device)
-        with torch.inference_mode(), hiding(text.get_input_embeddings(), keep):
+        visible = visible_tokens(turns, hidden, max(lengths)).to(device)
+        with torch.inference_mode(), hidden_tokens(text.get_input_embeddings(), visible):
             output = text(input_ids=ids.to(device), use_cache=False)
         states = self._loaded.to_numpy(output.last_hidden_state)
         return [state[:length].copy() for state, length in zip(states, lengths, strict=True)]
@@ -263,5 +263,5 @@ class VlmEncoder(ReadsFrames):
 def _turn(tokens: Tokens, begin: list[int], end: list[int]) -> Tokens:
     """A query between the beginning and the end of a user's turn, which belong to no word."""
     edges = [np.full(len(edge), -1, dtype=np.int64) for edge in (begin, end)]
-    owners = np.concatenate([edges[0], tokens.owners, edges[1]])
-    return Tokens(tokens.words, [*begin, *tokens.ids, *end], owners)
+    token_word = np.concatenate([edges[0], tokens.token_word, edges[1]])
+    return Tokens(tokens.words, [*begin, *tokens.ids, *end], token_word)

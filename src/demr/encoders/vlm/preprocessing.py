@@ -1,4 +1,4 @@
-"""Frames -> what a SmolVLM or Idefics 3 reads, as its own processor makes a single picture.
+"""Image preprocessing of SmolVLM and Idefics 3, as the model's own processor treats one picture.
 
 The frame is brought to the length that the model's larger pictures have and then squeezed to one
 square, whatever its aspect: the way of frames of a video, without the tiles that a still picture

@@ -1,0 +1,73 @@
+"""Counts of what reading a file of queries had to repair."""
+
+from dataclasses import dataclass
+
+ROUNDING_S = 0.05  # what one decimal of a second, or half a frame, can be off
+
+
+@dataclass
+class RepairReport:
+    """What was repaired while a file was read; every field is a count.
+
+    Args:
+        queries: Annotations returned.
+        swapped: Windows with start and end exchanged.
+        clipped: Windows that leave the video by more than ``ROUNDING_S``, cut to it.
+        trimmed: The same for windows that leave it by less: two sources rounded differently.
+        after_end: Windows dropped because they start at or after the end of the video.
+        zero_length: Windows dropped because they have no length.
+        emptied: Queries that lost every window by this; their windows are unknown now: the
+            moment is in the video, at a time that nobody knows.
+        unknown: Queries that came without windows (null or no such key).
+        absent: Queries with an empty list of windows.
+        tidied: Queries with surplus blanks or line breaks removed.
+        repeated: Records dropped because the same qid came before with the same content.
+        named: Queries without a qid, named after video and line.
+        guessed_durations: Videos whose file states no duration; their last window's end is taken.
+    """
+
+    queries: int = 0
+    swapped: int = 0
+    clipped: int = 0
+    trimmed: int = 0
+    after_end: int = 0
+    zero_length: int = 0
+    emptied: int = 0
+    unknown: int = 0
+    absent: int = 0
+    tidied: int = 0
+    repeated: int = 0
+    named: int = 0
+    guessed_durations: int = 0
+
+    def summary(self) -> str:
+        """One line with the counts that are not zero."""
+        dropped = [
+            text
+            for count, text in (
+                (self.after_end, f"{self.after_end} dropped: start after the end"),
+                (self.zero_length, f"{self.zero_length} dropped: zero length"),
+            )
+            if count
+        ]
+        notes = [
+            text
+            for count, text in (
+                (self.clipped, f"{self.clipped} windows clipped to the duration"),
+                (self.trimmed, f"{self.trimmed} trimmed by at most {ROUNDING_S} s"),
+                (self.swapped, f"{self.swapped} windows reversed: start and end swapped"),
+                (len(dropped), ", ".join(dropped)),
+                (self.emptied, f"{self.emptied} queries left without a window: unknown"),
+                (self.unknown, f"{self.unknown} queries without windows: unknown"),
+                (self.absent, f"{self.absent} absent"),
+                (self.tidied, f"{self.tidied} queries with surplus blanks tidied"),
+                (self.repeated, f"{self.repeated} exact repetitions dropped"),
+                (self.named, f"{self.named} queries without a qid named"),
+                (
+                    self.guessed_durations,
+                    f"{self.guessed_durations} videos without a duration: last window's end taken",
+                ),
+            )
+            if count
+        ]
+        return f"{self.queries} queries" + (": " + ", ".join(notes) if notes else ", no repairs")
