@@ -9,19 +9,22 @@ from demr.machine.devices import has_fast_bfloat16, resolve_device
 from demr.machine.files import UNREADABLE_ARRAYS, atomic_path, sync, write_json
 from demr.machine.hub import ask, fetch
 from demr.machine.processes import ignored_interrupts, late_interrupts
-from demr.machine.terminal import clock, counted, need_extra, status
+from demr.machine.terminal import clock, console, counted, need_extra, plain, printable, status
 
 __all__ = [
     "UNREADABLE_ARRAYS",
     "ask",
     "atomic_path",
     "clock",
+    "console",
     "counted",
     "fetch",
     "has_fast_bfloat16",
     "ignored_interrupts",
     "late_interrupts",
     "need_extra",
+    "plain",
+    "printable",
     "resolve_device",
     "status",
     "sync",
