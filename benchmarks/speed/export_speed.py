@@ -57,8 +57,8 @@ def main() -> None:
         for sizes in SIZES:
             batch = random_batch(pretrained, *sizes, seed=1)
             given = {name: part.numpy() for name, part in zip(INPUTS, batch, strict=True)}
-            said = model(*batch)
-            off = [deviation(ours(*batch), said) for ours in (load_onnx(onnx), program)]
+            expected = model(*batch)
+            off = [deviation(ours(*batch), expected) for ours in (load_onnx(onnx), program)]
             times = [
                 fastest(partial(model, *batch)),
                 fastest(partial(session.run, list(OUTPUTS), given)),

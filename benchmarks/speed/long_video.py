@@ -2,13 +2,13 @@
 
     python benchmarks/speed/long_video.py [--world runs/long_video_world] [--hours 0.1667 1 4 12]
 
-Renders scenes of the embedded world (IID split, their own seed) and encodes them once. A long
-video is features: half of the scenes in random order, again and again, and over them, each once,
-scenes of the other half, placed so that the middle of a moment lies where the say changes from one
-stretch to the next ("seam"), or right between two such places ("elsewhere"). Every second video
-exchanges the two, so the same moments are compared. Asked are sentences that one event of all
-scenes meets, and, as absent ones, sentences that no event meets or nearly meets. Every length runs
-in a process of its own, for its peak memory. Rewrites the section on long video in docs/scale.md.
+Renders scenes of the embedded world (IID split, their own seed) and encodes them once. A long video
+is features: half of the scenes in random order, again and again, and over them, each once, scenes
+of the other half, placed so that the middle of a moment lies where one stretch takes over from the
+one before ("seam"), or right between two such places ("elsewhere"). Every second video exchanges
+the two, so the same moments are compared. Asked are sentences that one event of all scenes meets,
+and, as absent ones, sentences that no event meets or nearly meets. Every length runs in a process
+of its own, for its peak memory. Rewrites the section on long video in docs/scale.md.
 """
 
 import argparse
@@ -99,15 +99,15 @@ def measure(world: Path, hours: float) -> dict[str, Any]:
             row["eight_s"] = (time.perf_counter() - start) / len(eight)
             row["eight_mb"] = peak_mb()
         for query, window, kind in planted:
-            top, said = ask(retriever, video, query)
+            top, present = ask(retriever, video, query)
             hits[kind].append(iou(np.array(top), np.array(window)) >= 0.5)
-            presence["present"].append(said)
+            presence["present"].append(present)
         for query in absent_queries(events, len(planted), rng):
             presence["absent"].append(ask(retriever, video, query)[1])
     for annotation in unique.values():
         alone = retriever.prepare(pack[annotation.vid], annotation.vid)
-        top, said = ask(retriever, alone, annotation.query)
-        presence["alone"].append(said)
+        top, present = ask(retriever, alone, annotation.query)
+        presence["alone"].append(present)
         hits["alone"].append(iou(np.array(top), np.array((annotation.windows_s or ())[0])) >= 0.5)
     row |= {f"{kind}": [sum(values), len(values)] for kind, values in hits.items()}
     limits = retriever.calibration.thresholds
@@ -259,12 +259,13 @@ def write_section(rows: list[dict[str, Any]]) -> None:
         lines.append(f"| {row['hours']:.3g} | {' | '.join(cells)} |")
     lines += [
         "",
-        "Verdicts, by three ways of making one `present` of what all stretches say. A search takes",
-        "the first (`answers.presence.somewhere`); its 0.3 was fitted with the roles of the scenes",
-        "exchanged (75 present and 75 absent queries); that the surest stretch is the better start",
-        "was seen on the queries below. Alone queries are the present ones in their short video.",
+        "Verdicts, by three ways of making one `present` from those of all stretches. A search",
+        "takes the first (`demr.answers.presence.somewhere`); its 0.3 was fitted with the roles",
+        "of the scenes exchanged (75 present and 75 absent queries); that the surest stretch is",
+        "the better start was seen on the queries below. Alone queries are the present ones in",
+        "their short video.",
         "",
-        "| hours | queries | said | surest, less chance | surest | mean odds |",
+        "| hours | queries | verdict | surest, less chance | surest | mean odds |",
         "|---|---|---|---|---|---|",
     ]
     for row in rows:
