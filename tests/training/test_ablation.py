@@ -13,11 +13,13 @@ import pytest
 
 from demr.errors import ConfigError
 from demr.runs.config import load_config
-from demr.training.ablation_report import cell, collect, splits_of, tables
+from demr.training.ablation import plan_ablation
+from demr.training.ablation_report import cell, collect, figures, splits_of, tables
 from demr.training.grids import GRIDS, Grid, load_grid
 from demr.training.trials import Trial, Trials, is_row_of, plan, read_rows
 
 Cli = Callable[..., Any]
+QUICK = ("--set", "retrieval.epochs=1", "--set", "retrieval.refit_epochs=0")
 RECIPE = Path(__file__).resolve().parents[2] / "configs" / "charades_cd.yaml"
 
 
@@ -45,6 +47,29 @@ def test_a_variant_that_two_grids_share_is_one_run() -> None:
     assert whole[0].name != whole[1].name
     assert whole[0].key == whole[1].key
     assert len({trial.name for trial in trials_of(planned)}) == 2 * (4 + 5 - 1)
+
+
+def test_trials_go_seed_by_seed(tmp_path: Path) -> None:
+    grids = {name: GRIDS[name] for name in ("fusion", "reconstruction")}
+    different = plan_ablation(RECIPE, grids, [3, 1], out=tmp_path).different
+    # An ablation that was stopped has complete seeds: fusion's two, then what "off" adds to them.
+    assert [trial.seed for trial in different.values()] == [3, 3, 3, 1, 1, 1]
+    assert list(different) == [trial.id for trial in different.values()]
+
+
+def test_without_a_folder_it_is_named_by_the_recipe() -> None:
+    ablation = plan_ablation(RECIPE, {"fusion": GRIDS["fusion"]}, [0])
+    assert ablation.out == Path("runs") / f"{load_config(RECIPE).name}-ablation"
+
+
+def test_rows_without_binned_errors_have_no_figure_of_them(tmp_path: Path) -> None:
+    grid = Grid(title="x", variants={"a": {}, "b": {}})
+    bins = {"ood": {"error s": [1.0, 2.0], "evidence": [3, 2], "EU s": [1, 2], "AU+EU s": [1, 3]}}
+    old, new = row(0, 60, 0.1, True), row(0, 61, 0.1, True) | {"error_bins": bins}
+    written = figures("x", grid, {"a": {0: old}, "b": {0: new}}, tmp_path)
+    assert [path.name for path in written] == ["x.png", "x-noise.png"]
+    written = figures("x", grid, {"a": {0: new}, "b": {0: new}}, tmp_path)
+    assert [path.name for path in written] == ["x.png", "x-noise.png", "x-errors.png"]
 
 
 def test_variants_say_what_they_change_and_go_before_overrides() -> None:
@@ -188,11 +213,11 @@ def grid_file(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_an_ablation_end_to_end(cli: Cli, recipe: Path, grid_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "ablation"
-    quick = ("--set", "retrieval.epochs=1", "--set", "retrieval.refit_epochs=0")
     rest = ("--limit", "4", "--jobs", "2")
-    call = ("ablate", recipe, "--grid", grid_file, "--seeds", "3", "--out", out, *quick, *rest)
+    call = ("ablate", recipe, "--grid", grid_file, "--seeds", "3", "--out", out, *QUICK, *rest)
     done = cli(*call)
     assert done.code == 1
     assert "1 runs failed" in done.err
@@ -225,12 +250,14 @@ def test_an_ablation_end_to_end(cli: Cli, recipe: Path, grid_file: Path, tmp_pat
     assert damaged.name in cli(*call).one_line()
 
 
+@pytest.mark.slow
 def test_interrupted_it_stops_its_run_and_goes_on_later(
     recipe: Path, tmp_path: Path, cli: Cli
 ) -> None:
-    out = tmp_path / "ablation"
-    options = ["--grid", "fusion", "--seeds", "3", "--out", str(out), "--balance", "none"]
+    out, grid = tmp_path / "ablation", tmp_path / "own.yaml"
+    options = ["--grid", str(grid), "--seeds", "3", "--out", str(out), "--balance", "none", *QUICK]
     command = [sys.executable, "-m", "demr", "ablate", str(recipe), *options]
+    grid.write_text("title: Own\nvariants: {first: {}, second: {model.fusion: concat}}\n")
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ, text=True
     )
@@ -245,12 +272,13 @@ def test_interrupted_it_stops_its_run_and_goes_on_later(
     assert "Traceback" not in text[1]
     assert len(list(out.glob("runs/*/config.yaml"))) == 1, "the second run must not start"
     assert not read_rows(out)
+    # The first alone is what is taken up again: a grid without the second finds it.
+    grid.write_text("title: Own\nvariants: {first: {}}\n")
     done = cli("ablate", recipe, *options)
     assert done.code == 0, done.err
-    assert "going on" in done.err
-    minutes = {r["seed"]: r["minutes"] for r in read_rows(out).values()}
-    assert len(read_rows(out)) == 2, minutes
-    assert json.loads(next((out / "rows").glob("*.json")).read_text())["balance"] is None
+    assert "own: first, seed 3: going on" in done.err
+    (row,) = read_rows(out).values()
+    assert (row["minutes"], row["balance"]) == (None, None)
 
 
 def test_collect_leaves_out_what_is_not_finished() -> None:
