@@ -11,8 +11,8 @@ view      the pack gives a view, whose values are not touched yet; `np.load` giv
 values    every value was read once: the view is copied; `np.load` as above, streams side by side
 prepared  the tensor that a model takes: aligned, float32, finite, normalised (l2 or none), with
           the clips' times; both sides call the same `prepare_video`
-item      what training asks for in every step: an item of a `MomentDataset`, which prepares each
-          video once; `np.load` prepares it every time, as loaders without memory do
+item      what training asks for in every step: an item of a `MomentDataset`, which keeps prepared
+          videos up to 2 GiB; `np.load` prepares them every time, as loaders without memory do
 """
 
 import argparse

@@ -16,7 +16,7 @@ from demr.features.pack import FeaturePack, FeaturePackWriter
 from demr.features.prepare import prepare_video
 
 IDENTITY = EncoderIdentity("fake", "1", 2.0, (("wide", 3), ("narrow", 2)), 4, "l2")
-BYTES = 10 * 7 * 4  # ten clips of five features and two fractions
+BYTES = 10 * 5 * 4  # ten clips of five features
 
 
 @pytest.fixture
@@ -30,10 +30,10 @@ def pack(tmp_path: Path) -> FeaturePack:
 
 
 def test_they_are_equal_to_the_bit(pack: FeaturePack) -> None:
-    videos = PreparedVideos(pack, cache_bytes=BYTES)
+    videos = PreparedVideos(pack, "abc", keep_bytes=0)
+    assert videos.clips == {"a": 10, "b": 10, "c": 10}
     for vid in "abcabc":
         assert torch.equal(videos.prepared(vid), prepare_video(pack[vid], IDENTITY)[0])
-        assert videos.clips(vid) == 10
     whole = videos.raw("a")
     for stretch in plan_stretches(10, 4):
         part = replace(
@@ -44,8 +44,8 @@ def test_they_are_equal_to_the_bit(pack: FeaturePack) -> None:
         assert torch.equal(videos.prepared("a", stretch), prepare_video(part, IDENTITY)[0])
 
 
-def test_what_is_in_use_is_shared_however_little_is_kept(pack: FeaturePack) -> None:
-    videos = PreparedVideos(pack, cache_bytes=0)
+def test_what_is_in_use_is_shared_where_nothing_is_kept(pack: FeaturePack) -> None:
+    videos = PreparedVideos(pack, "abcd", keep_bytes=0)
     first = [videos.prepared(vid) for vid in "abcd"]
     again = [videos.prepared(vid) for vid in "abcd"]
     assert all(one is other for one, other in zip(first, again, strict=True))
@@ -53,15 +53,12 @@ def test_what_is_in_use_is_shared_however_little_is_kept(pack: FeaturePack) -> N
     assert videos.prepared("a", Stretch(0, 10, 0, 10)) is not first[0]
 
 
-def test_the_videos_used_last_are_kept_up_to_a_limit(pack: FeaturePack) -> None:
-    videos = PreparedVideos(pack, cache_bytes=2 * BYTES + BYTES // 2)
-    kept = {vid: weakref.ref(videos.prepared(vid)) for vid in "abac"}
+@pytest.mark.parametrize(("keep_bytes", "kept"), [(2 * BYTES, True), (2 * BYTES - 1, False)])
+def test_videos_that_fit_are_kept(pack: FeaturePack, keep_bytes: int, kept: bool) -> None:
+    videos = PreparedVideos(pack, "ab", keep_bytes=keep_bytes)
+    known = [weakref.ref(videos.prepared(vid)) for vid in "aba"]
     gc.collect()
-    assert {vid: ref() is not None for vid, ref in kept.items()} == {
-        "a": True,
-        "b": False,
-        "c": True,
-    }
+    assert [reference() is not None for reference in known] == [kept] * 3
 
 
 def test_changed_features_are_prepared_as_any(pack: FeaturePack) -> None:
@@ -70,7 +67,7 @@ def test_changed_features_are_prepared_as_any(pack: FeaturePack) -> None:
         features[:, 0] *= 2
         return replace(video, features=features)
 
-    videos = PreparedVideos(pack, doubled)
+    videos = PreparedVideos(pack, "b", doubled)
     expected = prepare_video(doubled(pack["b"]), IDENTITY)[0]
     assert torch.equal(videos.prepared("b"), expected)
     assert not torch.equal(videos.prepared("b"), prepare_video(pack["b"], IDENTITY)[0])

@@ -90,11 +90,10 @@ class MomentDataset(Dataset[Item]):
         self.epoch = 0
         self._pack = pack
         self._identity = pack.identity
-        self._videos = PreparedVideos(pack)
         # Made when first asked for: a quarter of an alignment step went into making them anew.
         self._targets: dict[int, Targets] = {}
         vids = sorted({annotation.vid for annotation in annotations})
-        self._clips = {vid: self._videos.clips(vid) for vid in vids}
+        self._videos = PreparedVideos(pack, vids)
         self._duration_s = {vid: pack[vid].duration_s for vid in vids}
         for annotation in annotations:
             self._check_duration(annotation)
@@ -121,7 +120,7 @@ class MomentDataset(Dataset[Item]):
 
     def length(self, index: int) -> int:
         """Number of clips of an item."""
-        clips = self._clips[self.annotations[index].vid]
+        clips = self._videos.clips[self.annotations[index].vid]
         return clips if self.max_clips is None else min(clips, self.max_clips)
 
     @property
@@ -151,7 +150,7 @@ class MomentDataset(Dataset[Item]):
         vid = annotation.vid
         duration_s = self._duration_s[vid]
         if stretch is not None:
-            duration_s = stretch.duration_s(duration_s, self._clips[vid], self.clip_s)
+            duration_s = stretch.duration_s(duration_s, self._videos.clips[vid], self.clip_s)
         video = self._videos.prepared(vid, stretch)
         item = Item(
             video=video,
@@ -167,7 +166,7 @@ class MomentDataset(Dataset[Item]):
 
     def _draw_stretch(self, index: int) -> Stretch | None:
         annotation = self.annotations[index]
-        clips = self._clips[annotation.vid]
+        clips = self._videos.clips[annotation.vid]
         if self.max_clips is None or clips <= self.max_clips:
             return None
         options = list(plan_stretches(clips, self.max_clips))
@@ -242,7 +241,7 @@ class MomentDataset(Dataset[Item]):
         """
         other = copy(self)
         if video is not None:
-            other._videos = PreparedVideos(self._pack, video)
+            other._videos = PreparedVideos(self._pack, self._videos.clips, video)
         if query is not None:
             other._queries = [query(features) for features in self._queries]
             other._texts = [prepare_query(q, self._identity) for q in other._queries]

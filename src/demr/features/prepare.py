@@ -79,10 +79,11 @@ def prepare_video(video: VideoFeatures, identity: EncoderIdentity) -> tuple[Tens
         FeatureError: On a wrong width, clip length or number of rows, or values that are not
             finite.
     """
-    features = _checked(video, identity)
-    fractions = span_fractions(video.duration_s, video.clip_s, len(features))
-    # Filled in place: copies of whole videos were most of the work.
-    inputs = torch.empty(len(features), identity.video_dim + fractions.shape[1])
+    fractions = span_fractions(video.duration_s, video.clip_s, _row_count(video, identity))
+    # Filled in place: copies of whole videos were most of the work. And allocated before all that is
+    # freed at the end: behind it, tensors that are kept had holes of their own size between them.
+    inputs = torch.empty(len(fractions), identity.video_dim + fractions.shape[1])
+    features = _finite(video, len(fractions))
     filled = inputs.numpy()
     filled[:, identity.video_dim :] = fractions
     if identity.normalization == "l2":
@@ -95,8 +96,8 @@ def prepare_video(video: VideoFeatures, identity: EncoderIdentity) -> tuple[Tens
     return inputs, fractions
 
 
-def _checked(video: VideoFeatures, identity: EncoderIdentity) -> NDArray[np.float32]:
-    """Features of a video, one row a clip, where they fit the encoder and are finite."""
+def _row_count(video: VideoFeatures, identity: EncoderIdentity) -> int:
+    """Rows that serve, one a clip, of features that fit the encoder and the duration."""
     given = np.asarray(video.features)
     if given.ndim != 2 or given.shape[1] != identity.video_dim or not len(given):
         raise FeatureError(
@@ -120,7 +121,12 @@ def _checked(video: VideoFeatures, identity: EncoderIdentity) -> NDArray[np.floa
             got=f"{len(given)} rows",
             remedy="check the duration and the clip length of these features",
         )
-    features = as_float32(given[:clips])
+    return min(len(given), clips)
+
+
+def _finite(video: VideoFeatures, count: int) -> NDArray[np.float32]:
+    """The first rows of a video's features, where all their numbers are finite."""
+    features = as_float32(np.asarray(video.features)[:count])
     if not np.isfinite(features).all():
         row = int(np.flatnonzero(~np.isfinite(features).all(axis=1))[0])
         raise FeatureError(
