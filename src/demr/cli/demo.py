@@ -46,7 +46,7 @@ def run_demo(out: Path, seed: int) -> Path:
             title="demr demo: what happens when?",
         )
     console().print(search_table(result, truth))
-    console().print(plain(f"report: {report}"), soft_wrap=True)
+    console(soft_wrap=True).print(plain(f"report: {report}"))
     return report
 
 

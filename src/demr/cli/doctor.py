@@ -64,7 +64,7 @@ def examine() -> list[Finding]:
         _bundled_model(),
         *map(_weights, _ENCODERS),
         _slowfast(),
-        _room(),
+        _temporary_files(),
     ]
 
 
@@ -184,7 +184,7 @@ def _slowfast() -> Finding:
     return Finding(name, "ok", str(path))
 
 
-def _room() -> Finding:
+def _temporary_files() -> Finding:
     """Whether temporary files can be written."""
 
     def write() -> str:

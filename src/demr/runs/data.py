@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from demr.annotations.annotations import Annotation, read_annotations_with_report
@@ -17,11 +16,12 @@ from demr.encoders.cached_queries import CachedQueries
 from demr.encoders.stored_text import StoredText, open_text
 from demr.errors import AnnotationError, ConfigError
 from demr.features.pack import FeaturePack
+from demr.machine import terminal
 from demr.runs.config import DataConfig
 from demr.runs.splits import check_videos, hold_out
 from demr.shapes.dataset import build_dataset
 
-console = Console(stderr=True, soft_wrap=True)
+console = terminal.console(stderr=True, soft_wrap=True)
 
 
 @dataclass(frozen=True)

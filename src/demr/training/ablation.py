@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from demr.errors import InputError
+from demr.machine import terminal
 from demr.machine.files import atomic_path
 from demr.training.ablation_report import Results, collect, figures, tables
 from demr.training.grids import Grid
@@ -94,7 +94,7 @@ class Ablation:
         rows = read_rows(self.out)
         every = self.different
         missing = [t for id_, t in every.items() if id_ not in rows or not is_row_of(rows[id_], t)]
-        console = Console(stderr=True, soft_wrap=True)
+        console = terminal.console(stderr=True, soft_wrap=True)
         console.print(
             f"{len(every)} runs, {len(every) - len(missing)} of them finished: {self.out}"
         )

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import lightning
 import torch
-from rich.console import Console
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from torch.utils.data import DataLoader
@@ -19,6 +18,7 @@ from demr.batches.masking import Masking
 from demr.batches.sampling import LengthBatches, sequential_batches
 from demr.evaluation.measure import quick_metrics
 from demr.evidential import EvidentialHead
+from demr.machine.terminal import console
 from demr.network.losses import (
     LossBreakdown,
     LossWeights,
@@ -358,6 +358,6 @@ def rate_factor(epoch: float, *, warmup: float, total: int, schedule: str, drop:
 
 
 def _say(line: str, run: str) -> None:
-    Console(stderr=True).print(line, highlight=False, soft_wrap=True)
+    console(stderr=True, soft_wrap=True).print(line)
     with (Path(run) / "train.log").open("a", encoding="utf-8") as stream:
         stream.write(line + "\n")
