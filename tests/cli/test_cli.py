@@ -356,6 +356,7 @@ def test_a_real_process_complains_in_one_line(
     assert expected in done.stderr
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_rendering(recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     root = tmp_path / "world"
@@ -403,6 +404,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_training(recipe: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", INTERRUPTED, "train", str(recipe), "--out", str(tmp_path / "out")],

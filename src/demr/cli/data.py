@@ -1,5 +1,6 @@
 """The command line: features of videos, and what others publish."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -109,33 +110,15 @@ def import_features(
     ] = False,
 ) -> None:
     """Bring published video features into a feature pack."""
-    from demr.annotations.annotations import read_annotations
     from demr.features.imports import import_features as bring_in
 
     streams = dict(_named_path(text) for text in stream)
-    name, separator, version = encoder.partition("@")
-    wrong = {
-        "--stream": (len(streams) < len(stream), "streams with names of their own", str(stream)),
-        "--clip-length": (not 0 < clip_length < 1e6, "seconds above 0", f"{clip_length:g}"),
-        "--text-dim": (text_dim < 1, "at least 1", str(text_dim)),
-        "--encoder": (not (name and separator and version), "NAME@VERSION", encoder),
-    }
-    for option, (is_wrong, expected, got) in wrong.items():
-        if is_wrong:
-            raise InputError(
-                option, expected=expected, got=got, remedy="see demr import features --help"
-            )
-    durations: dict[str, float] = {}
-    for file in annotations:
-        for annotation in read_annotations(file):
-            known = durations.setdefault(annotation.vid, annotation.duration_s)
-            if abs(known - annotation.duration_s) > clip_length:
-                raise InputError(
-                    f"--annotations {file}",
-                    expected=f"video {annotation.vid} to last {known:g} s, as said before",
-                    got=f"{annotation.duration_s:g} s",
-                    remedy="annotations of one video must agree to within a clip",
-                )
+    name, _, version = encoder.partition("@")
+    _check(len(streams) == len(stream), "--stream", "streams of different names", str(stream))
+    _check(0 < clip_length < 1e6, "--clip-length", "seconds above 0", f"{clip_length:g}")
+    _check(text_dim > 0, "--text-dim", "at least 1", str(text_dim))
+    _check(bool(name and version), "--encoder", "NAME@VERSION", encoder)
+    durations = _durations(annotations, clip_length)
     with status(f"reading {len(durations)} videos"):
         done = bring_in(
             streams,
@@ -148,6 +131,31 @@ def import_features(
             normalization="none" if raw else "l2",
         )
     typer.echo(f"{out}: {done.summary()}")
+
+
+def _check(is_right: bool, option: str, expected: str, got: str) -> None:
+    if not is_right:
+        raise InputError(
+            option, expected=expected, got=got, remedy="see demr import features --help"
+        )
+
+
+def _durations(files: Sequence[Path], clip_length: float) -> dict[str, float]:
+    """How long each annotated video is, in seconds; files must agree to within a clip."""
+    from demr.annotations.annotations import read_annotations
+
+    durations: dict[str, float] = {}
+    for file in files:
+        for annotation in read_annotations(file):
+            known = durations.setdefault(annotation.vid, annotation.duration_s)
+            if abs(known - annotation.duration_s) > clip_length:
+                raise InputError(
+                    f"--annotations {file}",
+                    expected=f"video {annotation.vid} to last {known:g} s, as said before",
+                    got=f"{annotation.duration_s:g} s",
+                    remedy="annotations of one video must agree to within a clip",
+                )
+    return durations
 
 
 def _named_path(text: str) -> tuple[str, Path]:

@@ -32,7 +32,7 @@ from demr.report.wording import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from jinja2 import Environment
 
@@ -124,7 +124,6 @@ def _render(
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     name = Path(result.video).name
     cards = [_card(answer, result, truth) for answer in result.answers]
-    verdicts = [card.verdict for card in cards]
     return (
         _templates()
         .get_template("page.html")
@@ -140,11 +139,7 @@ def _render(
                 result.model,
                 result.encoder,
             ),
-            verdicts=" · ".join(
-                f"{verdicts.count(short)} {verdict}"
-                for verdict, short in SHORT_VERDICT.items()
-                if short in verdicts
-            ),
+            verdicts=_count_verdicts(cards),
             level=level_text(result),
             has_truth=truth is not None,
             has_guesses=any(card.timeline.is_guess and card.timeline.bars for card in cards),
@@ -155,6 +150,15 @@ def _render(
             script=script,
             script_digest=digest,
         )
+    )
+
+
+def _count_verdicts(cards: Sequence[Card]) -> str:
+    short_verdicts = [card.verdict for card in cards]
+    return " · ".join(
+        f"{short_verdicts.count(short)} {verdict}"
+        for verdict, short in SHORT_VERDICT.items()
+        if short in short_verdicts
     )
 
 
