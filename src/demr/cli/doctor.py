@@ -8,7 +8,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,8 +31,8 @@ _EXTRAS = {
     "export": "demr export to ONNX",
     "cluster": "demr extract --ray",
 }
-# With weights of the hub; each is a module of its name.
-_ENCODERS = {"clip": "clip.clip", "xclip": "clip.xclip", "vlm": "vlm.encoder"}
+# Their weights are on the hub.
+_ENCODERS = ("clip", "xclip", "vlm")
 _STYLE = {"ok": "green", "missing": "yellow", "broken": "bold red"}
 
 
@@ -159,7 +158,7 @@ def _weights(encoder: str) -> Finding:
         return Finding(name, "missing", "needs the extra encoders", "see above")
     from demr.encoders.model_folder import cached_folder
 
-    model: str = import_module(f"demr.encoders.{_ENCODERS[encoder]}").DEFAULT_MODEL
+    model = _default_model(encoder)
     folder = cached_folder(model)
     offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
     if folder is None:
@@ -170,6 +169,15 @@ def _weights(encoder: str) -> Finding:
             f"hf download {model}, or give a folder: --encoder {encoder}:/path",
         )
     return Finding(name, "ok", f"{model} in {folder}")
+
+
+def _default_model(encoder: str) -> str:
+    from demr.encoders.clip.clip import ClipEncoder
+    from demr.encoders.clip.xclip import XClipEncoder
+    from demr.encoders.vlm.encoder import FAMILY
+
+    families = {"clip": ClipEncoder.family, "xclip": XClipEncoder.family, "vlm": FAMILY}
+    return families[encoder].example
 
 
 def _slowfast() -> Finding:
