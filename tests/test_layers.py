@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -108,3 +109,11 @@ def test_every_room_says_what_it_is_for() -> None:
         docstring = ast.get_docstring(ast.parse((folder / "__init__.py").read_text("utf-8")))
         assert docstring is not None, folder
         assert "Begin with" in docstring, folder
+
+
+@pytest.mark.parametrize("room", sorted({room_of(path) for path in modules()} - {"cli"}))
+def test_what_rooms_export_is_there_and_sorted(room: str) -> None:
+    module = import_module(f"demr.{room}")
+    names = getattr(module, "__all__", [])
+    assert names == sorted(names)
+    assert all(hasattr(module, name) for name in names)

@@ -90,11 +90,6 @@ class Annotation:
         if all(len(votes) == ANNOTATORS and len(set(votes)) == 1 for votes in given.values()):
             object.__setattr__(self, "saliency_votes", None)
 
-    @property
-    def is_present(self) -> bool:
-        """True where at least one window is known (so not for test splits without windows)."""
-        return bool(self.windows_s)
-
 
 def tidy_query(query: str) -> str:
     """The query with every run of white space as one blank and none at its ends.

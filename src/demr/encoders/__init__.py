@@ -1,7 +1,8 @@
 """Frozen encoders: from frames and words to features.
 
-It imports :mod:`demr.video`, :mod:`demr.machine` and :mod:`demr.errors`. Begin with ``base.py``,
-which says what an encoder is; :func:`get_encoder` makes one from its name.
+It imports :mod:`demr.video`, :mod:`demr.machine` and :mod:`demr.errors`, and encoders themselves
+only in :func:`get_encoder`, which makes one from its name. Begin with ``base.py``, which defines
+what an encoder is; each encoder has a folder of its own.
 """
 
 import re

@@ -1,7 +1,8 @@
 """The embedded world: short videos of moving coloured shapes, with sentences and true windows.
 
-It imports :mod:`demr.encoders`, :mod:`demr.features` and what lies below. Begin with ``world.py``,
-which draws a scene, then ``render.py``.
+It imports :mod:`demr.encoders`, :mod:`demr.features` and what lies below. Begin with ``script.py``,
+the script of a scene, then ``world.py``, which writes one, ``render.py`` and ``language.py``;
+``dataset.py``, which needs torch, makes a data set of them.
 """
 
 from demr.shapes.language import demo_annotations, scene_annotations

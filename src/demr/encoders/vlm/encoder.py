@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from demr.encoders.base import CLIP_S, EncoderIdentity, QueryFeatures
-from demr.encoders.clip.clip import middle_times
+from demr.encoders.clip import middle_times
 from demr.encoders.frames import FrameStream, ReadsFrames
 from demr.encoders.loaded_model import LoadedModel, check_clip_length
 from demr.encoders.model_folder import Family
