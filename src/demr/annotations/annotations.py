@@ -103,7 +103,7 @@ def tidy_query(query: str) -> str:
 def saliency_votes(
     annotation: Annotation, annotators: int = ANNOTATORS
 ) -> Mapping[int, tuple[float, ...]]:
-    """What each annotator gave each scored clip, 0..4.
+    """Scores of each annotator for each scored clip, 0..4.
 
     Args:
         annotation: A query with or without scores.

@@ -16,8 +16,8 @@ class RepairReport:
         trimmed: The same for windows that leave it by less: two sources rounded differently.
         after_end: Windows dropped because they start at or after the end of the video.
         zero_length: Windows dropped because they have no length.
-        emptied: Queries that lost every window by this; their windows are unknown now: the
-            moment is in the video, at a time that nobody knows.
+        emptied: Queries that lost every window by this; their windows are unknown now, as
+            the moment is in the video.
         unknown: Queries that came without windows (null or no such key).
         absent: Queries with an empty list of windows.
         tidied: Queries with surplus blanks or line breaks removed.

@@ -36,7 +36,7 @@ class CombinedEncoder(ReadsFrames):
 
     @property
     def identity(self) -> EncoderIdentity:
-        """What is stored beside the features; weights of both count."""
+        """Stored beside the features; weights of both count."""
         motion, clip = self._motion.identity, self._clip.identity
         return EncoderIdentity(
             name=f"{clip.name}+{motion.name}",

@@ -32,7 +32,7 @@ class Precision:
 
     @classmethod
     def choose(cls, device: str, half: torch.dtype, *, exact: bool) -> Self:
-        """What a device does fast.
+        """Choose what a device does fast.
 
         Args:
             device: ``auto``, ``cpu``, or an accelerator.
@@ -48,7 +48,7 @@ class Precision:
 
     @property
     def name(self) -> str:
-        """What pictures are computed in, as an identity states it, such as ``float32``."""
+        """Type that pictures are computed in, as an identity states it, such as ``float32``."""
         return str(torch.bfloat16 if self.is_fast else self.dtype).removeprefix("torch.")
 
     def fast_products(self) -> AbstractContextManager[Any]:
@@ -131,7 +131,7 @@ def short_digest(*parts: object) -> str:
     """First sixteen hexadecimal digits of the SHA-256 of what the parts print as.
 
     Stored features are refused where it differs, so what goes into it must go on printing alike:
-    dataclasses that say how pictures are prepared keep their names and the order of their fields.
+    dataclasses with the settings of preprocessing keep their names and the order of their fields.
     """
     return hashlib.sha256(" ".join(map(str, parts)).encode()).hexdigest()[:16]
 

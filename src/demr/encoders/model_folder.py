@@ -175,7 +175,7 @@ class ModelFolder:
         try:
             with quiet_transformers():
                 # Read as it was published: the class named in the settings may ask for
-                # sentencepiece, or rebuild what the file says.
+                # sentencepiece, or rebuild what is in the file.
                 ready = (self.path / "tokenizer.json").exists()
                 kind = transformers.PreTrainedTokenizerFast if ready else transformers.AutoTokenizer
                 tokenizer = kind.from_pretrained(self.path, local_files_only=True)

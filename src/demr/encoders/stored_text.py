@@ -35,7 +35,7 @@ def open_text(path: Path, identity: EncoderIdentity) -> Encoder:
 
 
 class _Stored:
-    """What both forms share: the video side's identity, and no way to encode a video."""
+    """Shared by both forms: the identity of the video side, and no way to encode a video."""
 
     _identity: EncoderIdentity
 
@@ -114,15 +114,15 @@ class StoredText(_Stored):
         if qid is None:
             return None
         places = (self._folder / f"qid{qid}.npz", self._folder / f"{qid}.npz")
-        found = [place for place in places if place.exists()]
-        if len(found) > 1:
+        files = [place for place in places if place.exists()]
+        if len(files) > 1:
             raise FeatureError(
                 str(self._folder),
                 expected=f"one file for qid {qid}",
-                got=" and ".join(place.name for place in found),
+                got=" and ".join(place.name for place in files),
                 remedy="remove the one that is not this query's",
             )
-        return found[0] if found else None
+        return files[0] if files else None
 
 
 def _read(query: str, file: Path) -> QueryFeatures:

@@ -18,6 +18,7 @@ from demr.encoders.base import QueryFeatures
 from demr.encoders.loaded_model import LoadedModel
 from demr.encoders.tokens import Tokens, tokenize
 
+# Queries that are read at once.
 _QUERIES = 64
 
 

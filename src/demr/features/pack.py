@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 PACK_VERSION = 1
+# Rows of a shard: 370 MB of SlowFast and CLIP.
 _SHARD_ROWS = 65_536
 
 
@@ -35,8 +36,8 @@ class FeaturePackWriter:
     Args:
         path: Folder to create.
         identity: The encoder whose features are stored.
-        within: Folder to write in until then, on the same disk; the one that the pack comes to
-            lie in, if None. What a killed process leaves there is hidden and of the pack's name.
+        within: Folder to write in until then, on the same disk; by default the pack's parent.
+            A killed process leaves a hidden folder there that begins with the pack's name.
 
     Attributes:
         identity: Stored when the block ends; what it was computed in may be known only then.

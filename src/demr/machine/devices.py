@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 def has_fast_bfloat16(device: "torch.device") -> bool:
     """Whether a device is a CPU that multiplies bfloat16 itself, several times as fast as float32.
 
-    False where torch is too old to tell.
+    False where torch is too old to know.
     """
     import torch
 

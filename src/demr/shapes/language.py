@@ -90,7 +90,7 @@ _TEMPLATES = (
 
 @dataclass(frozen=True)
 class Semantics:
-    """What a sentence asks for; None leaves an attribute open, ``action`` may name a group."""
+    """Meaning of a sentence; None leaves an attribute open, ``action`` may name a group."""
 
     color: str | None
     shape: str | None
@@ -225,10 +225,10 @@ def unknown_sentence(split: Split, rng: np.random.Generator) -> str:
 
 def _present(scene: Scene, count: int, rng: np.random.Generator) -> list[Semantics]:
     """Draw different semantics of the scene's events, most of them with all attributes."""
-    found: dict[Semantics, None] = {}
+    drawn: dict[Semantics, None] = {}
     events = [e for e in scene.events if may_be_asked(scene.split, e.color, e.shape, e.action)]
     for _ in range(count * 12):
-        if len(found) == count or not events:
+        if len(drawn) == count or not events:
             break
         event = events[int(rng.integers(len(events)))]
         full = Semantics(event.color, event.shape, event.action)
@@ -245,15 +245,15 @@ def _present(scene: Scene, count: int, rng: np.random.Generator) -> list[Semanti
         else:
             asked = full
         if sum(end - start for start, end in true_windows(scene, asked)) < 0.5 * scene.duration_s:
-            found[asked] = None
-    return list(found)
+            drawn[asked] = None
+    return list(drawn)
 
 
 def _absent(scene: Scene, count: int, rng: np.random.Generator) -> list[Semantics]:
     """Draw semantics that no event of the scene meets, three quarters close to one that does."""
-    found: dict[Semantics, None] = {}
+    drawn: dict[Semantics, None] = {}
     for _ in range(count * 40):
-        if len(found) == count:
+        if len(drawn) == count:
             break
         asked = _changed_event(scene, rng) if rng.random() < 0.75 else _any_semantics(rng)
         if not is_plausible(scene.split, asked):
@@ -269,8 +269,8 @@ def _absent(scene: Scene, count: int, rng: np.random.Generator) -> list[Semantic
             group = "travel" if rng.random() < 0.6 else "resize"
             asked = replace(asked, action=group)
         if not any(asked.nearly_matches(event) for event in scene.events):
-            found[asked] = None
-    return list(found)
+            drawn[asked] = None
+    return list(drawn)
 
 
 def is_plausible(split: Split, asked: Semantics) -> bool:

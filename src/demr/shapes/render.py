@@ -222,15 +222,15 @@ class _Painter:
         self, shape: str, radius4: int, angle: int, part_x: int, part_y: int
     ) -> tuple[Counts, Counts]:
         key = (shape, radius4, angle, part_x, part_y)
-        found = self.masks.get(key)
-        if found is None:
+        mask = self.masks.get(key)
+        if mask is None:
             if self.bytes > _CACHE_BYTES:
                 self.masks.clear()
                 self.bytes = 0
-            found = self._draw_mask(*key)
-            self.masks[key] = found
-            self.bytes += found[0].nbytes * 2
-        return found
+            mask = self._draw_mask(*key)
+            self.masks[key] = mask
+            self.bytes += mask[0].nbytes * 2
+        return mask
 
     def _draw_mask(
         self, shape: str, radius4: int, angle: int, part_x: int, part_y: int

@@ -1,4 +1,4 @@
-"""What the script of a video consists of: shapes, poses, motions, events.
+"""The script of a video: shapes, poses, motions, events.
 
 Lengths are in units of the frame height, so a scene is ``ASPECT`` wide and 1 high at every
 resolution; times are in seconds. A scene is only a script; ``world`` writes it, ``render`` turns

@@ -36,14 +36,15 @@ MIN_VISIBLE, MAX_VISIBLE = 3, 5
 MIN_EVENT_S = 3.0
 MAX_EVENT_S = 16.0
 MIN_GAP_S = 1.5
-_OOD_WISH = 3.0  # a quarter of all combinations is held out; this makes a good third of the events
+# A quarter of all combinations is held out; this makes them a good third of the events.
+_OOD_WEIGHT = 3.0
 _REPEAT_GAP_S = 4.0  # a shorter pause would not make two moments of the same thing
 _EDGE = 0.025  # room for the camera shake
 _SMALLEST, _LARGEST = 0.055, 0.2  # radii that shrinking and growing may reach
 _MIN_SPEED = 0.045  # heights per second; slower motion drowns in the camera shake
 _LONGEST_S = {"fade_in": 8.0, "fade_out": 8.0, "swap": 10.0}
 # Moves need free room and often fail; the rest is damped so that all actions are common.
-_APPETITE = {
+_ACTION_WEIGHT = {
     **dict.fromkeys(ACTIONS, 1.0),
     **dict.fromkeys(MOVES, 5.0),
     "grow": 2.0,
@@ -214,11 +215,11 @@ class _Stage:
 
     def _shuffled(self, draft: _Draft, done: list[str]) -> list[str]:
         # What a shape did before comes first more often, so that moments happen twice.
-        wish = np.array([_APPETITE[a] * (2.0 if a in done else 1.0) for a in ACTIONS])
+        weight = np.array([_ACTION_WEIGHT[a] * (2.0 if a in done else 1.0) for a in ACTIONS])
         if self.split == "ood":
             held_out = [is_held_out(draft.color, draft.shape, a) for a in ACTIONS]
-            wish[held_out] *= _OOD_WISH
-        keys = self.rng.random(len(ACTIONS)) ** (1 / wish)
+            weight[held_out] *= _OOD_WEIGHT
+        keys = self.rng.random(len(ACTIONS)) ** (1 / weight)
         return [ACTIONS[i] for i in np.argsort(-keys)]
 
     def perform(

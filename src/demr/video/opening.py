@@ -51,7 +51,7 @@ def video_error(path: Path, got: str) -> VideoError:
 
 
 def reason_of(error: FFmpegError) -> str:
-    """What an error of FFmpeg means, in words that stand after "got"."""
+    """An error of FFmpeg in words that stand after "got"."""
     if isinstance(error, av.error.InvalidDataError):
         return "data that is no video, or whose index is missing"
     if isinstance(error, av.error.EOFError):

@@ -46,7 +46,7 @@ class DamagedVideoWarning(UserWarning):
 
 @dataclass
 class _Read:
-    """Of the packets read since the last jump.
+    """State of the packets read since the last jump.
 
     Attributes:
         in_time_pts: Latest start of a frame that starts in time for the wanted one.
@@ -169,7 +169,7 @@ class Source:
         origin = self._origin or 0
 
         def is_past(frame: VideoFrame) -> bool:
-            # Frames without a time are passed over: nothing says what to count from.
+            # Frames without a time are passed over: it is not known what to count from.
             ticks = self._ticks(frame)
             return ticks is None or self._seconds(ticks - origin) <= last_s
 
@@ -265,7 +265,11 @@ class Source:
             yield from frames
 
     def _is_passed(self, packet: "Packet[VideoStream]", read: _Read) -> bool:
-        """Whether a later frame that starts in time for the wanted one is on its way already."""
+        """Whether a later frame that starts in time for the wanted one is on its way already.
+
+        Such a frame is left out if no other refers to it, which saves a quarter of the work for a
+        frame every 2 s. The decoders of VP9 and AV1 do not know how: there only jumps save work.
+        """
         if self._origin is None or packet.pts is None or packet.dts is None:
             return False
         if packet.dts < read.dts:

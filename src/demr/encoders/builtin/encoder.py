@@ -15,7 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from demr.encoders.base import EncoderIdentity, QueryFeatures, VideoFeatures, clip_count
-from demr.encoders.builtin.objects import CONTRAST, GLOBALS, Floats, FrameAnalyser
+from demr.encoders.builtin.objects import (
+    CAMERA,
+    CONTRAST,
+    LIGHTNESS,
+    SCENE_COLUMNS,
+    TEXTURE,
+    Floats,
+    FrameAnalyser,
+)
 from demr.encoders.builtin.track_codes import (
     HUE_DIM,
     MOTION_DIM,
@@ -29,13 +37,17 @@ from demr.encoders.words import TEXT_DIM, query_words, word_vector
 from demr.video import Video
 
 CLIP_S = 1.0
+# Pixels that frames are shrunk to: the height at which the embedded world is rendered, and no more
+# columns than twice its width, so that a panorama costs no more than two frames.
 _HEIGHT = 108
 _MAX_WIDTH = 384
+# Frames that are analysed at once.
 _BATCH = 8
+# Samples: half a second, below which a track is noise.
 _MIN_LENGTH = 4
 # Chroma (0..1) that makes a track a full object.
 _CLEAR_CONTRAST = 0.16
-_SCENE_DIM = GLOBALS + 1
+_SCENE_DIM = SCENE_COLUMNS + 1
 VIDEO_DIM = (
     HUE_DIM * MOTION_DIM
     + SHAPE_DIM * MOTION_DIM
@@ -52,7 +64,7 @@ class BuiltinEncoder:
 
     @property
     def identity(self) -> EncoderIdentity:
-        """What is stored beside the features."""
+        """Stored beside the features."""
         return EncoderIdentity(
             name="builtin",
             version="1",
@@ -114,22 +126,23 @@ def describe_frames(frames: Iterable[NDArray[np.uint8]], clips: int) -> Floats:
         float32, ``(L, VIDEO_DIM)``, finite.
     """
     tracker = Tracker(_MIN_LENGTH)
-    scene = np.zeros((clips * SAMPLES_PER_S, GLOBALS), dtype=np.float32)
+    scene = np.zeros((clips * SAMPLES_PER_S, SCENE_COLUMNS), dtype=np.float32)
     samples = 0
     for regions, row in _analysed(frames, clips * SAMPLES_PER_S):
         tracker.add(samples, regions)
         scene[samples] = row
         samples += 1
-    camera = scene[:, 5:7].copy()
-    scene[1:, 5:7] = np.diff(camera, axis=0)
-    scene[0, 5:7] = 0
-    scene[samples:, 5:7] = 0
+    # The camera's place has no meaning by itself: its motion from sample to sample has.
+    camera = scene[:, CAMERA].copy()
+    scene[1:, CAMERA] = np.diff(camera, axis=0)
+    scene[0, CAMERA] = 0
+    scene[samples:, CAMERA] = 0
     features = np.zeros((clips, VIDEO_DIM), dtype=np.float32)
     if samples == 0:
         return features
     count = np.zeros(clips, dtype=np.float32)
     for track in tracker.tracks():
-        codes = describe_track(track, camera, scene[:, 0], samples)
+        codes = describe_track(track, camera, scene[:, LIGHTNESS], samples)
         first, row, there = _bound(codes, samples)
         trust = _trust(track)
         features[first : first + len(row), : row.shape[1]] += row * trust
@@ -221,12 +234,12 @@ def _outer(left: Floats, right: Floats) -> Floats:
 def _per_clip(scene: Floats, samples: int, clips: int) -> Floats:
     """Mean of each scene column over the samples that a clip has."""
     rows = scene.copy()
-    rows[:, 5:7] = np.tanh(np.abs(rows[:, 5:7]) * 100)
-    rows[:, 2] = np.tanh(rows[:, 2] * 10)
+    rows[:, CAMERA] = np.tanh(np.abs(rows[:, CAMERA]) * 100)
+    rows[:, TEXTURE] = np.tanh(rows[:, TEXTURE] * 10)
     there = np.zeros(clips * SAMPLES_PER_S, dtype=np.float32)
     there[:samples] = 1
     number = np.maximum(there.reshape(clips, SAMPLES_PER_S).sum(axis=1), 1)
-    total: Floats = (rows * there[:, None]).reshape(clips, SAMPLES_PER_S, GLOBALS).sum(axis=1)
+    total: Floats = (rows * there[:, None]).reshape(clips, SAMPLES_PER_S, SCENE_COLUMNS).sum(axis=1)
     return np.asarray(total / number[:, None])
 
 

@@ -24,6 +24,8 @@ X, Y, AREA, CONTRAST, HUE_COS, HUE_SIN, LIGHT, SPREAD, BORDER = range(9)
 HARMONICS = 9
 COLUMNS = HARMONICS + 2 * len(ORDERS)
 
+# The largest regions of a frame, and the strongest hues, so that confetti costs no more than a few
+# objects.
 _MAX_REGIONS = 12
 _MAX_HUES = 8
 _HUE_BINS = 72
@@ -32,24 +34,27 @@ _MIN_DEVIATION = 10.0
 _NOISE_FACTOR = 5.0
 # Width, in heights, over which the background may change its tint.
 _TINT_REACH = 0.25
+# Smaller regions, in shares of the frame and in pixels, are noise.
 _MIN_AREA = 8e-4
 _MIN_PIXELS = 6
 # Samples for which one reference picture serves to follow the camera.
 _REFERENCE_FRAMES = 80
 # Squared gradient that keeps the camera still where the background has no texture.
 _RIDGE = 0.02
-# Names of the global columns: mean and spread of lightness, fine texture, mean chroma,
-# share of foreground, place of the background in x and y (in heights).
-GLOBALS = 7
+# Columns of a frame's scene row: mean and spread of lightness, fine texture, mean chroma, share of
+# foreground, place of the background in x and y (in heights).
+LIGHTNESS, LIGHT_SPREAD, TEXTURE, CHROMA, FOREGROUND = range(5)
+CAMERA = slice(5, 7)
+SCENE_COLUMNS = 7
 
 
 @dataclass(frozen=True)
 class FrameObjects:
-    """What a batch of frames holds.
+    """Regions and scene of a batch of frames.
 
     Attributes:
         regions: One array ``(n, COLUMNS)`` per frame.
-        scene: ``(F, GLOBALS)``.
+        scene: ``(F, SCENE_COLUMNS)``.
     """
 
     regions: list[Floats]
@@ -73,15 +78,15 @@ class FrameAnalyser:
         alpha, beta, light = _opponent(frames)
         deviation, chroma = _deviate_from_background(alpha, beta)
         foreground = deviation > 0
-        scene = np.empty((len(frames), GLOBALS), dtype=np.float32)
-        scene[:, 0] = light.mean(axis=(1, 2)) / 255
-        scene[:, 1] = light.std(axis=(1, 2)) / 255
-        scene[:, 2] = (
+        scene = np.empty((len(frames), SCENE_COLUMNS), dtype=np.float32)
+        scene[:, LIGHTNESS] = light.mean(axis=(1, 2)) / 255
+        scene[:, LIGHT_SPREAD] = light.std(axis=(1, 2)) / 255
+        scene[:, TEXTURE] = (
             np.abs(np.diff(light, axis=2)).mean(axis=(1, 2)) / 255 if light.shape[2] > 1 else 0
         )
-        scene[:, 3] = chroma / 255
-        scene[:, 4] = foreground.mean(axis=(1, 2))
-        scene[:, 5:7] = self._camera_place(light, foreground)
+        scene[:, CHROMA] = chroma / 255
+        scene[:, FOREGROUND] = foreground.mean(axis=(1, 2))
+        scene[:, CAMERA] = self._camera_place(light, foreground)
         return FrameObjects(_regions(alpha, beta, deviation, light), scene)
 
     def _camera_place(self, light: Floats, foreground: NDArray[np.bool_]) -> Floats:

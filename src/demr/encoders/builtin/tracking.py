@@ -12,7 +12,10 @@ from demr.encoders.builtin.objects import AREA, HUE_COS, HUE_SIN, Floats, X, Y
 
 # Frames that an object may stay unseen (blinking, hidden) and still be the same one.
 _MAX_GAP = 10
+# Above this sum of distance (in sides of a square of the region's area), difference of hue and of
+# size, two regions are not one object.
 _MAX_COST = 2.2
+# Open tracks, which bounds the matching of a crowd.
 _MAX_ACTIVE = 32
 
 

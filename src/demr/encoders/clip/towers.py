@@ -1,4 +1,4 @@
-"""What CLIP, SigLIP and X-CLIP have in common: a text tower and one that looks at frames.
+"""Common to CLIP, SigLIP and X-CLIP: a text tower and one that looks at frames.
 
 Each has one stream of clip features and is that stream itself
 (:class:`demr.encoders.frames.FrameStream`).

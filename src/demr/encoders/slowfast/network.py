@@ -2,7 +2,7 @@
 
 Two ResNets read one clip: the slow pathway 8 of its frames with many channels, the fast one all 32
 with an eighth of them. After the stem and after each stage but the last, the slow pathway gets
-what the fast one has found.
+the fast one's activations besides.
 
 References:
     Feichtenhofer et al. 2019, arXiv:1812.03982, table 1. Names and shapes are those of
@@ -23,7 +23,7 @@ SLOW_FRAMES = (0, 4, 8, 13, 17, 22, 26, 31)
 down, as in PyTorchVideo and PySlowFast. Every fourth frame would leave out the last three."""
 SLOW_DIMS, FAST_DIMS = 2048, 256
 DIMS = SLOW_DIMS + FAST_DIMS
-"""Of the pooled feature: the slow pathway's channels, then the fast one's."""
+"""Dimension of the pooled feature: the slow pathway's channels, then the fast one's."""
 
 Naming = Literal["pytorchvideo", "pyslowfast", "caffe2"]
 NAMINGS: tuple[Naming, ...] = ("pytorchvideo", "pyslowfast", "caffe2")

@@ -173,7 +173,7 @@ def cached_weights() -> Path | None:
 
 
 def how_to_fetch() -> str:
-    """What to do where it cannot be fetched from here."""
+    """Remedy where it cannot be fetched from here."""
     return (
         f"with a network run `curl -f --create-dirs -o {_cache()} {URL}`, "
         "or give a file: slowfast:/path/to/file, or clip+slowfast,slowfast=/path/to/file"
@@ -238,7 +238,7 @@ def _fetch(path: Path) -> Path:
 
 
 def _reason(error: OSError) -> str:
-    """What went wrong on the way to the publisher, in words that stand after "and"."""
+    """Why the publisher could not be reached, in words that stand after "and"."""
     if type(error) is not urllib.error.URLError:
         return " ".join(str(error).split()) or type(error).__name__
     cause = getattr(error.reason, "strerror", None) or error.reason

@@ -5,7 +5,7 @@ frame as a square of image tokens; the hidden states of those tokens, averaged, 
 The prompt stands before the image, as a causal model shows a token nothing that comes after it;
 nothing after the image is computed at all.
 
-A query is described by the hidden states of its own tokens, read without an image behind the
+A query is described by the hidden states of its tokens, read without an image behind the
 beginning of a user's turn, and by that of the token that ends the turn: only there has the whole
 sentence been read. The beginning takes up the huge activations that first tokens have, whatever
 they are (Sun et al. 2024, arXiv:2402.17762), and is dropped.
@@ -53,6 +53,7 @@ _IMAGE, _BEGIN, _WHOLE, _END = (
     "<global-img>",
     "<end_of_utterance>",
 )
+# Queries that are read at once.
 _QUERIES = 32
 # More than the 77 words that count have in any language with spaces.
 _TOKENS = 256
@@ -120,7 +121,7 @@ class VlmEncoder(ReadsFrames):
 
     @cached_property
     def identity(self) -> EncoderIdentity:
-        """What is stored beside the features; the weight files are read once for it."""
+        """Stored beside the features; the weight files are read once for it."""
         return EncoderIdentity(
             name=self.name,
             version=_VERSION,
@@ -153,7 +154,7 @@ class VlmEncoder(ReadsFrames):
 
         Args:
             queries: Sentences; what goes beyond 256 tokens is not read, and a
-                :class:`~demr.encoders.tokens.QueryCutWarning` says so.
+                :class:`~demr.encoders.tokens.QueryCutWarning` reports it.
             hidden: For each query the indices of words to hide. Their tokens enter the model as
                 zero vectors, so that only their places are known. Words before them never saw
                 them anyway.
