@@ -80,8 +80,9 @@ def prepare_video(video: VideoFeatures, identity: EncoderIdentity) -> tuple[Tens
             finite.
     """
     fractions = span_fractions(video.duration_s, video.clip_s, _row_count(video, identity))
-    # Filled in place: copies of whole videos were most of the work. And allocated before all that is
-    # freed at the end: behind it, tensors that are kept had holes of their own size between them.
+    # Filled in place: copies of whole videos were most of the work. And allocated before everything
+    # that is freed at the end: otherwise the tensors that stay have holes of their size between
+    # them.
     inputs = torch.empty(len(fractions), identity.video_dim + fractions.shape[1])
     features = _finite(video, len(fractions))
     filled = inputs.numpy()
