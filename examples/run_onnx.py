@@ -178,7 +178,9 @@ def vote(ranked: Moments, windows: Array, keep: NDArray[np.int64], disagreement:
     weight = ranked["foreground"][:, None] / np.maximum(beta * (1 + nu) / (nu * alpha), 1e-24)
     weight = np.maximum(weight, 1e-300)
     total = votes @ weight
-    kept["window"] = votes @ (weight * ranked["window"]) / total
+    moved = votes @ (weight * ranked["window"]) / total
+    # Where start and end would change places, the voters contradict each other: it stays.
+    kept["window"] = np.where(moved[:, :1] > moved[:, 1:], kept["window"], moved)
     away = (ranked["window"] - kept["window"][:, None]) ** 2
     dissent = np.einsum("kn,nb,knb->kb", votes, weight, away) / total
     kept["epistemic"] = np.sqrt(kept["epistemic"] ** 2 + disagreement * dissent)
@@ -198,7 +200,8 @@ def fuse(ranked: Moments, owner: NDArray[np.int64], keep: NDArray[np.int64]) -> 
         beta = (weight * part["nig_beta"]).sum(axis=0)
         beta += (evidence * (part["window"] - window) ** 2).sum(axis=0) / 2
         alpha = (weight * part["nig_alpha"]).sum(axis=0) + (weight.sum() - 1) / 2
-        kept["window"][row] = window
+        if window[0] <= window[1]:  # otherwise its members contradict each other
+            kept["window"][row] = window
         kept["aleatoric"][row] = np.sqrt(beta / (alpha - 1))
         kept["epistemic"][row] = np.sqrt(beta / (alpha - 1) / nu)
     return kept
@@ -226,8 +229,9 @@ def iou(window: Array, windows: Array) -> Array:
 
 
 def in_seconds(moments: Moments, duration_s: float) -> Array:
-    """Windows inside the video, start before end."""
-    return np.sort(np.clip(moments["window"], 0, 1), axis=1) * duration_s
+    """Windows inside the video."""
+    seconds: Array = np.clip(moments["window"], 0, 1) * duration_s
+    return seconds
 
 
 def pick(moments: Moments, rows: NDArray[Any]) -> Moments:

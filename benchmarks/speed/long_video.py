@@ -28,8 +28,9 @@ import torch
 from demr import MomentRetriever
 from demr.annotations.annotations import Annotation, read_annotations
 from demr.annotations.windows import iou
-from demr.answers.answering import apply_calibration, presence_probability
 from demr.answers.inference import predict
+from demr.answers.judging import presence_probability
+from demr.answers.predictions import rank_all
 from demr.batches.batch import Item
 from demr.batches.stretches import plan_stretches
 from demr.encoders import VideoFeatures
@@ -133,7 +134,7 @@ def ask(
     item = Item(video.inputs, text, video.span_norm, video.duration_s)
     model = retriever.pretrained.model
     raw = predict(model, [item], video.clip_s, max_clips=retriever.max_clips)
-    (found,) = apply_calibration(raw, retriever.calibration, 1)
+    (found,) = rank_all(raw, retriever.calibration, 1)
     calibrator = retriever.calibration.presence
     given = presence_probability(retriever.calibration, [found])
     if calibrator is None or given is None:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from demr.annotations.windows import suppress, window_iou
 from demr.answers.inference import decode
-from demr.answers.proposals import Proposals, rank, select
+from demr.answers.proposals import Proposals, Ranking, rank, select
 from demr.evidential import NormalInverseGamma
 from demr.network.model import ModelOutput
 
@@ -105,6 +105,7 @@ def test_windows_in_seconds_lie_in_the_video() -> None:
 def output(rows: int, clips: int) -> ModelOutput:
     generator = torch.Generator().manual_seed(3)
     loc, nu, excess, beta = (torch.rand(rows, clips, 2, generator=generator) for _ in range(4))
+    loc = loc.sort(dim=-1).values
     return ModelOutput(
         foreground_logit=torch.randn(rows, clips, generator=generator, requires_grad=True),
         nig=NormalInverseGamma.from_excess(loc, nu + 0.1, excess * 1e-5 + 1e-6, beta + 0.01),
@@ -139,6 +140,30 @@ def test_decode_keeps_the_digits_of_small_alpha_minus_one() -> None:
     record = decode(out, torch.ones(1, 5, dtype=torch.bool), torch.tensor([1.0]))[0]
     np.testing.assert_allclose(record.aleatoric, out.nig.aleatoric[0].numpy(), rtol=1e-6)
     np.testing.assert_allclose(record.epistemic, out.nig.epistemic[0].numpy(), rtol=1e-6)
+
+
+def test_a_reversed_window_is_no_proposal() -> None:
+    source = proposals()
+    with pytest.raises(ValueError, match="window 1 ends before it starts"):
+        source.replace(
+            window_norm=np.where(np.arange(len(source))[:, None] == 1, [0.7, 0.3], [0, 1])
+        )
+
+
+@pytest.mark.parametrize("ranking", ["voting", "fusion"])
+def test_voters_that_contradict_each_other_move_nothing(ranking: Ranking) -> None:
+    """Each boundary is averaged by itself: of [.7, 1] and [0, .3] comes [.70, .30]."""
+    # The first is sure of its start and the second of its end, and both overlap the wide third.
+    source = proposals(3).replace(
+        window_norm=np.array([[0.0, 1.0], [0.7, 1.0], [0.0, 0.3]]),
+        foreground=np.array([0.9, 0.8, 0.8]),
+        nu=np.array([[1e-3, 1e-3], [100.0, 1e-3], [1e-3, 100.0]]),
+        alpha=np.full((3, 2), 2.0),
+        beta=np.array([[1.0, 1.0], [1e-6, 1.0], [1.0, 1e-6]]),
+    )
+    top = select(source, ranking=ranking, iou=0.2, after=1)
+    np.testing.assert_allclose(top.window_norm, [[0.0, 1.0]])
+    assert (top.window_s[:, 0] <= top.window_s[:, 1]).all()
 
 
 # --- rank -------------------------------------------------------------------------------------

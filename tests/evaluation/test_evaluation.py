@@ -6,30 +6,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from demr.annotations.annotations import Annotation
+from demr.annotations.annotations import Annotation, write_annotations
 from demr.annotations.windows import window_iou
-from demr.answers.answering import (
-    COVARIATES,
-    answer,
-    apply_calibration,
-    boundary_residual,
-    load_calibration,
-    presence_probability,
-)
 from demr.answers.calibration import Calibration
-from demr.answers.fitting import fit_calibration
+from demr.answers.fitting import fit_calibration, load_calibration
 from demr.answers.inference import RawPrediction
 from demr.answers.intervals import IntervalCalibrator
+from demr.answers.judging import Familiarity, judge, presence_probability
+from demr.answers.predictions import COVARIATES, Prediction, rank_all, rank_moments
 from demr.answers.presence import somewhere
 from demr.answers.proposals import Proposals
 from demr.errors import InputError, ModelError
-from demr.evaluation.measure import (
-    error_bins,
-    measure,
-    prediction_lines,
-    quick_metrics,
-)
+from demr.evaluation.measure import evaluate_predictions, measure
+from demr.evaluation.predictions import PredictionRecord, to_records, write_predictions
+from demr.evaluation.uncertainty import error_bins
 from demr.machine.files import write_json
+from demr.training.stages import quick_metrics
 
 
 def proposals(
@@ -56,10 +48,29 @@ def proposals(
 def query(
     windows: tuple[tuple[float, float], ...] | None, *, kind: str = "present", number: int = 0
 ) -> Annotation:
-    return Annotation(f"q{number}", "a red circle spins", "v", 100.0, windows, kind=kind)
+    return Annotation(f"q{number}", "a red circle spins", f"v{number}", 100.0, windows, kind=kind)
 
 
-# What demr.answers.answering.answer collects, worked by hand for RAW:
+def records_of(
+    predictions: list[Prediction],
+    annotations: list[Annotation],
+    calibration: Calibration,
+    level: float = 0.9,
+) -> list[PredictionRecord]:
+    judgements = judge(predictions, calibration, level=level)
+    return to_records(predictions, judgements, annotations, 1.0)
+
+
+def measured(
+    predictions: list[Prediction],
+    annotations: list[Annotation],
+    calibration: Calibration,
+    level: float = 0.9,
+) -> dict[str, float]:
+    return measure(records_of(predictions, annotations, calibration, level), annotations).metrics
+
+
+# What demr.answers.predictions.rank_moments collects, worked by hand for RAW:
 # odds 9; 0.9 - 0.6 (the second overlaps the first, so it is no rival); AU 2, EU 1; 0.5 - 0.2; by
 # a third only, so it does not propose the same moment either; 100 s; 10 s.
 RAW = RawPrediction(
@@ -71,7 +82,7 @@ PRESENCE = [
 
 
 def test_covariates_of_an_answer_by_hand() -> None:
-    found = answer(RAW)
+    found = rank_moments(RAW)
     assert found.presence == pytest.approx(PRESENCE)
     assert len(PRESENCE) == len(COVARIATES)
     assert found.covariates.shape == (3, len(COVARIATES))
@@ -90,8 +101,8 @@ def test_covariates_do_not_depend_on_how_many_moments_are_listed(ranking: str, t
     windows = [(float(s), float(s + w)) for s, w in zip(start, rng.uniform(1, 20, 60), strict=True)]
     record = proposals(windows, rng.uniform(0, 1, 60).tolist(), nu=rng.uniform(0.1, 9, 60).tolist())
     raw = RawPrediction(record, rng.uniform(-1, 1, 60))
-    usual = answer(raw, ranking=ranking, tau=0.2)  # type: ignore[arg-type]
-    other = answer(raw, ranking=ranking, tau=0.2, top=top)  # type: ignore[arg-type]
+    usual = rank_moments(raw, ranking=ranking, tau=0.2)  # type: ignore[arg-type]
+    other = rank_moments(raw, ranking=ranking, tau=0.2, top=top)  # type: ignore[arg-type]
     assert len(other.moments) == min(top, len(other.moments))
     np.testing.assert_array_equal(usual.presence, other.presence)
     shared = min(len(usual.moments), len(other.moments))
@@ -103,7 +114,7 @@ def test_the_median_logit_is_that_of_the_clips_that_propose_the_same_moment() ->
     # The second overlaps the top window by 8/12, the third by 6/10, the last two by less.
     windows = [(10.0, 20.0), (12.0, 22.0), (10.0, 16.0), (17.0, 30.0), (60.0, 70.0)]
     record = proposals(windows, [0.9, 0.8, 0.3, 0.7, 0.85])
-    found = answer(RawPrediction(record, np.zeros(5)))
+    found = rank_moments(RawPrediction(record, np.zeros(5)))
     assert found.presence[COVARIATES.index("median logit")] == pytest.approx(math.log(4))
 
 
@@ -113,16 +124,16 @@ def test_no_moment_is_listed_twice() -> None:
     windows = [(10.0, 20.0), (14.0, 24.0), (12.0, 22.0), (12.0, 22.0), (60.0, 70.0)]
     record = proposals(windows, [0.9, 0.8, 0.7, 0.7, 0.6])
     raw = RawPrediction(record, np.zeros(5))
-    moments = answer(raw, ranking="voting").moments
+    moments = rank_moments(raw, ranking="voting").moments
     overlap = window_iou(moments.window_s, moments.window_s)
     assert (overlap[~np.eye(len(moments), dtype=bool)] <= 0.7).all()
     assert len(moments) == 2
     np.testing.assert_allclose(moments.window_s[1], [60, 70])
-    assert len(answer(raw, ranking="voting").covariates) == 2
+    assert len(rank_moments(raw, ranking="voting").covariates) == 2
     # The list is filled up with what lies further down.
     crowd = [(float(s), float(s) + 1) for s in range(0, 90, 2)]
     many = proposals([*windows, *crowd], [0.9, 0.8, 0.7, 0.7, 0.6, *[0.5] * len(crowd)])
-    assert len(answer(RawPrediction(many, np.zeros(50)), ranking="voting").moments) == 10
+    assert len(rank_moments(RawPrediction(many, np.zeros(50)), ranking="voting").moments) == 10
 
 
 def test_a_calibration_on_other_covariates_is_refused(tmp_path: Path) -> None:
@@ -140,15 +151,10 @@ def test_a_calibration_on_other_covariates_is_refused(tmp_path: Path) -> None:
 
 def test_an_answer_without_a_rival_and_with_certain_clips_is_finite() -> None:
     record = proposals([(10, 10)], [1.0])
-    found = answer(RawPrediction(record, np.array([0.2])))
+    found = rank_moments(RawPrediction(record, np.array([0.2])))
     assert np.isfinite(found.presence).all()
     assert np.isfinite(found.covariates).all()
     assert found.presence[1] == 1.0
-
-
-def test_residual_is_truth_minus_prediction() -> None:
-    found = boundary_residual([answer(RAW)], [query(((12, 19), (70, 80)))])
-    np.testing.assert_allclose(found, [[2, -1]])
 
 
 def test_quick_metrics_by_hand() -> None:
@@ -242,8 +248,8 @@ def test_too_little_to_calibrate_on_is_said(present: int) -> None:
 def test_measured_numbers_against_a_slow_loop() -> None:
     fitted = fit_calibration(*population(0, 200, 200))
     raw, annotations = population(1, 60, 40)
-    predictions = apply_calibration(raw, fitted)
-    found = measure(predictions, annotations, fitted, level=0.9)
+    predictions = rank_all(raw, fitted)
+    found = measured(predictions, annotations, fitted, level=0.9)
     assert fitted.interval is not None
     assert fitted.presence is not None
     inside, widths, errors, hits = [], [], [], []
@@ -287,7 +293,7 @@ def test_intervals_and_truths_end_with_the_video() -> None:
         COVARIATES,
     )
     calibration = Calibration(interval=wide)
-    found = measure(apply_calibration(raw, calibration), annotations, calibration)
+    found = measured(rank_all(raw, calibration), annotations, calibration)
     assert found["interval/coverage joint"] == 1.0
     assert found["interval/width mean s"] <= 100.0
 
@@ -295,9 +301,11 @@ def test_intervals_and_truths_end_with_the_video() -> None:
 def test_a_split_without_present_or_absent_queries_is_measured() -> None:
     fitted = fit_calibration(*population(0, 30, 30))
     raw, annotations = population(1, 3, 3)
-    predictions = apply_calibration(raw, fitted)
-    assert measure(predictions[3:], annotations[3:], fitted) == {"absent_queries": 3.0}
-    present = measure(predictions[:3], annotations[:3], fitted)
+    predictions = rank_all(raw, fitted)
+    absent = measured(predictions[3:], annotations[3:], fitted)
+    assert (absent["absent_queries"], absent["queries"]) == (3, 0)
+    assert not any(key.startswith(("uncertainty", "interval", "presence")) for key in absent)
+    present = measured(predictions[:3], annotations[:3], fitted)
     assert present["absent_queries"] == 0
     assert not any(key.startswith("presence") for key in present)
 
@@ -331,25 +339,28 @@ def test_error_bins_by_hand() -> None:
         RawPrediction(proposals([(30, 40)], [0.9], nu=[4.0]), np.zeros(1)),
     ]
     annotations = [query(((11.0, 23.0),)), query(((30.0, 40.0),)), query((), kind="absent")]
-    predictions = apply_calibration([*raw, raw[0]], Calibration())
-    found = error_bins(predictions, annotations, bins=2)
+    predictions = rank_all([*raw, raw[0]], Calibration())
+    records = records_of(predictions, annotations, Calibration())
+    found = error_bins(records, annotations, bins=2)
     assert found["error s"] == pytest.approx([0.0, 2.0])
     assert found["evidence"] == pytest.approx([11.0, 3.4])
     # AU is 2 s^2, EU is AU / nu.
     assert found["AU s"] == pytest.approx([math.sqrt(2)] * 2)
     assert found["EU s"] == pytest.approx([math.sqrt(2 / 4), math.sqrt(2 / 0.2)])
     assert found["AU+EU s"] == pytest.approx([math.sqrt(2.5), math.sqrt(12)])
-    assert error_bins(predictions[2:], annotations[2:])["error s"] == []
+    assert error_bins(records[2:], annotations[2:])["error s"] == []
 
 
-def test_prediction_lines_keep_all_fields_in_one_order() -> None:
+def test_records_keep_all_fields_in_one_order() -> None:
     fitted = fit_calibration(*population(0, 30, 30), ranking="score")
     raw, annotations = population(1, 1, 1)
-    predictions = apply_calibration(raw, fitted)
-    rows = [json.loads(line) for line in prediction_lines(predictions, annotations, fitted, 0.9)]
+    predictions = rank_all(raw, fitted)
+    records = records_of(predictions, annotations, fitted)
+    rows = [json.loads(record.to_line()) for record in records]
     assert rows[0].keys() == {
-        *("qid", "query", "vid", "pred_relevant_windows", "pred_saliency_scores"),
-        *("aleatoric", "epistemic", "evidence", "present", "intervals"),
+        *("qid", "query", "vid", "duration", "clip_s"),
+        *("pred_relevant_windows", "pred_saliency_scores", "intervals"),
+        *("aleatoric", "epistemic", "scale", "alpha", "present", "verdict"),
     }
     count = len(rows[0]["pred_relevant_windows"])
     assert count == 2
@@ -358,15 +369,104 @@ def test_prediction_lines_keep_all_fields_in_one_order() -> None:
     assert rows[0]["aleatoric"][0] == [pytest.approx(math.sqrt(2), abs=1e-4)] * 2
     # EU = AU / nu, and nu is 0.1 here.
     assert rows[0]["epistemic"][0] == [pytest.approx(math.sqrt(20), abs=1e-4)] * 2
-    # 2 nu + alpha
-    assert rows[0]["evidence"][0] == [pytest.approx(3.2)] * 2
+    assert records[0].nu is not None
+    assert records[0].evidence is not None
+    assert records[0].nu[0] == pytest.approx([0.1, 0.1])
+    assert records[0].evidence[0] == pytest.approx([3.2, 3.2])  # 2 nu + alpha
+    assert rows[0]["scale"][0] == pytest.approx([math.sqrt(4 * 1.1 / (0.1 * 3))] * 2)
     assert rows[0]["present"] > rows[1]["present"]
-    for low, high in np.array(rows[0]["intervals"]).reshape(-1, 2):
+    # Too few queries have a second true window to say where further moments begin and end.
+    assert rows[0]["intervals"][1] is None
+    for low, high in rows[0]["intervals"][0]:
         assert 0 <= low <= high <= 100
-    bare = Calibration()
-    row = json.loads(prediction_lines(predictions, annotations, bare, 0.9)[0])
+    row = json.loads(records_of(predictions, annotations, Calibration())[0].to_line())
     assert row["present"] is None
+    assert row["verdict"] == "uncertain"
     assert "intervals" not in row
+
+
+def test_a_file_of_predictions_has_the_numbers_of_those_in_memory(tmp_path: Path) -> None:
+    # The annotations say that videos are a second longer than they were when looked at.
+    fitted = fit_calibration(*population(0, 60, 60))
+    raw, annotations = population(1, 40, 30)
+    annotations = [replace(a, duration_s=101.0) for a in annotations]
+    annotations[0] = replace(annotations[0], windows_s=((60.0, 101.0),))
+    records = records_of(rank_all(raw, fitted), annotations, fitted)
+    write_predictions(tmp_path / "p.jsonl", records)
+    write_annotations(tmp_path / "a.jsonl", annotations)
+    memory = measure(records, annotations).metrics
+    file = evaluate_predictions(tmp_path / "p.jsonl", tmp_path / "a.jsonl")
+    assert memory.keys() == file.keys()
+    assert memory.keys() >= {
+        *("R1@0.7", "mAP", "dR1@0.5", "interval/coverage mean", "presence/ECE"),
+        *("uncertainty/NLL", "uncertainty/CRPS s", "uncertainty/AUSE/EU"),
+        *("uncertainty/spearman/-evidence", "uncertainty/nu q0.5"),
+    }
+    np.testing.assert_equal(memory, file)  # unlike ==, it takes NaN to be NaN
+
+
+def test_a_truth_past_the_end_of_what_was_seen_is_held_by_an_interval_up_to_there() -> None:
+    # Seen were 30 s, annotated are 31; nothing can be predicted for the last second.
+    record = PredictionRecord(
+        "q0",
+        np.array([[20.0, 29.9, 0.9]]),
+        duration_s=30.0,
+        intervals=np.array([[[19.0, 21.0], [29.0, 30.0]]]),
+    )
+    annotation = Annotation("q0", "a dog", "v", 31.0, ((20.0, 31.0),))
+    found = measure([record], [annotation]).metrics
+    assert found["interval/coverage joint"] == 1.0
+    assert found["interval/width end s"] == 1.0
+
+
+def test_further_moments_have_intervals_of_their_own() -> None:
+    """By the first moments' calibration, those of further ones would hold far too seldom."""
+    rng = np.random.default_rng(0)
+
+    def draw(count: int) -> tuple[list[RawPrediction], list[Annotation]]:
+        raw, annotations = [], []
+        for number in range(count):
+            truth = [(10.0, 30.0), (60.0, 80.0)]
+            # The second is four times as far off as the first, and says nothing of it.
+            noise = rng.normal(0, 1, (2, 2)) * np.array([[1.0], [4.0]])
+            windows = np.sort(np.array(truth) + noise, axis=1)
+            record = proposals([(float(a), float(b)) for a, b in windows], [0.9, 0.6])
+            raw.append(RawPrediction(record, np.zeros(2)))
+            annotations.append(query((truth[0], truth[1]), number=number))
+        return raw, annotations
+
+    fitted = fit_calibration(*draw(400), ranking="score")
+    assert fitted.further is not None
+    assert fitted.further.points == 400
+    raw, annotations = draw(600)
+    found = measured(rank_all(raw, fitted), annotations, fitted)
+    assert found["interval/further moments"] == 600
+    assert 0.88 < found["interval/further coverage mean"] < 0.96
+    assert 0.88 < found["interval/coverage mean"] < 0.96
+    alike = replace(fitted, further=fitted.interval)
+    too_narrow = measured(rank_all(raw, alike), annotations, alike)
+    assert too_narrow["interval/further coverage mean"] < 0.5
+
+
+def test_evaluation_says_present_as_a_search_does() -> None:
+    fitted = fit_calibration(*population(0, 60, 60))
+    raw, _ = population(1, 1, 0)
+    predictions = rank_all(raw, fitted)
+    plain, strange, unknown = (
+        judge(predictions, fitted, [known])[0]
+        for known in (Familiarity(), Familiarity(4.0), Familiarity(0.0, ("giraffe",)))
+    )
+    assert plain.verdict == "found"
+    assert plain.notes == ()
+    assert strange.present == pytest.approx(plain.present / 4)
+    assert strange.verdict == "not in this video"
+    assert "4.0 times beyond its edge" in strange.notes[0]
+    assert (unknown.present, unknown.verdict) == (plain.present, "uncertain")
+    assert unknown.notes == ("the model was never trained on: giraffe",)
+    bare = judge(predictions, Calibration())[0]
+    assert (bare.calibrated, bare.verdict) == (False, "uncertain")
+    assert bare.present == predictions[0].moments.foreground[0]
+    assert np.isnan(bare.intervals).all()
 
 
 def test_json_holds_no_nan(tmp_path: Path) -> None:
@@ -398,13 +498,13 @@ def long_raw() -> RawPrediction:
 
 
 def test_covariates_of_a_long_video_are_those_of_the_moments_stretch() -> None:
-    found = answer(long_raw())
+    found = rank_moments(long_raw())
     # As of the second stretch alone: 100 s, not 200, its own contrast and its own rival.
     assert found.presence == pytest.approx(PRESENCE)
     np.testing.assert_allclose(found.moments.window_s[0], [110, 120])
     assert found.stretches is not None
     assert found.stretches[1] == pytest.approx(PRESENCE)
-    assert found.stretches[0] == pytest.approx(answer(long_raw().parts[0]).presence)
+    assert found.stretches[0] == pytest.approx(rank_moments(long_raw().parts[0]).presence)
     # The moment of the first stretch: contrast 0.2 - 0.1, and no rival there.
     row = found.moments.foreground.tolist().index(0.3)
     assert found.covariates[row, [1, 4, 6]] == pytest.approx([0.3, 0.1, math.log(100)])
@@ -414,7 +514,7 @@ def test_covariates_of_a_long_video_are_those_of_the_moments_stretch() -> None:
 def test_presence_in_a_long_video_is_the_surest_stretchs_less_chance() -> None:
     fitted = fit_calibration(*population(0, 60, 60))
     assert fitted.presence is not None
-    short, long = answer(RAW), answer(long_raw())
+    short, long = rank_moments(RAW), rank_moments(long_raw())
     alone = fitted.presence.probability(np.array([short.presence]))
     assert long.stretches is not None
     each = fitted.presence.probability(long.stretches)

@@ -16,13 +16,8 @@ from hypothesis import strategies as st
 
 from demr.annotations.annotations import Annotation, read_annotations, write_annotations
 from demr.errors import AnnotationError
-from demr.evaluation.predictions import (
-    Prediction,
-    PredictionWarning,
-    compare,
-    evaluate_predictions,
-    read_predictions,
-)
+from demr.evaluation.measure import PredictionWarning, evaluate_predictions, measure
+from demr.evaluation.predictions import PredictionRecord, read_predictions
 
 RECORD: dict[str, Any] = {
     "qid": 7,
@@ -51,10 +46,10 @@ def asked(
     return Annotation(qid, "a man opens a door", vid, 30.0, known)
 
 
-def answer(qid: str, *windows: tuple[float, float, float], **own: Any) -> Prediction:
+def predicted(qid: str, *windows: tuple[float, float, float], **own: Any) -> PredictionRecord:
     table = np.array(windows, dtype=np.float64).reshape(-1, 3)
     arrays: dict[str, Any] = {key: np.asarray(value, np.float64) for key, value in own.items()}
-    return Prediction(qid, table, **arrays)
+    return PredictionRecord(qid, table, **arrays)
 
 
 @pytest.mark.parametrize("name", ["p.jsonl", "p.jsonl.gz"])
@@ -180,13 +175,13 @@ def test_any_values_are_read_or_refused_in_one_line(
 
 def test_joining_counts_what_does_not_fit() -> None:
     predictions = [
-        answer("a", (2, 6, 0.9)),
-        answer("b"),
-        answer("c", (9, 9, 0.5)),
-        answer("stranger", (0, 1, 1.0)),
+        predicted("a", (2, 6, 0.9)),
+        predicted("b"),
+        predicted("c", (9, 9, 0.5)),
+        predicted("stranger", (0, 1, 1.0)),
     ]
     annotations = [asked(qid) for qid in "abcd"] + [asked("e", None), asked("f", ())]
-    found = compare(predictions, annotations)
+    found = measure(predictions, annotations)
     assert found.metrics["queries"] == 4
     assert found.metrics["R1@0.7"] == 25
     assert found.metrics["dR1@0.5"] == 25
@@ -207,14 +202,14 @@ def test_joining_counts_what_does_not_fit() -> None:
 
 def test_what_cannot_be_compared() -> None:
     with pytest.raises(AnnotationError, match="no common qid"):
-        compare([answer("a", (0, 1, 1))], [asked("b")])
+        measure([predicted("a", (0, 1, 1))], [asked("b")])
     with pytest.raises(AnnotationError, match="at least one of each, got 1 and 0"):
-        compare([answer("a", (0, 1, 1))], [])
+        measure([predicted("a", (0, 1, 1))], [])
     with pytest.raises(AnnotationError, match="answers are not public"):
-        compare([answer("a", (0, 1, 1))], [asked("a", None)])
-    other = Prediction("a", np.array([[0.0, 1.0, 1.0]]), vid="v2", place="p.jsonl:3")
+        measure([predicted("a", (0, 1, 1))], [asked("a", None)])
+    other = PredictionRecord("a", np.array([[0.0, 1.0, 1.0]]), vid="v2", place="p.jsonl:3")
     with pytest.raises(AnnotationError, match=r"p\.jsonl:3: expected the video v1 of query 'a'"):
-        compare([other], [asked("a")])
+        measure([other], [asked("a")])
 
 
 def test_intervals_and_uncertainty_by_hand() -> None:
@@ -222,7 +217,7 @@ def test_intervals_and_uncertainty_by_hand() -> None:
     starts = {"a": (2, 7), "b": (4, 8), "c": (5, 9)}
     deviation = {"a": 0.1, "b": 0.3, "c": 0.2}
     predictions = [
-        answer(
+        predicted(
             qid,
             (start, end, 0.9),
             intervals=[[[start - 1, start + 1], [end - 2.5, end + 2.5]]],
@@ -233,8 +228,8 @@ def test_intervals_and_uncertainty_by_hand() -> None:
     ]
     # The second true window of "a" is far away and must not be taken.
     annotations = [asked("a", [(20, 25), (2, 6)]), asked("b"), asked("c")]
-    got = compare(predictions, annotations).metrics
-    assert got["mean boundary error s"] == pytest.approx(5.5 / 3)
+    got = measure(predictions, annotations).metrics
+    assert got["uncertainty/mean error s"] == pytest.approx(5.5 / 3)
     assert got["interval/coverage start"] == pytest.approx(1 / 3)
     assert got["interval/coverage end"] == pytest.approx(2 / 3)
     assert got["interval/coverage joint"] == pytest.approx(1 / 3)
@@ -243,22 +238,23 @@ def test_intervals_and_uncertainty_by_hand() -> None:
     # Ranks of the error 1, 2, 3 against 1, 3, 2.
     assert got["uncertainty/spearman/AU"] == pytest.approx(0.5)
     assert got["uncertainty/spearman/EU"] == pytest.approx(-0.5)
-    partial = compare([*predictions[:2], answer("c", (5, 9, 0.9))], annotations).metrics
-    assert not any(key.startswith(("interval/", "uncertainty/")) for key in partial)
+    partial = measure([*predictions[:2], predicted("c", (5, 9, 0.9))], annotations).metrics
+    assert not any(key.startswith(("interval/", "uncertainty/spearman")) for key in partial)
+    assert partial["uncertainty/mean error s"] == got["uncertainty/mean error s"]
 
 
 def test_presence_by_hand() -> None:
-    def says(qid: str, present: float | None) -> Prediction:
-        return Prediction(qid, np.zeros((0, 3)), present=present)
+    def says(qid: str, present: float | None) -> PredictionRecord:
+        return PredictionRecord(qid, np.zeros((0, 3)), present=present)
 
     annotations = [asked("a"), asked("b"), asked("c", ()), asked("d", ())]
     predictions = [says("a", 0.9), says("b", 0.4), says("c", 0.4), says("d", 0.1)]
-    got = compare(predictions, annotations).metrics
+    got = measure(predictions, annotations).metrics
     assert got["presence/AUROC"] == pytest.approx((1 + 1 + 0.5 + 1) / 4)
     assert got["presence/brier"] == pytest.approx((0.01 + 0.36 + 0.16 + 0.01) / 4)
     assert got["presence/ECE"] == pytest.approx((0.1 + 2 * 0.1 + 0.1) / 4)
-    assert "presence/AUROC" not in compare([*predictions[:3], says("d", None)], annotations).metrics
-    assert "presence/AUROC" not in compare(predictions[:2], annotations[:2]).metrics
+    assert "presence/AUROC" not in measure([*predictions[:3], says("d", None)], annotations).metrics
+    assert "presence/AUROC" not in measure(predictions[:2], annotations[:2]).metrics
 
 
 def scored(qid: str, votes: dict[int, tuple[float, ...]]) -> Annotation:
@@ -267,27 +263,29 @@ def scored(qid: str, votes: dict[int, tuple[float, ...]]) -> Annotation:
 
 def test_highlights_without_windows() -> None:
     annotations = [scored("a", {1: (4.0, 1.0, 4.0)}), scored("b", {0: (4.0, 4.0, 4.0)})]
-    found = compare([answer("a", saliency=[0, 5, 1]), answer("b", saliency=[0, 5])], annotations)
+    found = measure(
+        [predicted("a", saliency=[0, 5, 1]), predicted("b", saliency=[0, 5])], annotations
+    )
     assert found.metrics["highlights/VeryGood/HIT@1"] == 50
     # Query a: two of three annotators have a highlight, found first. Query b: tied with clip 2.
     assert found.metrics["highlights/VeryGood/mAP"] == pytest.approx(100 * (2 + 3 / 3) / 6)
     assert "mAP" not in found.metrics
     assert found.notes == ()
-    missing = compare([answer("a", saliency=[0, 5, 1]), answer("b")], annotations)
+    missing = measure([predicted("a", saliency=[0, 5, 1]), predicted("b")], annotations)
     assert missing.metrics["highlights/Fair/HIT@1"] == 50
     assert missing.notes == ("1 predictions without saliency: counted as misses (such as 'b')",)
 
 
 def test_saliency_of_other_clips_or_annotators_is_not_compared() -> None:
     annotations = [scored("a", {1: (4.0, 1.0, 4.0)}), scored("b", {0: (4.0, 2.0)})]
-    predictions = [answer("a", saliency=[0.0] * 12), answer("b", saliency=[0.0] * 12)]
-    found = compare(predictions, annotations)
+    predictions = [predicted("a", saliency=[0.0] * 12), predicted("b", saliency=[0.0] * 12)]
+    found = measure(predictions, annotations)
     assert "highlights/Fair/mAP" not in found.metrics
     assert found.notes[0].startswith("2 predictions whose saliency is not for clips of 2 s")
-    found = compare([answer("a", saliency=[0.0] * 3)], annotations)
+    found = measure([predicted("a", saliency=[0.0] * 3)], annotations)
     assert found.notes[-1].startswith("queries were scored by different numbers of annotators")
-    predictions = [answer("a", saliency=[0.0] * 3)]
-    assert "highlights/Fair/mAP" in compare(predictions, annotations[:1]).metrics
+    predictions = [predicted("a", saliency=[0.0] * 3)]
+    assert "highlights/Fair/mAP" in measure(predictions, annotations[:1]).metrics
 
 
 def test_files_become_metrics_and_warnings(tmp_path: Path) -> None:
@@ -308,7 +306,7 @@ def test_files_become_metrics_and_warnings(tmp_path: Path) -> None:
 
 
 def test_torch_is_not_needed() -> None:
-    code = "import sys, demr.evaluation.predictions; sys.exit('torch' in sys.modules)"
+    code = "import sys, demr.evaluation.measure; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

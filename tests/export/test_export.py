@@ -17,8 +17,8 @@ from torch import Tensor
 
 import demr
 from demr import MomentRetriever
-from demr.answers.answering import answer
 from demr.answers.inference import predict
+from demr.answers.predictions import rank_moments
 from demr.answers.pretrained import Pretrained, find_model, load_pretrained, save_pretrained
 from demr.batches.batch import Item
 from demr.encoders import VideoFeatures
@@ -316,7 +316,7 @@ def test_the_example_ranks_as_demr_does(
     text = prepare_query(encoded, retriever.pretrained.identity)
     item = Item(video.inputs, text, video.span_norm, video.duration_s)
     model = retriever.pretrained.model
-    expected = answer(predict(model, [item], video.clip_s)[0], top=5, **options).moments
+    expected = rank_moments(predict(model, [item], video.clip_s)[0], top=5, **options).moments
     assert len(expected) == 5
     np.testing.assert_allclose(found["window_s"], expected.window_s, atol=1e-3)
     np.testing.assert_allclose(found["score"], expected.score, rtol=1e-3)

@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
 
-from demr.search.result import Answer, Moment, SearchResult, Verdict
+from demr.answers.judging import Verdict
+from demr.search.result import Answer, Moment, SearchResult
 
 # What others could write into a query, a title or a file name, to be shown as it is.
 HOSTILE = (

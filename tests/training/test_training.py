@@ -1,6 +1,7 @@
 import errno
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from demr.network.model import DemrModel
 from demr.runs.config import TrainConfig, load_config
 from demr.runs.data import open_data
 from demr.training import stages as training
-from demr.training.run import make_masking, train_stages
+from demr.training.run import make_masking, train_run, train_stages
 from demr.training.stages import rate_factor
 from demr.training.trainer import AtomicCheckpointIO, use_bf16
 
@@ -85,6 +86,47 @@ def test_resume_after_kills_in_both_stages_is_bit_for_bit_the_same(
     with one_thread():
         assert cli("train", recipe, "--out", killed, "--resume").code == 0
     assert_same_run(run, killed)
+
+
+class StoppedError(Exception):
+    """Raised by a test in the middle of a training."""
+
+
+def test_a_run_that_was_moved_keeps_its_best_epoch(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning's checkpoints hold absolute paths, and forget the best score where they changed."""
+    settings = ("reconstruction.epochs=0", "reconstruction.align_epochs=0")
+    config = load_config(recipe, [*settings, "retrieval.epochs=4", "retrieval.refit_epochs=0"])
+
+    def worse_each_epoch(stage: training.RetrievalStage) -> dict[str, float]:
+        stage.log("val/quality", 90.0 - stage.current_epoch)
+        return {"quality": 90.0 - stage.current_epoch}
+
+    step = training.RetrievalStage.training_step
+
+    def step_until_epoch_two(stage: Any, batch: Any, batch_idx: int) -> torch.Tensor:
+        if stage.current_epoch == 2:
+            raise StoppedError
+        return step(stage, batch, batch_idx)
+
+    monkeypatch.setattr(training.RetrievalStage, "_validate", worse_each_epoch)
+    with monkeypatch.context() as stopping:
+        stopping.setattr(training.RetrievalStage, "training_step", step_until_epoch_two)
+        with pytest.raises(StoppedError):
+            train_run(config, tmp_path / "begun")
+    moved = Path(shutil.move(tmp_path / "begun", tmp_path / "moved"))
+    train_run(config, moved, resume=True)
+    best = torch.load(moved / "checkpoints" / "stage2" / "best.ckpt", weights_only=True)
+    assert best["epoch"] == 0
+    weights = load_file(moved / "model.safetensors")
+    for name, value in weights.items():
+        assert torch.equal(value, best["state_dict"][f"model.{name}"]), name
+    # Nothing is trained again where the finished run is moved and resumed.
+    again = Path(shutil.move(moved, tmp_path / "again"))
+    before = (again / "model.safetensors").read_bytes()
+    train_run(config, again, resume=True)
+    assert (again / "model.safetensors").read_bytes() == before
 
 
 def test_a_full_disk_loses_nothing(

@@ -89,3 +89,29 @@ def suppress(
         selected_by[(selected_by < 0) & (overlap > threshold)] = index
         selected_by[index] = index
     return selected_by
+
+
+def assign_truths(
+    windows: FloatArray, truth: Sequence[tuple[float, float]]
+) -> tuple[npt.NDArray[np.int64], FloatArray]:
+    """Give each of a query's moments a true window of its own, the best moment first.
+
+    Each moment in turn takes the free true window of highest IoU, the nearest one where none
+    overlaps, until no window is left. What a further moment claims is that it is another one
+    of the true windows; this says which.
+
+    Args:
+        windows: Predicted, best first, ``(N, 2)``.
+        truth: True windows of the query.
+
+    Returns:
+        Rows of the moments that were given a window, and those windows, ``(M, 2)``; M is the
+        smaller of the two numbers.
+    """
+    free = list(truth)
+    given = []
+    for row in range(min(len(windows), len(free))):
+        taken = true_windows(windows[row : row + 1], [free])[0]
+        free.remove((float(taken[0]), float(taken[1])))
+        given.append(taken)
+    return np.arange(len(given)), np.reshape(given, (-1, 2)).astype(np.float64)

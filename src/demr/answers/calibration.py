@@ -27,7 +27,7 @@ __all__ = [
     "check_counts",
 ]
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 def check_counts(present: int, absent: int, subject: str = "calibration") -> None:
@@ -64,7 +64,9 @@ class Calibration:
     """All that is fitted on validation after training; ``calibration.json`` of a run folder.
 
     Attributes:
-        interval: Of the boundaries; None if not fitted.
+        interval: Of the boundaries of a query's first moment; None if not fitted.
+        further: Of those of the moments after it, where a query has several true windows; None
+            if too few have.
         presence: Of the moment; None if not fitted.
         tau: Weight of the standardised log epistemic uncertainty in the ranking.
         ranking: ``score``, ``uncertainty``, ``fusion`` or ``voting``.
@@ -73,6 +75,7 @@ class Calibration:
     """
 
     interval: IntervalCalibrator | None = None
+    further: IntervalCalibrator | None = None
     presence: PresenceCalibrator | None = None
     tau: float = 0.0
     ranking: str = "score"
@@ -84,6 +87,7 @@ class Calibration:
         return {
             "version": FORMAT_VERSION,
             "interval": None if self.interval is None else self.interval.to_dict(),
+            "further": None if self.further is None else self.further.to_dict(),
             "presence": None if self.presence is None else self.presence.to_dict(),
             "tau": self.tau,
             "disagreement": self.disagreement,
@@ -98,12 +102,14 @@ class Calibration:
         Raises:
             InputError, KeyError, TypeError, ValueError: If it is damaged.
         """
-        interval, presence = data["interval"], data["presence"]
+        # Formats 1 and 2 said of further moments what they knew of the first.
+        interval, further, presence = data["interval"], data.get("further"), data["presence"]
         thresholds = data["thresholds"]
         if not isinstance(data["ranking"], str) or not isinstance(thresholds, dict):
             raise TypeError("ranking must be a word and thresholds an object")
         return cls(
             None if interval is None else IntervalCalibrator.from_dict(interval),
+            None if further is None else IntervalCalibrator.from_dict(further),
             None if presence is None else PresenceCalibrator.from_dict(presence),
             float(numbers(data, "tau", ())),
             data["ranking"],

@@ -1,26 +1,27 @@
 """Fit a calibration on queries whose truth is known: the ranking, the intervals, presence."""
 
 from collections.abc import Sequence
-from functools import partial
+from pathlib import Path
+from typing import cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from demr.annotations.annotations import Annotation
-from demr.annotations.windows import true_windows, window_iou
-from demr.answers.answering import COVARIATES, answer, boundary_residual
+from demr.annotations.windows import assign_truths, true_windows, window_iou
 from demr.answers.calibration import Calibration, check_counts
+from demr.answers.covariates import LEAST_POINTS
 from demr.answers.inference import RawPrediction
 from demr.answers.intervals import IntervalCalibrator
+from demr.answers.predictions import COVARIATES, Prediction, rank_moments
 from demr.answers.presence import PresenceCalibrator
 from demr.answers.proposals import Ranking, select
+from demr.errors import ModelError
 from demr.metrics.uncertainty import nll_student_t
 
+FloatArray = NDArray[np.float64]
 TAUS = (0.0, 0.05, 0.1, 0.2, 0.4)
-
-
 DISAGREEMENTS = (1.0, 2.0, 4.0, 8.0, 16.0)
-
-
 # Between these two probabilities a search says "uncertain".
 THRESHOLDS = {"found": 0.6, "absent": 0.4}
 
@@ -52,56 +53,92 @@ def fit_calibration(
         InputError: If there are too few queries to calibrate on.
     """
     pairs = [(r, a) for r, a in zip(raw, annotations, strict=True) if a.windows_s]
-    present_raw, present = [r for r, _ in pairs], [a for _, a in pairs]
+    present_raw, truth = [r for r, _ in pairs], [a for _, a in pairs]
     absent_raw = [r for r, a in zip(raw, annotations, strict=True) if a.windows_s == ()]
-    check_counts(len(present), len(absent_raw))
-    presence = None if absent_raw or former is None else former.presence
+    check_counts(len(pairs), len(absent_raw))
+    if absent_raw or former is None or former.presence is None:
+        chosen = _choose_ranking(present_raw, truth, ranking, disagreement)
+    else:
+        chosen = cast("Ranking", former.ranking), former.tau, former.disagreement
+    best, tau, weight = chosen
+
+    def ranked(of: Sequence[RawPrediction]) -> list[Prediction]:
+        return [rank_moments(r, ranking=best, tau=tau, disagreement=weight) for r in of]
+
+    present = ranked(present_raw)
+    presence = None if former is None else former.presence
+    if absent_raw:
+        presence = _fit_presence(present, ranked(absent_raw), seed)
+    return Calibration(
+        interval=_fit_intervals(present, truth, slice(0, 1), seed),
+        further=_fit_intervals(present, truth, slice(1, None), seed),
+        presence=presence,
+        tau=tau,
+        ranking=best,
+        thresholds=THRESHOLDS,
+        disagreement=weight,
+    )
+
+
+def _choose_ranking(
+    raw: Sequence[RawPrediction],
+    truth: Sequence[Annotation],
+    ranking: str,
+    disagreement: float | None,
+) -> tuple[Ranking, float, float]:
+    """Ranking, tau and the weight of the voters' spread."""
     options: list[tuple[Ranking, float]] = [("score", 0.0)]
     options += [("uncertainty", tau) for tau in TAUS if tau] + [("fusion", tau) for tau in TAUS]
     options.append(("voting", 0.0))
     if ranking != "auto":
         options = [option for option in options if option[0] == ranking]
-    if presence is not None and former is not None:
-        kept: Ranking = former.ranking  # type: ignore[assignment]
-        options = [(kept, former.tau)]
-    best = max(options, key=lambda option: _mean_iou(present_raw, present, *option))
-    if presence is not None and former is not None:
-        disagreement = former.disagreement
-    elif best[0] != "voting":
-        disagreement = 1.0
-    elif disagreement is None:
-        disagreement = min(DISAGREEMENTS, key=lambda d: _voting_nll(present_raw, present, d))
-    predict = partial(answer, ranking=best[0], tau=best[1], disagreement=disagreement)
-    predictions = [predict(r) for r in present_raw]
-    interval = IntervalCalibrator.fit(
-        boundary_residual(predictions, present),
-        np.array([p.moments.scale_s[0] for p in predictions]),
-        np.array([p.dof[0] for p in predictions]),
-        np.array([p.presence for p in predictions]),
+    best, tau = max(options, key=lambda option: _mean_iou(raw, truth, *option))
+    if best != "voting":
+        return best, tau, 1.0
+    if disagreement is None:
+        disagreement = min(DISAGREEMENTS, key=lambda d: _voting_nll(raw, truth, d))
+    return best, tau, disagreement
+
+
+def _fit_intervals(
+    predictions: Sequence[Prediction], truth: Sequence[Annotation], ranks: slice, seed: int
+) -> IntervalCalibrator | None:
+    """Calibrate the intervals of moments of some ranks; None where too few have a true window."""
+    rows, residual, videos = [], [], []
+    for prediction, annotation in zip(predictions, truth, strict=True):
+        windows = prediction.moments.window_s
+        given, true = assign_truths(windows, annotation.windows_s or ())
+        for row, window in list(zip(given.tolist(), true, strict=True))[ranks]:
+            rows.append((prediction, row))
+            residual.append(window - windows[row])
+            videos.append(annotation.vid)
+    if len(rows) < LEAST_POINTS or (ranks.start and len(set(videos)) < 2):
+        return None
+    return IntervalCalibrator.fit(
+        np.array(residual),
+        np.array([p.moments.scale_s[row] for p, row in rows]),
+        np.array([p.dof[row] for p, row in rows]),
+        np.array([p.covariates[row] for p, row in rows]),
         COVARIATES,
+        videos,
         seed=seed,
     )
-    absent = [predict(r) for r in absent_raw]
-    if absent:
-        count = min(len(absent), len(predictions))
-        generator = np.random.default_rng(seed)
-        chosen = [predictions[i] for i in generator.permutation(len(predictions))[:count]]
-        rows = [p.presence for p in chosen]
-        # A stretch is judged by itself, and of a long video without the moment any is an example.
-        for prediction in (absent[i] for i in generator.permutation(len(absent))[:count]):
-            stretches = prediction.stretches
-            rows.append(
-                prediction.presence if stretches is None else generator.choice(stretches, axis=0)
-            )
-        presence = PresenceCalibrator.fit(np.array(rows), np.arange(2 * count) < count, COVARIATES)
-    return Calibration(
-        interval=interval,
-        presence=presence,
-        tau=best[1],
-        ranking=best[0],
-        thresholds=THRESHOLDS,
-        disagreement=disagreement,
-    )
+
+
+def _fit_presence(
+    present: Sequence[Prediction], absent: Sequence[Prediction], seed: int
+) -> PresenceCalibrator:
+    """Fit presence on as many present as absent queries, so that 0.5 is the even bet."""
+    count = min(len(absent), len(present))
+    generator = np.random.default_rng(seed)
+    rows = [present[i].presence for i in generator.permutation(len(present))[:count]]
+    # A stretch is judged by itself, and of a long video without the moment any is an example.
+    for prediction in (absent[i] for i in generator.permutation(len(absent))[:count]):
+        stretches = prediction.stretches
+        rows.append(
+            prediction.presence if stretches is None else generator.choice(stretches, axis=0)
+        )
+    return PresenceCalibrator.fit(np.array(rows), np.arange(2 * count) < count, COVARIATES)
 
 
 def _voting_nll(
@@ -128,3 +165,21 @@ def _mean_iou(
             ]
         )
     )
+
+
+def load_calibration(path: Path) -> Calibration:
+    """Read a calibration whose covariates are those that are collected here.
+
+    Raises:
+        ModelError: If it is missing, damaged, or was fitted on other covariates.
+    """
+    calibration = Calibration.load(path)
+    for part in (calibration.interval, calibration.further, calibration.presence):
+        if part is not None and part.scaler.names != COVARIATES:
+            raise ModelError(
+                str(path),
+                expected=f"a calibration on {', '.join(COVARIATES)}",
+                got=f"one on {', '.join(part.scaler.names)}",
+                remedy="run demr calibrate again, on queries with absent ones",
+            )
+    return calibration

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from demr.answers.proposals import Proposals
 from demr.batches.batch import Item, collate
+from demr.batches.dataset import MomentDataset
+from demr.batches.sampling import sequential_batches
 from demr.batches.stretches import MAX_CLIPS, Stretch, cut_item, cut_video, plan_stretches
 from demr.network.model import DemrModel, ModelOutput
 
@@ -92,6 +94,33 @@ def predict(
         plan = plan_stretches(len(item.video), max_clips)
         results[index] = join(of_item, plan, item.duration_s, clip_s)
     return [results[index] for index in range(len(items))]
+
+
+def predict_dataset(
+    model: DemrModel,
+    dataset: MomentDataset,
+    *,
+    device: torch.device | None = None,
+    batch_size: int = 128,
+    max_clips: int = MAX_CLIPS,
+) -> list[RawPrediction]:
+    """Predict every item of a dataset, in its order, in float32.
+
+    Args:
+        model: In evaluation mode.
+        dataset: Queries and features.
+        device: Where to run; the model is moved there.
+        batch_size: Items at once.
+        max_clips: Clips to read at once; of longer videos stretches are read, as in a search.
+    """
+    device = torch.device("cpu") if device is None else device
+    model = model.to(device).eval()
+    results: dict[int, RawPrediction] = {}
+    for indices in sequential_batches(dataset, batch_size):
+        items = [dataset[index] for index in indices]
+        predicted = predict(model, items, dataset.clip_s, max_clips=max_clips, device=device)
+        results |= zip(indices, predicted, strict=True)
+    return [results[index] for index in range(len(dataset))]
 
 
 def join(

@@ -1,5 +1,6 @@
 """Intervals of start and end that contain the truth as often as their level says."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,9 +22,10 @@ from demr.answers.covariates import (
 )
 from demr.errors import InputError
 
-LEVELS: tuple[float, ...] = (0.5, 0.8, 0.9, 0.95)
+LEVELS: tuple[float, ...] = (0.5, 0.8, 0.9, 0.95, 0.99)
 LEAST_POINTS_FOR_COVARIATES = 100
 FOLDS = 5
+Integers = npt.NDArray[np.int64]
 # That the intervals hold at least as often as they say, over the draw of the calibration queries.
 CONFIDENCE = 0.95
 # Finer than any frame: keeps the logarithm of an exact hit finite without moving a quantile.
@@ -39,11 +41,13 @@ class IntervalCalibrator:
     confidently wrong moment is off by a different factor than a right one. The factor's
     logarithm is a linear quantile regression, followed by a conformal shift that makes the
     coverage of a boundary at least the level with 95 % confidence. Approximately: the shift is
-    cross-fitted, and queries of one video are not quite independent.
+    cross-fitted, and that queries of one video resemble each other is allowed for by how much
+    they do (:func:`effective_count`).
 
     Attributes:
         scaler: Of the covariates.
-        levels: At which factors were fitted, rising.
+        levels: At which factors were fitted, rising; a level that the labels could not support
+            is not among them.
         weights: ``[level][boundary][1 + C]``, intercept first.
         shift: ``[level][boundary]``, added to the regression.
         bounds: ``[level][boundary]``, least and greatest log factor the regression may give:
@@ -70,6 +74,7 @@ class IntervalCalibrator:
         dof: npt.ArrayLike,
         covariates: npt.ArrayLike,
         names: Sequence[str],
+        videos: Sequence[str] | None = None,
         *,
         levels: Sequence[float] = LEVELS,
         seed: int = 0,
@@ -77,8 +82,9 @@ class IntervalCalibrator:
         """Fit on queries whose truth is known, wrong answers included.
 
         With fewer than 100 queries covariates are ignored: one factor for all, by the conformal
-        quantile alone. Where the level asks for more points than there are (90 % of fewer than
-        29), the largest factor seen is used.
+        quantile alone. Where there are too few for a level with 95 % confidence (90 % of fewer
+        than 29), the level holds on average over calibrations; where there are too few for that
+        (90 % of fewer than 9), it is not fitted.
 
         Args:
             residual: True minus predicted start and end, seconds, ``(N, 2)``.
@@ -86,12 +92,14 @@ class IntervalCalibrator:
             dof: Its degrees of freedom, ``(N, 2)``.
             covariates: What may tell a good answer from a bad one, ``(N, C)``.
             names: Of the C covariates.
+            videos: Name of each query's video, ``(N,)``; None if each is about another one.
             levels: Between 0 and 1, rising.
             seed: Of the folds.
 
         Raises:
-            InputError: Fewer than 10 queries, a wrong shape, a number that is not finite, a
-                scale that is not positive, or levels that do not rise inside 0..1.
+            InputError: Fewer than 10 queries, all about one video, a wrong shape, a
+                number that is not finite, a scale that is not positive, or levels that do not
+                rise inside 0..1.
         """
         levels = tuple(float(level) for level in levels)
         _check_levels(levels)
@@ -116,19 +124,57 @@ class IntervalCalibrator:
         x = checked_covariates(covariates, names, n)
         scaler = Standardizer.fit(x, names)
         z = scaler.transform(x)
-        fold = np.random.default_rng(seed).permutation(n) % FOLDS
-        flat = n < LEAST_POINTS_FOR_COVARIATES
+        names_of_videos = np.arange(n) if videos is None else np.asarray(videos)
+        video = np.unique(names_of_videos, return_inverse=True)[1]
+        if video.shape != (n,):
+            raise InputError(
+                "videos", expected=f"{n} names", got=f"{video.shape}", remedy="pass one a query"
+            )
+        if n > 1 and video.max() == 0:
+            raise InputError(
+                "labels for interval calibration",
+                expected="queries about at least 2 videos",
+                got=f"{n} about one",
+                remedy="label another video: queries of one resemble each other",
+            )
+        # Whole videos are held out: a query is predicted too well from others about its video.
+        fold = (np.random.default_rng(seed).permutation(video.max() + 1) % FOLDS)[video]
+        flat = n < LEAST_POINTS_FOR_COVARIATES or len(np.unique(fold)) < FOLDS
         log_error = np.log(np.maximum(error, LEAST_RESIDUAL_S))
-        weights, shifts, bounds = [], [], []
+        fitted, weights, shifts, bounds = [], [], [], []
         for level in levels:
             ratio = log_error - _log_half_width(spread, freedom, level)
-            fits = [_fit_boundary(z, ratio[:, b], level, fold, flat=flat) for b in (0, 1)]
-            weights.append(tuple(floats(w) for w, _ in fits))
-            shifts.append(tuple(s for _, s in fits))
+            fits = [_fit_boundary(z, ratio[:, b], level, video, fold, flat=flat) for b in (0, 1)]
+            known = [fit for fit in fits if fit is not None]
+            if len(known) < len(fits):
+                break  # higher levels ask for more still
+            fitted.append(level)
+            weights.append(tuple(floats(w) for w, _ in known))
+            shifts.append(tuple(s for _, s in known))
             bounds.append(
                 tuple((float(ratio[:, b].min()), float(ratio[:, b].max())) for b in (0, 1))
             )
-        return cls(scaler, levels, tuple(weights), tuple(shifts), tuple(bounds), n)
+        return cls(scaler, tuple(fitted), tuple(weights), tuple(shifts), tuple(bounds), n)
+
+    def fits_level(self, level: float) -> bool:
+        """Whether the level lies among those that were fitted."""
+        return self.levels[0] <= level <= self.levels[-1]
+
+    def check_level(self, level: float) -> None:
+        """Refuse a level that was not fitted: nothing is known of how wide it would have to be.
+
+        Raises:
+            InputError: If the level is outside the fitted ones.
+        """
+        if not self.fits_level(level):
+            low, high = self.levels[0], self.levels[-1]
+            raise InputError(
+                "interval level",
+                expected=f"a number between {low:g} and {high:g}, which {self.points} labelled "
+                "queries support",
+                got=f"{level:g}",
+                remedy="choose such a level, or calibrate on more labelled videos",
+            )
 
     def interval(
         self,
@@ -140,30 +186,24 @@ class IntervalCalibrator:
     ) -> tuple[FloatArray, FloatArray]:
         """Central interval of each boundary; it is not cut at the video's ends.
 
-        Between fitted levels the log factor is interpolated, outside them it is that of the
-        nearest. A higher level never gives a narrower interval.
+        Between fitted levels the log factor is interpolated. A higher level never gives a narrower
+        interval.
 
         Args:
             loc: Predicted start and end, seconds, ``(N, 2)``.
             scale: ``(N, 2)``, seconds.
             dof: ``(N, 2)``.
             covariates: ``(N, C)``, in the order of fitting.
-            level: Between 0 and 1.
+            level: Between the least and the greatest of ``levels``.
 
         Returns:
             Lower and upper ends, ``(N, 2)`` each.
 
         Raises:
-            InputError: If the level is not between 0 and 1.
+            InputError: If the level is outside the fitted ones.
             ValueError: If a shape is wrong or a covariate is NaN.
         """
-        if not 0.0 < level < 1.0:
-            raise InputError(
-                "interval level",
-                expected="a number between 0 and 1",
-                got=f"{level:g}",
-                remedy="write 0.9 for 90 percent",
-            )
+        self.check_level(level)
         z = self.scaler.transform(covariates)
         m, s, nu = (np.asarray(v, dtype=np.float64) for v in (loc, scale, dof))
         if not m.shape == s.shape == nu.shape == (len(z), 2):
@@ -176,10 +216,8 @@ class IntervalCalibrator:
         known = np.maximum.accumulate(base + raw, axis=0)
         wanted = _log_half_width(s, nu, level)
         upper = int(np.searchsorted(self.levels, level))
-        if upper == 0:
-            log_half = wanted + known[0] - base[0]
-        elif upper == len(self.levels):
-            log_half = wanted + known[-1] - base[-1]
+        if self.levels[upper] == level:
+            log_half = known[upper]
         else:
             # Weighted by the uncalibrated width, this is linear between the two known widths,
             # hence monotone in the level.
@@ -231,9 +269,9 @@ class IntervalCalibrator:
 
 
 def _fit_boundary(
-    z: FloatArray, ratio: FloatArray, level: float, fold: npt.NDArray[np.int64], *, flat: bool
-) -> tuple[FloatArray, float]:
-    """Weights ``(1 + C,)`` and conformal shift of one boundary at one level.
+    z: FloatArray, ratio: FloatArray, level: float, video: Integers, fold: Integers, *, flat: bool
+) -> tuple[FloatArray, float] | None:
+    """Weights ``(1 + C,)`` and conformal shift of one boundary; None if too few for the level.
 
     The shift is the finite-sample quantile of what held-out regressions leave over. One split
     would spend half of the data on it; with K folds every query is held out once, and the
@@ -241,16 +279,16 @@ def _fit_boundary(
     """
     n, covariates = z.shape
     if flat:
-        constant = np.zeros(1 + covariates)
-        constant[0] = _conformal_quantile(ratio, level)
-        return constant, 0.0
+        factor = _conformal_quantile(ratio, level, video)
+        return None if factor is None else (np.append(factor, np.zeros(covariates)), 0.0)
     left = np.empty(n)
     low, high = ratio.min(), ratio.max()
     for k in range(FOLDS):
         held = fold == k
         line = linear(z[held], _quantile_regression(z[~held], ratio[~held], level))
         left[held] = ratio[held] - np.clip(line, low, high)
-    return _quantile_regression(z, ratio, level), _conformal_quantile(left, level)
+    shift = _conformal_quantile(left, level, video)
+    return None if shift is None else (_quantile_regression(z, ratio, level), shift)
 
 
 def _quantile_regression(z: FloatArray, y: FloatArray, level: float) -> FloatArray:
@@ -281,20 +319,59 @@ def _quantile_regression(z: FloatArray, y: FloatArray, level: float) -> FloatArr
     return np.append(multipliers[0] - centre @ slope, slope)
 
 
-def _conformal_quantile(values: FloatArray, level: float) -> float:
+def _conformal_quantile(values: FloatArray, level: float, video: Integers) -> float | None:
     """The smallest of the values that is large enough with the confidence of CONFIDENCE.
 
     The share of new values below the k-th smallest of n varies with the n that were drawn, as
     Beta(k, n + 1 - k). The usual rank, ``ceil((n + 1) level)``, makes its mean the level, so that
     every other calibration covers less than it says. Here k is the least one for which the share
-    reaches the level with 95 % confidence; the largest value if there are too few for that.
+    reaches the level with 95 % confidence; the usual one if there are too few for that, and None
+    if there are too few even for it. n counts independent queries, see :func:`effective_count`.
 
     Reference:
         Vovk 2012, Conditional validity of inductive conformal predictors, arXiv:1209.2673.
     """
-    n = len(values)
-    rank = _least_rank(n, level) or n
-    return float(np.sort(values)[rank - 1])
+    ordered = np.sort(values)
+    n = len(ordered)
+    below = values <= ordered[min(math.ceil(level * n), n) - 1]
+    independent = int(
+        effective_count(below, video) + 1e-6
+    )  # floats may fall short of a whole number
+    rank = _least_rank(independent, level) or math.ceil((independent + 1) * level - 1e-9)
+    if rank > independent:
+        return None
+    return float(ordered[math.ceil(rank * n / independent - 1e-9) - 1])
+
+
+def effective_count(hit: npt.NDArray[np.bool_], video: Integers) -> float:
+    """As how many independent queries those of a few videos count, for a share of hits.
+
+    A share over queries varies with the draw of the videos as one over so many independent
+    queries would: the number of queries divided by the design effect, the variance of the share
+    with videos as units over the binomial one.
+
+    Args:
+        hit: One a query, ``(N,)``.
+        video: Id of each query's video, ``(N,)``, from 0 on.
+
+    Returns:
+        Between 1 and N; N where every video has one query.
+
+    Reference:
+        Kish 1965, Survey Sampling, section 5.4.
+
+    >>> effective_count(np.array([True, True, False, False]), np.array([0, 0, 1, 1]))
+    2.0
+    """
+    n = len(hit)
+    if video.max() == 0:
+        return 1.0
+    away = hit - hit.mean()
+    binomial = float(away @ away)
+    if binomial == 0:
+        return float(n)
+    clustered = float((np.bincount(video, weights=away) ** 2).sum())
+    return n / max(clustered / binomial, 1.0)
 
 
 def _least_rank(n: int, level: float) -> int:

@@ -2,7 +2,7 @@
 
 import json
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from demr.answers.domain import check_domain
 from demr.batches.stretches import MAX_CLIPS
-from demr.encoders.base import EncoderIdentity
+from demr.encoders import Encoder, EncoderIdentity, get_encoder
 from demr.errors import DemrError, ModelError
 from demr.machine.files import atomic_path
 from demr.machine.hub import fetch
@@ -50,6 +50,36 @@ class Pretrained:
     known_words: frozenset[str] | None = None
     domain: Mapping[str, Any] | None = None
     max_clips: int = MAX_CLIPS
+
+    def load_encoder(self, device: str = "auto") -> Encoder:
+        """Make the encoder that this model was trained on.
+
+        Raises:
+            ModelError: If this installation has another version of it, or other weights.
+        """
+        return self.check_encoder(get_encoder(self.identity.request, device=device))
+
+    def check_encoder(self, encoder: Encoder) -> Encoder:
+        """Return an encoder if its features are those that this model was trained on.
+
+        Raises:
+            ModelError: If they are not.
+        """
+        if not encoder.identity.fits(self.identity):
+            raise ModelError(
+                self.name,
+                expected=f"an encoder that is {self.identity}",
+                got=f"{encoder.identity}",
+                remedy="name that encoder with --encoder, use the demr version it was trained "
+                "with, or train it again",
+            )
+        return encoder
+
+    def unknown_words(self, words: Iterable[str]) -> tuple[str, ...]:
+        """Words that training never showed, each once; none where the encoder knows any word."""
+        if self.known_words is None:
+            return ()
+        return tuple(dict.fromkeys(word for word in words if word not in self.known_words))
 
 
 def save_pretrained(folder: Path, pretrained: Pretrained, half: bool = False) -> None:

@@ -21,7 +21,8 @@ class Proposals:
     """Candidate moments of one query, one row each; slicing slices every field.
 
     Attributes:
-        window_norm: Predicted ``(start, end)`` as fractions of the duration, ``(N, 2)``.
+        window_norm: Predicted ``(start, end)`` as fractions of the duration, ``(N, 2)``; no start
+            comes after its end, so that column 0 of every field is about the start.
         foreground: Foreground probability, ``(N,)``.
         nu: NIG parameter for start and end, ``(N, 2)``.
         alpha: NIG parameter for start and end, ``(N, 2)``.
@@ -44,7 +45,7 @@ class Proposals:
         """Check that every field has one row a proposal.
 
         Raises:
-            ValueError: If the shapes disagree.
+            ValueError: If the shapes disagree, or a window is reversed.
         """
         count = len(self.window_norm)
         for name in ("window_norm", "nu", "alpha", "beta"):
@@ -53,6 +54,10 @@ class Proposals:
         for name in ("foreground", "clip_idx", "score"):
             if getattr(self, name).shape != (count,):
                 raise ValueError(f"{name} must be ({count},), is {getattr(self, name).shape}")
+        if reversed_rows := np.flatnonzero(
+            self.window_norm[:, 0] > self.window_norm[:, 1]
+        ).tolist():
+            raise ValueError(f"window {reversed_rows[0]} ends before it starts")
 
     def __len__(self) -> int:
         return len(self.window_norm)
@@ -69,9 +74,8 @@ class Proposals:
 
     @property
     def window_s(self) -> FloatArray:
-        """Windows in seconds, inside the video and with start <= end, ``(N, 2)``."""
-        clipped = np.clip(self.window_norm, 0, 1)
-        return np.sort(clipped, axis=1) * self.duration_s
+        """Windows in seconds, inside the video, ``(N, 2)``."""
+        return np.clip(self.window_norm, 0, 1) * self.duration_s
 
     @property
     def aleatoric(self) -> FloatArray:
@@ -165,13 +169,13 @@ def _vote(ranked: Proposals, keep: NDArray[np.int64], disagreement: float) -> Pr
     votes[np.arange(len(keep)), keep] = True
     # Of a long video few have a vote on anything.
     voters = np.flatnonzero(votes.any(axis=0))
-    votes, said = votes[:, voters], ranked[voters]
-    weight = said.foreground[:, None] / np.maximum(said.scale_s, 1e-9) ** 2
+    votes, neighbours = votes[:, voters], ranked[voters]
+    weight = neighbours.foreground[:, None] / np.maximum(neighbours.scale_s, 1e-9) ** 2
     weight = np.maximum(weight, 1e-300)
     total = votes.astype(np.float64) @ weight
-    window_norm = (votes @ (weight * said.window_norm)) / total
+    window_norm = _ordered((votes @ (weight * neighbours.window_norm)) / total, kept.window_norm)
     # Around the mean, so that no difference of two large squares is left.
-    offset = said.window_norm[None] - window_norm[:, None]
+    offset = neighbours.window_norm[None] - window_norm[:, None]
     spread = np.einsum("kn,nb,knb->kb", votes, weight, offset**2) / total
     aleatoric = kept.beta / (kept.alpha - 1)
     nu = kept.nu / (1 + kept.nu * disagreement * spread / aleatoric)
@@ -202,4 +206,16 @@ def _fuse(ranked: Proposals, owner: NDArray[np.int64], keep: NDArray[np.int64]) 
         alpha[row] = (weight * members.alpha).sum(axis=0) + extra / 2
         spread = (evidence * (members.window_norm - loc[row]) ** 2).sum(axis=0)
         beta[row] = (weight * members.beta).sum(axis=0) + spread / 2
-    return kept.replace(window_norm=loc, nu=nu, alpha=alpha, beta=beta)
+    return kept.replace(window_norm=_ordered(loc, kept.window_norm), nu=nu, alpha=alpha, beta=beta)
+
+
+def _ordered(moved: FloatArray, unmoved: FloatArray) -> FloatArray:
+    """Moved windows; where start and end would change places, the unmoved one.
+
+    Each boundary is averaged by itself. Where neighbours contradict each other so much that the
+    start comes after the end, their mean is a window that none of them proposed, and the
+    uncertainty of its start would be that of an end.
+    """
+    crossed = moved[:, :1] > moved[:, 1:]
+    result: FloatArray = np.where(crossed, unmoved, moved)
+    return result

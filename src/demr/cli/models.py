@@ -13,6 +13,8 @@ from demr.machine.terminal import console, need_extra, status
 
 app = typer.Typer()
 
+_Device = Annotated[str, typer.Option(help="auto, cpu, or an accelerator.")]
+
 
 class _Format(StrEnum):
     ONNX = "onnx"
@@ -62,6 +64,7 @@ def evaluate(
     as_json: Annotated[
         Path | None, typer.Option("--json", help="Also write the numbers to this file.")
     ] = None,
+    device: _Device = "auto",
 ) -> None:
     """Measure a run on its splits, or predictions against annotations."""
     if (run is None) == (predictions is None) or (predictions is None) != (annotations is None):
@@ -72,12 +75,11 @@ def evaluate(
             remedy="see demr evaluate --help",
         )
     if run is not None:
-        need_extra("train", "lightning")
         from demr.runs.evaluating import evaluate_run
 
-        metrics = evaluate_run(run)
+        metrics = evaluate_run(run, device=device)
     else:
-        from demr.evaluation.predictions import evaluate_predictions
+        from demr.evaluation.measure import evaluate_predictions
 
         metrics = {"all": evaluate_predictions(Path(str(predictions)), Path(str(annotations)))}
     if as_json is not None:
@@ -89,24 +91,68 @@ def evaluate(
 
 @app.command()
 def calibrate(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    model: Annotated[
+        str, typer.Argument(help="Run folder, model folder, Hugging Face id, or shapes.")
+    ],
     annotations: Annotated[
         Path | None,
-        typer.Option(help="Labels of your own (present and absent), for videos with features."),
+        typer.Option(help="Labels of your own, present and absent; without them a run's own."),
     ] = None,
+    videos: Annotated[
+        Path | None, typer.Option(help="Folder with the labelled videos, which are encoded.")
+    ] = None,
+    features: Annotated[
+        Path | None, typer.Option(help="Feature pack with the labelled videos instead.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="New folder for a calibrated copy; needed where the model is not yours."),
+    ] = None,
+    device: _Device = "auto",
 ) -> None:
     """Fit intervals, presence and ranking on validation queries, or on labels of your own."""
-    need_extra("train", "lightning")
+    _check_calibrate(annotations, videos, features, out)
     from demr.annotations.annotations import read_annotations
-    from demr.runs.calibrating import calibrate_run
+    from demr.runs.calibrating import calibrate_model, calibrate_run
 
     labels = None if annotations is None else read_annotations(annotations)
-    fitted = calibrate_run(run, annotations=labels)
+    if labels is None or (videos is None and features is None):
+        folder, fitted = Path(model), calibrate_run(Path(model), labels, device=device)
+    else:
+        with status(f"loading {model}") as line:
+            folder, fitted = calibrate_model(
+                model,
+                labels,
+                videos=videos,
+                features=features,
+                out=out,
+                device=device,
+                tell=line,
+            )
     points = 0 if fitted.interval is None else fitted.interval.points
     presence = "no" if fitted.presence is None else str(fitted.presence.points)
     typer.echo(
-        f"{run / 'calibration.json'}: ranking {fitted.ranking} (tau {fitted.tau:g}), "
+        f"{folder / 'calibration.json'}: ranking {fitted.ranking} (tau {fitted.tau:g}), "
         f"intervals from {points} queries, presence from {presence} queries"
+    )
+
+
+def _check_calibrate(
+    annotations: Path | None, videos: Path | None, features: Path | None, out: Path | None
+) -> None:
+    if videos is not None and features is not None:
+        got = "--videos and --features"
+    elif annotations is None and (videos is not None or features is not None):
+        got = "videos without labels"
+    elif out is not None and videos is None and features is None:
+        got = "--out alone"
+    else:
+        return
+    raise InputError(
+        "calibrate",
+        expected="--annotations with --videos or --features (and --out), or a run folder alone",
+        got=got,
+        remedy="see demr calibrate --help",
     )
 
 
@@ -115,12 +161,12 @@ def balance(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     split: Annotated[str, typer.Option(help="Split to disturb.")] = "val",
     limit: Annotated[int, typer.Option(help="Queries to use; 0 takes all.")] = 500,
+    device: _Device = "auto",
 ) -> None:
     """Measure how uncertainty answers to noise on video and on text (dVar)."""
-    need_extra("train", "lightning")
     from demr.runs.balance import balance_run
 
-    typer.echo(balance_run(run, split, limit))
+    typer.echo(balance_run(run, split, limit, device))
 
 
 @app.command()

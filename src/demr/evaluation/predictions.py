@@ -1,59 +1,56 @@
-"""Files of predictions, of demr or of others -> metrics; needs neither a model nor torch."""
+"""Predictions as records: in memory and as lines of a file, in the field's submission form.
 
+What a model predicted and what a file says become the same record, rounded in the same way, so
+that measuring either gives the same numbers. Needs no torch.
+"""
+
+import json
+import math
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from demr.annotations.annotations import (
-    ANNOTATORS,
-    Annotation,
-    read_annotations_with_report,
-    saliency_votes,
-)
+from demr.annotations.annotations import Annotation
 from demr.annotations.formats import broken, json_lines, read_text
-from demr.annotations.repairs import RepairReport
-from demr.annotations.windows import true_windows
 from demr.errors import AnnotationError
-from demr.metrics.retrieval import (
-    discounted_recall,
-    highlight_metrics,
-    retrieval_metrics,
-    saliency_truth,
-)
-from demr.metrics.uncertainty import auroc, brier, ece, interval_coverage, interval_width, spearman
+from demr.machine.files import atomic_path
+
+if TYPE_CHECKING:
+    from demr.answers.judging import Judgement
+    from demr.answers.predictions import Prediction
 
 FloatArray = npt.NDArray[np.float64]
 
-CLIP_S = 2.0  # QVHighlights and TVSum score clips of two seconds
-_CLIPS_OFF = 2  # published saliency is often a clip or two short; more is another clip length
-_BOTH = "predictions and annotations"
 _NO_WINDOWS = np.zeros((0, 3))
-
-
-class PredictionWarning(UserWarning):
-    """Something about the predictions that changes what the metrics mean."""
+# Microseconds, and as much of other numbers as moves no metric.
+_DECIMALS = 6
 
 
 @dataclass(frozen=True, eq=False)
-class Prediction:
-    """What a model answered to one query. Compared by identity, as arrays are.
+class PredictionRecord:
+    """What was predicted for one query. Compared by identity, as arrays are.
 
     Attributes:
         qid: Name of the query in the annotations.
         windows: Start and end in seconds and score, the best first, ``(K, 3)``; ``K`` may be 0.
         vid: Name of the video, if given.
         query: The sentence, if given.
+        duration_s: Length of the video that was looked at, if given; sources differ by seconds.
+        clip_s: Length of the clips that saliency was predicted for, if given.
         saliency: Score of every clip, any scale, ``(L,)``.
-        intervals: Lower and upper end for start and end of every window, ``(K, 2, 2)``, seconds.
+        intervals: Lower and upper end for start and end of every window, ``(K, 2, 2)``, seconds;
+            NaN where a window has none.
         aleatoric: Standard deviation of start and end, ``(K, 2)``, seconds.
         epistemic: The same of what the model does not know.
-        present: Probability that the moment is in the video.
+        scale: Scale of the predictive Student-t of start and end, ``(K, 2)``, seconds.
+        alpha: NIG parameter of start and end, half its degrees of freedom, ``(K, 2)``.
+        present: Probability that the moment is in the video, if calibrated.
+        verdict: What a search says: ``found``, ``uncertain`` or ``not in this video``.
         place: File and line, for messages.
     """
 
@@ -61,42 +58,135 @@ class Prediction:
     windows: FloatArray
     vid: str | None = None
     query: str | None = None
+    duration_s: float | None = None
+    clip_s: float | None = None
     saliency: FloatArray | None = None
     intervals: FloatArray | None = None
     aleatoric: FloatArray | None = None
     epistemic: FloatArray | None = None
+    scale: FloatArray | None = None
+    alpha: FloatArray | None = None
     present: float | None = None
+    verdict: str | None = None
     place: str = "prediction"
 
+    @property
+    def nu(self) -> FloatArray | None:
+        """NIG parameter of start and end, ``(K, 2)``: the ratio of the two variances."""
+        if self.aleatoric is None or self.epistemic is None:
+            return None
+        result: FloatArray = (self.aleatoric / np.maximum(self.epistemic, 1e-300)) ** 2
+        return result
 
-@dataclass(frozen=True)
-class Comparison:
-    """Metrics, and what a reader of them should know about the input.
+    @property
+    def evidence(self) -> FloatArray | None:
+        """``2 nu + alpha``, ``(K, 2)``."""
+        nu = self.nu
+        return None if nu is None or self.alpha is None else 2 * nu + self.alpha
 
-    Attributes:
-        metrics: As :func:`compare` describes.
-        notes: One line each, with counts.
+    def to_line(self) -> str:
+        """One JSON line: the field's keys, demr's own beside them; what is not known is left out.
+
+        A window without an interval has null in its place; ``present`` is null where presence is
+        not calibrated.
+        """
+        arrays = {
+            "pred_relevant_windows": self.windows,
+            "pred_saliency_scores": self.saliency,
+            "aleatoric": self.aleatoric,
+            "epistemic": self.epistemic,
+            "scale": self.scale,
+            "alpha": self.alpha,
+        }
+        row: dict[str, Any] = {"qid": self.qid, "query": self.query, "vid": self.vid}
+        row |= {"duration": self.duration_s, "clip_s": self.clip_s}
+        row |= {key: None if array is None else array.tolist() for key, array in arrays.items()}
+        if self.intervals is not None:
+            row["intervals"] = [
+                None if np.isnan(pair).any() else pair.tolist() for pair in self.intervals
+            ]
+        row = {key: value for key, value in row.items() if value is not None}
+        return json.dumps(
+            row | {"present": self.present, "verdict": self.verdict}, ensure_ascii=False
+        )
+
+
+def to_records(
+    predictions: Sequence["Prediction"],
+    judgements: Sequence["Judgement"],
+    annotations: Sequence[Annotation],
+    clip_s: float,
+) -> list[PredictionRecord]:
+    """Put predictions, what is said of them, and the queries they are for together.
+
+    Args:
+        predictions: One a query.
+        judgements: Likewise.
+        annotations: Likewise.
+        clip_s: Length of a clip in seconds.
     """
+    return [
+        _to_record(clip_s, *each) for each in zip(predictions, judgements, annotations, strict=True)
+    ]
 
-    metrics: dict[str, float]
-    notes: tuple[str, ...]
+
+def _to_record(
+    clip_s: float, prediction: "Prediction", judgement: "Judgement", annotation: Annotation
+) -> PredictionRecord:
+    moments = prediction.moments
+    without = bool(np.isnan(judgement.intervals).all())
+    return PredictionRecord(
+        qid=annotation.qid,
+        windows=_rounded(np.column_stack([moments.window_s, moments.score])),
+        vid=annotation.vid,
+        query=annotation.query,
+        duration_s=round(moments.duration_s, _DECIMALS),
+        clip_s=clip_s,
+        saliency=_rounded(prediction.saliency),
+        intervals=None if without else _rounded(judgement.intervals),
+        aleatoric=_significant(np.sqrt(moments.aleatoric)),
+        epistemic=_significant(np.sqrt(moments.epistemic)),
+        scale=_significant(moments.scale_s),
+        alpha=_significant(moments.alpha),
+        present=round(judgement.present, _DECIMALS) if judgement.calibrated else None,
+        verdict=judgement.verdict,
+    )
 
 
-def read_predictions(path: str | os.PathLike[str]) -> list[Prediction]:
+def _rounded(values: FloatArray) -> FloatArray:
+    return np.asarray(np.round(np.asarray(values, np.float64), _DECIMALS), np.float64)
+
+
+def _significant(values: FloatArray) -> FloatArray:
+    """Nine significant digits: deviations of a hopeless and of a sure moment differ by decades."""
+    return np.array([float(f"{value:.9g}") for value in values.ravel()]).reshape(values.shape)
+
+
+def write_predictions(path: Path, records: Sequence[PredictionRecord]) -> None:
+    """Write records as JSON lines, whole or not at all.
+
+    Raises:
+        OSError: If the disk is full or the folder cannot be written.
+    """
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
+        stream.writelines(record.to_line() + "\n" for record in records)
+
+
+def read_predictions(path: str | os.PathLike[str]) -> list[PredictionRecord]:
     """Read JSON Lines in the field's submission form, plain or gzipped.
 
     Keys: ``qid``, and ``pred_relevant_windows`` or ``pred_saliency_scores`` or both; optional
-    ``vid`` and ``query``, and demr's own ``intervals``, ``aleatoric``, ``epistemic`` and
-    ``present``. Other keys are ignored; null is the same as a missing key.
+    ``vid`` and ``query``, and demr's own of :class:`PredictionRecord`. Other keys are ignored;
+    null is the same as a missing key.
 
     Raises:
         AnnotationError: If the file cannot be read, holds no prediction, a value has another
             shape or is not finite, or a qid occurs twice; names the file and the line.
     """
     source = Path(path)
-    predictions: dict[str, Prediction] = {}
+    predictions: dict[str, PredictionRecord] = {}
     for place, _, record in json_lines(source, read_text(source, "predictions")):
-        prediction = _prediction(place, record)
+        prediction = _parse(place, record)
         known = predictions.setdefault(prediction.qid, prediction)
         if known is not prediction:
             raise AnnotationError(
@@ -112,246 +202,7 @@ def read_predictions(path: str | os.PathLike[str]) -> list[Prediction]:
     return list(predictions.values())
 
 
-def evaluate_predictions(
-    predictions: str | os.PathLike[str], annotations: str | os.PathLike[str]
-) -> dict[str, float]:
-    """Measure a file of predictions against a file of annotations; see :func:`compare`.
-
-    Every note is given as a :class:`PredictionWarning`.
-
-    Raises:
-        AnnotationError: If a file is damaged or the two do not belong together.
-    """
-    answered = read_predictions(predictions)
-    asked, report = read_annotations_with_report(annotations)
-    try:
-        comparison = compare(answered, asked)
-    except AnnotationError as error:
-        if error.subject != _BOTH:
-            raise
-        raise AnnotationError(
-            f"{predictions} and {annotations}",
-            expected=error.expected,
-            got=error.got,
-            remedy=error.remedy,
-        ) from error
-    for note in (*_repairs(report), *comparison.notes):
-        warnings.warn(note, PredictionWarning, stacklevel=2)
-    return comparison.metrics
-
-
-def compare(
-    predictions: Sequence[Prediction], annotations: Sequence[Annotation], *, clip_s: float = CLIP_S
-) -> Comparison:
-    """Measure predictions against annotations, joined by qid.
-
-    Args:
-        predictions: At most one a query. Those for other queries are ignored.
-        annotations: Queries of one split. Those without a prediction count as misses; those whose
-            windows are unknown only serve the highlight metrics.
-        clip_s: Length of the clips that saliency was annotated for, in seconds.
-
-    Returns:
-        Always: ``queries_without_predictions`` and, where windows are known, everything of
-        :func:`~demr.metrics.retrieval.retrieval_metrics` and
-        :func:`~demr.metrics.retrieval.discounted_recall`, and ``absent_queries``. With saliency on
-        both sides: ``highlights/...`` of :func:`~demr.metrics.retrieval.highlight_metrics`. With
-        demr's own keys in all joined predictions: ``interval/coverage ...`` and ``interval/width
-        ... s`` of the first window, wrong ones included; ``uncertainty/spearman/...`` of its mean
-        boundary error with the variances; and ``presence/AUROC``, ``presence/brier`` and
-        ``presence/ECE`` where queries of both kinds were answered.
-
-    Raises:
-        AnnotationError: If nothing joins, a joined prediction names another video, or the
-            annotations say nothing to compare with.
-    """
-    answers = {prediction.qid: prediction for prediction in predictions}
-    joined = [(answers[a.qid], a) for a in annotations if a.qid in answers]
-    _check(joined, predictions, annotations)
-    notes: list[str] = []
-    asked = {annotation.qid for annotation in annotations}
-    _note(
-        notes,
-        [p.qid for p in predictions if p.qid not in asked],
-        "predictions for queries that the annotations do not have: ignored",
-    )
-    unanswered = [a.qid for a in annotations if a.qid not in answers]
-    _note(
-        notes,
-        unanswered,
-        f"of {len(annotations)} annotated queries without a prediction: counted as misses",
-    )
-    metrics: dict[str, float] = {}
-    known = [a for a in annotations if a.windows_s is not None]
-    unknown = [a.qid for a in annotations if a.windows_s is None]
-    if known:
-        _note(notes, unknown, "queries whose windows are unknown: left out")
-        _note(
-            notes,
-            [p.qid for p, a in joined if a.windows_s and not len(p.windows)],
-            "predictions without windows: counted as misses",
-        )
-        _note(
-            notes,
-            _flat([p for p, _ in joined]),
-            "predictions with windows of no length or reversed: they overlap nothing",
-        )
-        windows = [answers[a.qid].windows if a.qid in answers else _NO_WINDOWS for a in known]
-        truths = [np.reshape(np.asarray(a.windows_s, np.float64), (-1, 2)) for a in known]
-        metrics |= retrieval_metrics(windows, truths)
-        metrics |= discounted_recall(windows, truths, [a.duration_s for a in known])
-        metrics["absent_queries"] = metrics.pop("queries_without_truth")
-        metrics |= _boundaries([(p, a) for p, a in joined if a.windows_s and len(p.windows)])
-        metrics |= _presence([(p, a) for p, a in joined if a.windows_s is not None])
-    metrics["queries_without_predictions"] = float(len(unanswered))
-    metrics |= _highlights(answers, annotations, clip_s, notes)
-    return Comparison(metrics, tuple(notes))
-
-
-def _check(
-    joined: Sequence[tuple[Prediction, Annotation]],
-    predictions: Sequence[Prediction],
-    annotations: Sequence[Annotation],
-) -> None:
-    if not annotations or not predictions:
-        got = f"{len(predictions)} and {len(annotations)}"
-        raise AnnotationError(
-            _BOTH, expected="at least one of each", got=got, remedy="choose another split"
-        )
-    if not joined:
-        raise AnnotationError(
-            _BOTH,
-            expected="at least one query in both",
-            got=f"no common qid (such as {predictions[0].qid!r} and {annotations[0].qid!r})",
-            remedy="choose the annotations that were predicted",
-        )
-    if not any(a.windows_s is not None or a.saliency for a in annotations):
-        raise AnnotationError(
-            _BOTH,
-            expected="annotations with windows or saliency",
-            got=f"{len(annotations)} queries without (a test split whose answers are not public)",
-            remedy="choose another split",
-        )
-    for prediction, annotation in joined:
-        if prediction.vid not in (None, annotation.vid):
-            # Many data sets number their queries from 0: equal qids of two splits mean nothing.
-            raise AnnotationError(
-                prediction.place,
-                expected=f"the video {annotation.vid} of query {annotation.qid!r}",
-                got=str(prediction.vid),
-                remedy="choose the annotations that were predicted",
-            )
-
-
-def _flat(predictions: Sequence[Prediction]) -> list[str]:
-    """Names of queries whose answers hold a window that does not end after its start."""
-    table = np.concatenate([p.windows for p in predictions])
-    owner = np.repeat(np.arange(len(predictions)), [len(p.windows) for p in predictions])
-    return [predictions[index].qid for index in np.unique(owner[table[:, 1] <= table[:, 0]])]
-
-
-def _boundaries(pairs: Sequence[tuple[Prediction, Annotation]]) -> dict[str, float]:
-    """Intervals and uncertainties of every first window against the true one nearest to it."""
-    if not pairs:
-        return {}
-    window = np.array([p.windows[0, :2] for p, _ in pairs])
-    truth = true_windows(window, [a.windows_s or () for _, a in pairs])
-    error = np.abs(truth - window).mean(axis=1)
-    metrics = {"mean boundary error s": float(error.mean())}
-    intervals = [p.intervals[0] for p, _ in pairs if p.intervals is not None]
-    if len(intervals) == len(pairs):
-        low, high = np.moveaxis(np.array(intervals), 2, 0)
-        coverage, width = interval_coverage(low, high, truth), interval_width(low, high)
-        metrics |= {f"interval/coverage {key}": value for key, value in coverage.items()}
-        metrics |= {f"interval/width {key} s": value for key, value in width.items()}
-    deviations = [
-        (p.aleatoric[0], p.epistemic[0])
-        for p, _ in pairs
-        if p.aleatoric is not None and p.epistemic is not None
-    ]
-    if len(deviations) == len(pairs):
-        aleatoric, epistemic = (np.array(deviations) ** 2).mean(axis=2).T
-        for name, variance in (
-            ("EU", epistemic),
-            ("AU", aleatoric),
-            ("AU+EU", aleatoric + epistemic),
-        ):
-            metrics[f"uncertainty/spearman/{name}"] = spearman(error, variance)
-    return metrics
-
-
-def _presence(pairs: Sequence[tuple[Prediction, Annotation]]) -> dict[str, float]:
-    present = [p.present for p, _ in pairs if p.present is not None]
-    label = np.array([bool(a.windows_s) for _, a in pairs])
-    if len(present) < len(pairs) or label.all() or not label.any():
-        return {}
-    probability = np.array(present)
-    return {
-        "presence/AUROC": auroc(probability[label], probability[~label]),
-        "presence/brier": brier(probability, label),
-        "presence/ECE": ece(probability, label),
-    }
-
-
-def _highlights(
-    answers: Mapping[str, Prediction],
-    annotations: Sequence[Annotation],
-    clip_s: float,
-    notes: list[str],
-) -> dict[str, float]:
-    scored = [a for a in annotations if a.saliency and a.duration_s >= clip_s]
-    given = {
-        a.qid: saliency
-        for a in scored
-        if a.qid in answers and (saliency := answers[a.qid].saliency) is not None
-    }
-    if not given:
-        return {}
-    clips = {a.qid: int(a.duration_s / clip_s) for a in scored}
-    off = [qid for qid, saliency in given.items() if abs(len(saliency) - clips[qid]) > _CLIPS_OFF]
-    if 2 * len(off) > len(given):
-        _note(
-            notes,
-            off,
-            f"predictions whose saliency is not for clips of {clip_s:g} s: no highlight metrics",
-        )
-        return {}
-    _note(
-        notes,
-        off,
-        f"predictions whose saliency is more than {_CLIPS_OFF} clips off: cut or filled with 0",
-    )
-    _note(
-        notes,
-        [a.qid for a in scored if a.qid in answers and a.qid not in given],
-        "predictions without saliency: counted as misses",
-    )
-    annotators = {len(one) for a in scored if a.saliency_votes for one in a.saliency_votes.values()}
-    if len(annotators) > 1:
-        notes.append("queries were scored by different numbers of annotators: no highlight metrics")
-        return {}
-    count = annotators.pop() if annotators else ANNOTATORS
-    truths = []
-    for annotation in scored:
-        table = saliency_votes(annotation, count)
-        truths.append(
-            saliency_truth(annotation.duration_s, list(table), list(table.values()), clip_s=clip_s)
-        )
-    found = highlight_metrics([given.get(a.qid, np.zeros(0)) for a in scored], truths)
-    return {f"highlights/{key}": value for key, value in found.items()}
-
-
-def _repairs(report: RepairReport) -> list[str]:
-    mended = (report.swapped, report.clipped, report.after_end, report.zero_length, report.repeated)
-    return [f"annotations: {report.summary()}"] if any(mended) else []
-
-
-def _note(notes: list[str], qids: Sequence[str], text: str) -> None:
-    if qids:
-        notes.append(f"{len(qids)} {text} (such as {qids[0]!r})")
-
-
-def _prediction(place: str, record: Mapping[str, Any]) -> Prediction:
+def _parse(place: str, record: Mapping[str, Any]) -> PredictionRecord:
     qid = record.get("qid")
     if isinstance(qid, bool) or not isinstance(qid, int | str) or qid == "":
         raise broken(place, "text or a whole number as qid", repr(qid))
@@ -367,39 +218,69 @@ def _prediction(place: str, record: Mapping[str, Any]) -> Prediction:
         )
     )
     rows = len(table)
-    own = {
+    pair = f"[start, end] for {rows} windows"
+    arrays = {
         key: None if record.get(key) is None else _array(place, key, record[key], shape, form)
         for key, shape, form in (
             ("pred_saliency_scores", (None,), "one score a clip"),
-            ("intervals", (rows, 2, 2), f"[[low, high], [low, high]] for {rows} windows"),
-            ("aleatoric", (rows, 2), f"[start, end] for {rows} windows"),
-            ("epistemic", (rows, 2), f"[start, end] for {rows} windows"),
+            *((key, (rows, 2), pair) for key in ("aleatoric", "epistemic", "scale", "alpha")),
         )
     }
-    intervals = own["intervals"]
-    if intervals is not None and (intervals[..., 0] > intervals[..., 1]).any():
-        raise broken(place, "intervals of [low, high]", "low above high")
     for key in ("aleatoric", "epistemic"):
-        deviation = own[key]
+        deviation = arrays[key]
         if deviation is not None and (deviation < 0).any():
             raise broken(place, f"standard deviations of at least 0 as {key}", str(deviation.min()))
+    for key, least in (("scale", 0.0), ("alpha", 1.0)):
+        values = arrays[key]
+        if values is not None and (values <= least).any():
+            raise broken(place, f"numbers above {least:g} as {key}", str(values.min()))
     present = record.get("present")
     if present is not None and (
         isinstance(present, bool) or not isinstance(present, int | float) or not 0 <= present <= 1
     ):
         raise broken(place, "a probability in 0..1 as present", repr(present))
-    return Prediction(
+    seconds = {key: _parse_seconds(place, key, record.get(key)) for key in ("duration", "clip_s")}
+    return PredictionRecord(
         qid=str(qid),
         windows=table,
         vid=None if record.get("vid") is None else str(record["vid"]),
         query=None if record.get("query") is None else str(record["query"]),
-        saliency=own["pred_saliency_scores"],
-        intervals=intervals,
-        aleatoric=own["aleatoric"],
-        epistemic=own["epistemic"],
+        duration_s=seconds["duration"],
+        clip_s=seconds["clip_s"],
+        saliency=arrays["pred_saliency_scores"],
+        intervals=_parse_intervals(place, record.get("intervals"), rows),
+        aleatoric=arrays["aleatoric"],
+        epistemic=arrays["epistemic"],
+        scale=arrays["scale"],
+        alpha=arrays["alpha"],
         present=None if present is None else float(present),
+        verdict=None if record.get("verdict") is None else str(record["verdict"]),
         place=place,
     )
+
+
+def _parse_seconds(place: str, key: str, value: object) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise broken(place, f"a number of seconds as {key}", repr(value))
+    return float(value)
+
+
+def _parse_intervals(place: str, value: object, rows: int) -> FloatArray | None:
+    """Intervals of every window; a window that has none says null."""
+    if value is None:
+        return None
+    form = f"[[low, high], [low, high]] for {rows} windows"
+    if not isinstance(value, list) or len(value) != rows:
+        raise broken(place, f"{form} under intervals", repr(value))
+    known = [index for index, pair in enumerate(value) if pair is not None]
+    pairs = _array(place, "intervals", [value[i] for i in known], (len(known), 2, 2), form)
+    if (pairs[..., 0] > pairs[..., 1]).any():
+        raise broken(place, "intervals of [low, high]", "low above high")
+    intervals = np.full((rows, 2, 2), np.nan)
+    intervals[known] = pairs
+    return intervals
 
 
 def _array(

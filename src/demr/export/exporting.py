@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from demr import __version__
-from demr.answers.answering import load_calibration
+from demr.answers.fitting import load_calibration
 from demr.answers.pretrained import APPENDED_DIMS, Pretrained, find_model, load_pretrained
 from demr.batches.batch import Batch
 from demr.errors import InputError, ModelError

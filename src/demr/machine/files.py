@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import tempfile
 import zipfile
 import zlib
@@ -39,6 +40,27 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Fill a temporary neighbour and move it into place when the block succeeds.
+
+    Raises:
+        OSError: If it cannot be written, or something has come to lie at the path meanwhile.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        yield temporary
+        for file in temporary.iterdir():
+            sync(file)
+        temporary.chmod(0o755)  # mkdtemp makes folders that only their owner can enter
+        sync(temporary)
+        temporary.rename(path)
+        sync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def sync(path: Path) -> None:

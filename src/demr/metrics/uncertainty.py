@@ -11,7 +11,7 @@ def uncertainty_metrics(
     error: npt.ArrayLike,
     aleatoric: npt.ArrayLike,
     epistemic: npt.ArrayLike,
-    evidence: npt.ArrayLike,
+    evidence: npt.ArrayLike | None = None,
     *,
     bins: int = 10,
 ) -> dict[str, float]:
@@ -24,7 +24,7 @@ def uncertainty_metrics(
         error: Of each answer, at least 0, ``(N,)``: mean boundary error or 1 - IoU.
         aleatoric: ``(N,)``, variances in one unit with ``epistemic``.
         epistemic: ``(N,)``.
-        evidence: ``(N,)``.
+        evidence: ``(N,)``; None leaves it out.
         bins: For the consistency.
 
     Returns:
@@ -42,11 +42,13 @@ def uncertainty_metrics(
         raise ValueError(f"error[{int(err.argmin())}] must be at least 0, got {err.min()}")
     au = _vector(aleatoric, "aleatoric", err.size)
     eu = _vector(epistemic, "epistemic", err.size)
-    phi = _vector(evidence, "evidence", err.size)
+    measures = {"EU": eu, "AU": au, "AU+EU": au + eu}
+    if evidence is not None:
+        measures["-evidence"] = -_vector(evidence, "evidence", err.size)
     oracle = float(risk_coverage_curve(err, err)[1].mean())
     mean_error = float(err.mean())
     metrics = {}
-    for name, measure in {"EU": eu, "AU": au, "AU+EU": au + eu, "-evidence": -phi}.items():
+    for name, measure in measures.items():
         area = float(risk_coverage_curve(err, measure)[1].mean())
         metrics[f"spearman/{name}"] = spearman(err, measure)
         metrics[f"AURC/{name}"] = area

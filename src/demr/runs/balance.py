@@ -6,20 +6,23 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from demr.answers.answering import apply_calibration, load_calibration
 from demr.answers.calibration import Calibration
+from demr.answers.fitting import load_calibration
+from demr.answers.inference import predict_dataset
+from demr.answers.predictions import rank_all
 from demr.batches.dataset import MomentDataset
 from demr.batches.noise import FeatureDeviation, FeatureNoise
 from demr.batches.stretches import MAX_CLIPS
 from demr.errors import InputError
+from demr.machine.devices import resolve_device
 from demr.machine.files import write_json
 from demr.network.model import DemrModel
 from demr.report.figures import noise_figure
 from demr.runs.data import open_data
 from demr.runs.folder import load_run
-from demr.runs.predicting import run_model
 
 LEVELS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
 FloatArray = NDArray[np.float64]
@@ -46,6 +49,7 @@ def noise_curves(
     *,
     seed: int = 0,
     max_clips: int = MAX_CLIPS,
+    device: torch.device | None = None,
 ) -> dict[str, Curve]:
     """Disturb one modality at a time and watch the top moment's uncertainty.
 
@@ -59,11 +63,14 @@ def noise_curves(
         deviation: Of the raw features over the training data.
         seed: Of the noise.
         max_clips: Clips to read at once.
+        device: Where to run.
 
     Returns:
         ``video`` and ``text``.
     """
-    measure = partial(_log_uncertainty, model, calibration=calibration, max_clips=max_clips)
+    measure = partial(
+        _log_uncertainty, model, calibration=calibration, max_clips=max_clips, device=device
+    )
     clean = measure(dataset)
     mean, spread = clean.mean(axis=1), clean.std(axis=1) + 1e-9
     curves = {}
@@ -88,9 +95,10 @@ def _log_uncertainty(
     dataset: MomentDataset,
     calibration: Calibration,
     max_clips: int,
+    device: torch.device | None,
 ) -> FloatArray:
-    raw = run_model(model, dataset, max_clips=max_clips)
-    predictions = apply_calibration(raw, calibration, top=1)
+    raw = predict_dataset(model, dataset, max_clips=max_clips, device=device)
+    predictions = rank_all(raw, calibration, top=1)
     epistemic = np.array([p.moments.epistemic[0].mean() for p in predictions])
     aleatoric = np.array([p.moments.aleatoric[0].mean() for p in predictions])
     values: FloatArray = np.log(np.maximum(np.stack([epistemic, epistemic + aleatoric]), 1e-12))
@@ -111,7 +119,7 @@ def rises(curve: tuple[float, ...]) -> bool:
     return all(later > earlier for earlier, later in pairwise(curve))
 
 
-def measure_balance(run: Path, split: str, limit: int) -> dict[str, object]:
+def measure_balance(run: Path, split: str, limit: int, device: str = "auto") -> dict[str, object]:
     """Noise curves and dVar of a run on one of its splits.
 
     Raises:
@@ -148,6 +156,7 @@ def measure_balance(run: Path, split: str, limit: int) -> dict[str, object]:
         FeatureDeviation.of(train, data.pack),
         seed=config.seed,
         max_clips=pretrained.max_clips,
+        device=resolve_device(device),
     )
     video, text = curves["video"], curves["text"]
     return {
@@ -169,9 +178,9 @@ def measure_balance(run: Path, split: str, limit: int) -> dict[str, object]:
     }
 
 
-def balance_run(run: Path, split: str, limit: int) -> str:
+def balance_run(run: Path, split: str, limit: int, device: str = "auto") -> str:
     """Measure, write ``balance.json`` and its figure ``balance.png``, and word the result."""
-    result = measure_balance(run, split, limit)
+    result = measure_balance(run, split, limit, device)
     write_json(run / "balance.json", result)
     noise_figure({"": [result]}, run / "balance.png")
     lines = [f"noise level      {'  '.join(f'{level:>6g}' for level in LEVELS)}"]

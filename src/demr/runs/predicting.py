@@ -1,36 +1,84 @@
-"""A model over every query of a split."""
+"""Features of a split -> what a model predicts for its queries, once for all that needs it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
-from demr.answers.inference import RawPrediction, predict
-from demr.batches.dataset import MomentDataset
-from demr.batches.sampling import sequential_batches
-from demr.batches.stretches import MAX_CLIPS
-from demr.network.model import DemrModel
+from demr.annotations.annotations import Annotation
+from demr.answers.calibration import Calibration
+from demr.answers.domain import measure_strangeness
+from demr.answers.inference import RawPrediction, predict_dataset
+from demr.answers.judging import DEFAULT_LEVEL, Familiarity, judge
+from demr.answers.predictions import rank_all
+from demr.answers.pretrained import Pretrained
+from demr.evaluation.measure import is_scored
+from demr.evaluation.predictions import PredictionRecord, to_records
+from demr.runs.data import RunData
 
 
-def run_model(
-    model: DemrModel,
-    dataset: MomentDataset,
+@dataclass(frozen=True)
+class SplitPredictions:
+    """Raw predictions of a split, from which it is calibrated, measured and written.
+
+    Attributes:
+        annotations: Queries that can be scored; those of the split, then absent ones that were
+            made for it.
+        raw: What the model says about each.
+        familiarity: How far each video and query lies from the training data.
+        made: How many of the queries, the last ones, are absent ones that were made.
+        clip_s: Length of a clip in seconds.
+    """
+
+    annotations: tuple[Annotation, ...]
+    raw: tuple[RawPrediction, ...]
+    familiarity: tuple[Familiarity, ...]
+    made: int
+    clip_s: float
+
+    def records(
+        self, calibration: Calibration, *, level: float = DEFAULT_LEVEL
+    ) -> list[PredictionRecord]:
+        """What a search would say, one record a query, in order."""
+        predictions = rank_all(self.raw, calibration)
+        judgements = judge(predictions, calibration, self.familiarity, level=level)
+        return to_records(predictions, judgements, self.annotations, self.clip_s)
+
+
+def predict_split(
+    pretrained: Pretrained,
+    data: RunData,
+    annotations: Sequence[Annotation],
     *,
     device: torch.device | None = None,
-    batch_size: int = 128,
-    max_clips: int = MAX_CLIPS,
-) -> list[RawPrediction]:
-    """Predict every item of a dataset, in its order, in float32.
+) -> SplitPredictions:
+    """Predict every query of a split that can be scored, and absent ones made for it.
 
     Args:
-        model: In evaluation mode.
-        dataset: Queries and features.
-        device: Where to run; the model is moved there.
-        batch_size: Items at once.
-        max_clips: Clips to read at once; of longer videos stretches are read, as in a search.
+        pretrained: The model.
+        data: Features of the split's videos.
+        annotations: The whole split. Vague queries have no single moment, and are left out.
+        device: Where to run.
     """
-    device = torch.device("cpu") if device is None else device
-    model = model.to(device).eval()
-    results: dict[int, RawPrediction] = {}
-    for indices in sequential_batches(dataset, batch_size):
-        items = [dataset[index] for index in indices]
-        said = predict(model, items, dataset.clip_s, max_clips=max_clips, device=device)
-        results |= zip(indices, said, strict=True)
-    return [results[index] for index in range(len(dataset))]
+    queries = [annotation for annotation in annotations if is_scored(annotation)]
+    made = data.absent_queries(annotations)
+    strangeness = {
+        vid: measure_strangeness(data.pack[vid].features, pretrained.domain)
+        for vid in {annotation.vid for annotation in annotations}
+    }
+    raw: list[RawPrediction] = []
+    familiarity: list[Familiarity] = []
+    # Made queries by themselves: in batches of other sizes the last digits of predictions change.
+    for part in (queries, made):
+        if part:
+            dataset = data.dataset(part)
+            raw += predict_dataset(
+                pretrained.model, dataset, device=device, max_clips=pretrained.max_clips
+            )
+            familiarity += [
+                Familiarity(strangeness[a.vid], pretrained.unknown_words(query.words))
+                for a, query in zip(part, dataset.queries, strict=True)
+            ]
+    return SplitPredictions(
+        (*queries, *made), tuple(raw), tuple(familiarity), len(made), pretrained.identity.clip_s
+    )

@@ -2,16 +2,22 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
-Verdict = Literal["found", "uncertain", "not in this video"]
+if TYPE_CHECKING:
+    from demr.answers.judging import Verdict
+
+
+# One object, so that records that hold it are equal although NaN is not.
+UNKNOWN = (math.nan, math.nan)
 
 
 @dataclass(frozen=True)
 class Moment:
     """One candidate moment; times in seconds.
 
-    Intervals and deviations are NaN where no model was trained (zero-shot).
+    Intervals and deviations are NaN where no model was trained (zero-shot), intervals also where
+    too few labels were there to calibrate those of moments after the first.
 
     Attributes:
         start: Predicted start.
@@ -64,7 +70,7 @@ class Answer:
 
     query: str
     present: float
-    verdict: Verdict
+    verdict: "Verdict"
     moments: tuple[Moment, ...]
     saliency: tuple[float, ...]
     unknown_words: tuple[str, ...] = ()

@@ -9,25 +9,23 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from demr.answers.answering import (
-    Prediction,
-    apply_calibration,
-    load_calibration,
-    presence_probability,
-)
 from demr.answers.calibration import Calibration
 from demr.answers.domain import measure_strangeness
+from demr.answers.fitting import load_calibration
 from demr.answers.inference import Progress, predict
+from demr.answers.judging import DEFAULT_LEVEL, Familiarity, Verdict, judge
+from demr.answers.predictions import rank_all
 from demr.answers.pretrained import DEFAULT_MODEL, Pretrained, find_model, load_pretrained
+from demr.answers.proposals import Proposals
 from demr.batches.batch import Item
-from demr.encoders import Encoder, EncoderIdentity, VideoFeatures, get_encoder
+from demr.encoders import Encoder, EncoderIdentity, VideoFeatures
 from demr.encoders.frames import encode_noting_damage
 from demr.errors import FeatureError, InputError, ModelError
 from demr.features.prepare import prepare_query, prepare_video
 from demr.machine.devices import resolve_device
 from demr.machine.terminal import clock
 from demr.search.queries import check_queries
-from demr.search.result import Answer, Moment, SearchResult, Verdict
+from demr.search.result import UNKNOWN, Answer, Moment, SearchResult
 from demr.video.reading import watch_decoding
 
 __all__ = [
@@ -43,7 +41,6 @@ UNKNOWN_WEIGHTS_NOTE = (
     "the model was trained on features that do not say which weights made them; "
     "the answer is worth something only if they were those of {model}"
 )
-UNCALIBRATED_NOTE = "presence is not calibrated: no absent queries were available"
 _BATCH = 64
 # What a model says of a clip takes 100 bytes a query, twice as much where it is read twice: of so
 # many clips of all queries together it is held at once.
@@ -107,7 +104,7 @@ class MomentRetriever:
         calibration: Calibration,
         *,
         device: str = "auto",
-        level: float = 0.9,
+        level: float = DEFAULT_LEVEL,
         max_clips: int | None = None,
         encoder: Encoder | None = None,
     ) -> None:
@@ -128,9 +125,7 @@ class MomentRetriever:
         self.max_clips = pretrained.max_clips if max_clips is None else max_clips
         self.device = resolve_device(device)
         self._model = pretrained.model.to(self.device).eval()
-        self._interval = calibration.interval
-        self._presence = calibration.presence
-        self._encoder = None if encoder is None else self._check_encoder(encoder)
+        self._encoder = None if encoder is None else pretrained.check_encoder(encoder)
 
     @classmethod
     def from_pretrained(
@@ -138,7 +133,7 @@ class MomentRetriever:
         source: str | Path = DEFAULT_MODEL,
         *,
         device: str = "auto",
-        level: float = 0.9,
+        level: float = DEFAULT_LEVEL,
         max_clips: int | None = None,
         encoder: Encoder | None = None,
     ) -> Self:
@@ -176,20 +171,8 @@ class MomentRetriever:
             ModelError: If this installation has another version of it, or other weights.
         """
         if self._encoder is None:
-            made = get_encoder(self.pretrained.identity.request, device=str(self.device))
-            self._encoder = self._check_encoder(made)
+            self._encoder = self.pretrained.load_encoder(str(self.device))
         return self._encoder
-
-    def _check_encoder(self, encoder: Encoder) -> Encoder:
-        if not encoder.identity.fits(self.pretrained.identity):
-            raise ModelError(
-                self.pretrained.name,
-                expected=f"an encoder that is {self.pretrained.identity}",
-                got=f"{encoder.identity}",
-                remedy="name that encoder with --encoder, use the demr version it was trained "
-                "with, or train it again",
-            )
-        return encoder
 
     def encode_video(
         self, path: str | Path, *, progress: Callable[[float], None] | None = None
@@ -358,84 +341,45 @@ class MomentRetriever:
             device=self.device,
             progress=progress,
         )
-        known = self.pretrained.known_words
+        predictions = rank_all(raw, self.calibration, top)
+        familiarity = [
+            Familiarity(video.strangeness, self.pretrained.unknown_words(q.words)) for q in encoded
+        ]
+        judgements = judge(predictions, self.calibration, familiarity, level=self.level)
         return [
-            self._describe(
+            Answer(
                 query,
-                prediction,
-                video,
-                () if known is None else tuple(dict.fromkeys(w for w in words if w not in known)),
+                judgement.present,
+                judgement.verdict,
+                _moments(prediction.moments, judgement.intervals),
+                tuple(prediction.saliency.tolist()),
+                known.unknown_words,
+                video.notes + judgement.notes,
             )
-            for query, prediction, words in zip(
-                queries,
-                apply_calibration(raw, self.calibration, top),
-                [q.words for q in encoded],
-                strict=True,
+            for query, prediction, judgement, known in zip(
+                queries, predictions, judgements, familiarity, strict=True
             )
         ]
 
-    def _describe(
-        self, query: str, prediction: Prediction, video: EncodedVideo, unknown: tuple[str, ...]
-    ) -> Answer:
-        notes = list(video.notes)
-        probability = presence_probability(self.calibration, [prediction])
-        if probability is None:
-            present = float(prediction.moments.foreground[0])
-            notes.append(UNCALIBRATED_NOTE)
-        else:
-            present = float(probability[0])
-        if video.strangeness > 1:
-            # Calibrated on videos like the training ones; the further from them, the less the
-            # model's confidence says about this video.
-            present /= video.strangeness
-            notes.append(
-                "this video looks unlike anything the model was trained on"
-                f" ({video.strangeness:.1f} times beyond its edge)"
-            )
-        if unknown:
-            notes.append(f"the model was never trained on: {', '.join(unknown)}")
-        verdict = self._verdict(present)
-        # A model that has never met an absent query knows neither what one looks like nor what
-        # a present one does not.
-        if self._presence is None or (verdict == "found" and unknown):
-            verdict = "uncertain"
-        moments = prediction.moments
-        low, high = self._interval.interval(
-            moments.window_s, moments.scale_s, prediction.dof, prediction.covariates, self.level
-        )
-        bounds = np.clip(np.stack([low, high], axis=-1), 0, video.duration_s)
-        aleatoric, epistemic = np.sqrt(moments.aleatoric), np.sqrt(moments.epistemic)
-        window = moments.window_s
-        return Answer(
-            query,
-            present,
-            verdict,
-            tuple(
-                Moment(
-                    float(window[i, 0]),
-                    float(window[i, 1]),
-                    float(moments.score[i]),
-                    _pair(bounds[i, 0]),
-                    _pair(bounds[i, 1]),
-                    _pair(aleatoric[i]),
-                    _pair(epistemic[i]),
-                )
-                for i in range(len(moments))
-            ),
-            tuple(prediction.saliency.tolist()),
-            unknown,
-            tuple(notes),
-        )
 
-    def _verdict(self, present: float) -> Verdict:
-        if present >= self.calibration.thresholds["found"]:
-            return "found"
-        return (
-            "uncertain"
-            if present > self.calibration.thresholds["absent"]
-            else ("not in this video")
+def _moments(proposals: Proposals, intervals: NDArray[np.float64]) -> tuple[Moment, ...]:
+    window = proposals.window_s
+    aleatoric, epistemic = np.sqrt(proposals.aleatoric), np.sqrt(proposals.epistemic)
+    return tuple(
+        Moment(
+            float(window[i, 0]),
+            float(window[i, 1]),
+            float(proposals.score[i]),
+            _pair(intervals[i, 0]),
+            _pair(intervals[i, 1]),
+            _pair(aleatoric[i]),
+            _pair(epistemic[i]),
         )
+        for i in range(len(proposals))
+    )
 
 
 def _pair(values: NDArray[np.float64]) -> tuple[float, float]:
+    if np.isnan(values).any():
+        return UNKNOWN
     return float(values[0]), float(values[1])

@@ -14,7 +14,7 @@ from demr.errors import FeatureError, InputError
 from demr.features.prepare import prepare_video
 from demr.machine.terminal import clock
 from demr.search.queries import check_queries
-from demr.search.result import Answer, Moment, SearchResult
+from demr.search.result import UNKNOWN, Answer, Moment, SearchResult
 from demr.search.similarity import localise
 from demr.video.reading import watch_decoding
 
@@ -23,7 +23,6 @@ NOTE = (
     "zero-shot, uncalibrated: windows of high similarity between query and frames; "
     "no intervals, and no probability that the moment is in the video"
 )
-_UNKNOWN = (math.nan, math.nan)
 
 
 def untrained(encoder: str) -> InputError:
@@ -205,7 +204,7 @@ class ZeroShotRetriever:
         # A damaged end was not seen, and no moment may reach into it.
         end_s = min(len(curve) * video.clip_s, video.duration_s)
         moments = tuple(
-            Moment(found.start_s, found.end_s, found.score, *[_UNKNOWN] * 4)
+            Moment(found.start_s, found.end_s, found.score, *[UNKNOWN] * 4)
             for found in localise(curve, video.clip_s, end_s, top=top)
         )
         unseen = (0.0,) * (video.count - len(curve))

@@ -1,5 +1,7 @@
 """A whole training run: prepare data, train both stages, save, calibrate, evaluate."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from demr.annotations.annotations import Annotation
 from demr.answers.calibration import check_counts
 from demr.answers.domain import describe_domain
 from demr.answers.pretrained import APPENDED_DIMS, Pretrained, save_pretrained
@@ -17,17 +20,39 @@ from demr.batches.noise import FeatureDeviation, TrainingNoise
 from demr.errors import ConfigError
 from demr.evaluation.measure import is_scored
 from demr.features.prepare import feature_statistics
+from demr.machine.devices import resolve_device
 from demr.machine.files import atomic_path
 from demr.network.model import DemrModel
 from demr.network.reconstruction import ReconstructionHead
-from demr.runs.calibrating import calibrate_run
+from demr.runs.calibrating import fit_and_save
 from demr.runs.config import TrainConfig
-from demr.runs.data import console, open_data
-from demr.runs.evaluating import evaluate_run
+from demr.runs.data import RunData, console, open_data
+from demr.runs.evaluating import write_evaluation
 from demr.runs.folder import check_folder, claim_folder, is_main_process
+from demr.runs.predicting import predict_split
 from demr.runs.splits import check_splits, hold_out, sample
 from demr.training.stages import ReconstructionStage, RefitStage, RetrievalStage
 from demr.training.trainer import disk_errors, fit_stage
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a run learns from, opened and checked.
+
+    Attributes:
+        data: Features, and the encoder of the queries.
+        train: Queries that both stages learn from.
+        refit: Queries of videos that both stages leave out, for the evidential head; None refits
+            on ``train``.
+        validation: Queries that choose the checkpoint.
+        splits: Whole splits to measure on, validation first.
+    """
+
+    data: RunData
+    train: MomentDataset
+    refit: MomentDataset | None
+    validation: MomentDataset
+    splits: Mapping[str, list[Annotation]]
 
 
 def train_run(config: TrainConfig, run: Path, *, resume: bool = False) -> Path:
@@ -48,8 +73,40 @@ def train_run(config: TrainConfig, run: Path, *, resume: bool = False) -> Path:
         InputError: If the validation split is too small to calibrate on.
     """
     check_folder(config, run, resume)
+    opened = open_training_data(config)
+    data, train = opened.data, opened.train
+    masking = make_masking(config, train, data.encoder)
+    noise = _make_noise(config, opened)
+    # Only now: a typo in the config must leave nothing behind.
+    claim_folder(config, run, resume)
+    lightning.seed_everything(config.seed, verbose=False)
+    model = _new_model(config, opened)
+    model = train_stages(config, run, model, train, opened.validation, masking, opened.refit, noise)
+    if is_main_process():
+        pretrained = _describe(config, model, opened)
+        save_pretrained(run, pretrained)
+        device = resolve_device()
+        predicted = {
+            name: predict_split(pretrained, data, annotations, device=device)
+            for name, annotations in opened.splits.items()
+        }
+        calibration = fit_and_save(
+            run / "calibration.json", predicted["val"], config.calibration, config.seed
+        )
+        write_evaluation(run, predicted, calibration)
+    return run
+
+
+def open_training_data(config: TrainConfig) -> TrainingData:
+    """Open and check everything that a run reads, so that none of it can fail after a night.
+
+    Raises:
+        AnnotationError: If a split is empty or damaged, or two have other content under a qid.
+        ConfigError: If the data folder is missing, or a held-out share leaves no queries.
+        FeatureError: If a video has no features, or they are damaged.
+        InputError: If the validation split is too small to calibrate on.
+    """
     data = open_data(config.data, render=True)
-    # Read the test splits now: a typo in their path must not cost a night of training.
     shown, val = data.train_and_val()
     splits = {"val": val}
     splits |= {name: data.read(path) for name, path in config.data.tests.items()}
@@ -59,62 +116,71 @@ def train_run(config: TrainConfig, run: Path, *, resume: bool = False) -> Path:
     labels = [annotation.windows_s for annotation in asked if is_scored(annotation)]
     check_counts(sum(map(bool, labels)), labels.count(()), "validation split")
     share = config.retrieval.refit_share if config.retrieval.refit_epochs else 0.0
-    shown, kept = hold_out(shown, share, "retrieval.refit_share")
+    shown, held_out = hold_out(shown, share, "retrieval.refit_share")
     # Only foreground has residuals to learn from.
-    kept = [annotation for annotation in kept if annotation.windows_s]
-    train = data.dataset(shown, training=True, seed=config.seed)
-    refit = data.dataset(kept, training=True, seed=config.seed) if kept else None
-    validation = data.dataset(sample(splits["val"], config.retrieval.validate_queries))
-    masking = make_masking(config, train, data.encoder)
-    noise = None
+    held_out = [annotation for annotation in held_out if annotation.windows_s]
+    return TrainingData(
+        data,
+        data.dataset(shown, training=True, seed=config.seed),
+        data.dataset(held_out, training=True, seed=config.seed) if held_out else None,
+        data.dataset(sample(val, config.retrieval.validate_queries)),
+        splits,
+    )
+
+
+def _make_noise(config: TrainConfig, opened: TrainingData) -> TrainingNoise | None:
     stage = config.retrieval
-    if stage.video_noise or stage.text_noise:
-        noise = TrainingNoise(
-            FeatureDeviation.of(train, data.pack),
-            stage.video_noise,
-            stage.text_noise,
-            stage.noise_level,
-            config.seed,
-        )
-    # Only now: a typo in the config must leave nothing behind.
-    claim_folder(config, run, resume)
-    lightning.seed_everything(config.seed, verbose=False)
+    if not (stage.video_noise or stage.text_noise):
+        return None
+    return TrainingNoise(
+        FeatureDeviation.of(opened.train, opened.data.pack),
+        stage.video_noise,
+        stage.text_noise,
+        stage.noise_level,
+        config.seed,
+    )
+
+
+def _new_model(config: TrainConfig, opened: TrainingData) -> DemrModel:
+    """A model with fresh weights, from the random stream as it stands."""
+    identity = opened.data.encoder.identity
     architecture = config.model.model_dump()
-    identity = data.encoder.identity
     model = DemrModel(identity.video_dim + APPENDED_DIMS, identity.text_dim, **architecture)
     if config.data.standardize:
-        vids = sorted({annotation.vid for annotation in train.annotations})
-        mean, deviation = feature_statistics(data.pack[vid] for vid in vids)
+        features = (opened.data.pack[vid] for vid in _videos_of(opened.train))
+        mean, deviation = feature_statistics(features)
         model.set_feature_statistics(torch.from_numpy(mean), torch.from_numpy(deviation))
-    model = train_stages(config, run, model, train, validation, masking, refit, noise)
-    if is_main_process():
-        # A word that only ever stood in queries without a moment was never shown to mean anything.
-        words = {
-            word
-            for query, annotation in zip(train.queries, train.annotations, strict=True)
-            if annotation.windows_s
-            for word in query.words
-        }
-        seen, held_out = (
-            [data.pack[vid].features for vid in sorted({annotation.vid for annotation in part})]
-            for part in ([*train.annotations, *kept], splits["val"])
-        )
-        domain = describe_domain(seen, held_out)
-        save_pretrained(
-            run,
-            Pretrained(
-                model,
-                config.name,
-                identity,
-                architecture,
-                frozenset(words),
-                domain,
-                train.longest,
-            ),
-        )
-        calibrate_run(run, data, splits["val"])
-        evaluate_run(run, data, splits)
-    return run
+    return model
+
+
+def _describe(config: TrainConfig, model: DemrModel, opened: TrainingData) -> Pretrained:
+    """A trained model and what is known about its training data."""
+    train, pack = opened.train, opened.data.pack
+    # A word that only ever stood in queries without a moment was never shown to mean anything.
+    words = {
+        word
+        for query, annotation in zip(train.queries, train.annotations, strict=True)
+        if annotation.windows_s
+        for word in query.words
+    }
+    seen = {*_videos_of(train), *(_videos_of(opened.refit) if opened.refit else ())}
+    held_out = {annotation.vid for annotation in opened.splits["val"]}
+    domain = describe_domain(
+        *([pack[vid].features for vid in sorted(vids)] for vids in (seen, held_out))
+    )
+    return Pretrained(
+        model,
+        config.name,
+        opened.data.encoder.identity,
+        config.model.model_dump(),
+        frozenset(words),
+        domain,
+        train.longest,
+    )
+
+
+def _videos_of(dataset: MomentDataset) -> list[str]:
+    return sorted({annotation.vid for annotation in dataset.annotations})
 
 
 def train_stages(

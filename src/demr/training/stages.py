@@ -1,24 +1,29 @@
 """Two-stage training on Lightning: reconstruct words first, then retrieve moments."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import lightning
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from torch.utils.data import DataLoader
 
-from demr.answers.inference import predict
+from demr.annotations.annotations import Annotation
+from demr.annotations.windows import window_iou
+from demr.answers.inference import predict_dataset
+from demr.answers.proposals import Proposals
 from demr.batches.batch import Batch, Item, collate
 from demr.batches.dataset import MomentDataset
 from demr.batches.masking import Masking
-from demr.batches.sampling import LengthBatches, sequential_batches
-from demr.evaluation.measure import quick_metrics
+from demr.batches.sampling import LengthBatches
+from demr.evaluation.measure import is_scored
 from demr.evidential import EvidentialHead
 from demr.machine.terminal import console
+from demr.metrics.uncertainty import auroc
 from demr.network.losses import (
     LossBreakdown,
     LossWeights,
@@ -35,9 +40,6 @@ from demr.network.reconstruction import (
     reconstruction_loss,
 )
 from demr.runs.config import ReconstructionConfig, RetrievalConfig, TrainConfig
-
-if TYPE_CHECKING:
-    from demr.answers.proposals import Proposals
 
 _DROP = 0.1
 
@@ -84,11 +86,11 @@ class _Stage(lightning.LightningModule):
         return self._stage.queries_per_epoch
 
     def transfer_batch_to_device(
-        self, batch: Batch | list[Item], device: torch.device, dataloader_idx: int
-    ) -> Batch | list[Item]:
-        """Move a batch; items of the validation move when they are predicted."""
+        self, batch: Batch, device: torch.device, dataloader_idx: int
+    ) -> Batch:
+        """Move a batch."""
         del dataloader_idx
-        return batch.to(device) if isinstance(batch, Batch) else batch
+        return batch.to(device)
 
     def configure_optimizers(self) -> Optimizer:
         """AdamW over what this stage trains."""
@@ -219,13 +221,6 @@ class RetrievalStage(_Stage):
             head.requires_grad_(False)
         super().__init__(model, head, config, dataset, config.retrieval, 2)
         self._validation = validation
-        self._collected: list[tuple[list[Proposals], list[int]]] = []
-        self._scored: dict[str, float] = {}
-        self._validation_batches = sequential_batches(validation, 128)
-
-    def val_dataloader(self) -> DataLoader[Item]:
-        """Validation queries, each once."""
-        return DataLoader(self._validation, batch_sampler=self._validation_batches, collate_fn=list)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step."""
@@ -239,40 +234,28 @@ class RetrievalStage(_Stage):
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(batch))
         return losses.total
 
-    def validation_step(self, batch: list[Item], batch_idx: int) -> None:
-        """Keep every proposal of the batch, of long videos as a search would make them."""
-        said = predict(
-            self.model,
-            batch,
-            self._validation.clip_s,
-            max_clips=self._dataset.longest,
-            device=self.device,
+    def _validate(self) -> dict[str, float]:
+        """Score the network as it stands; what chooses the checkpoint."""
+        raw = predict_dataset(
+            self.model, self._validation, device=self.device, max_clips=self._dataset.longest
         )
-        records = [prediction.proposals for prediction in said]
-        self._collected.append((records, self._validation_batches[batch_idx]))
-
-    def on_validation_epoch_end(self) -> None:
-        """Score the checkpoint."""
-        proposals = [p for records, _ in self._collected for p in records]
-        annotations = [
-            self._validation.annotations[index] for _, part in self._collected for index in part
-        ]
-        self._collected.clear()
-        metrics = quick_metrics(proposals, annotations)
+        self.model.train()
+        metrics = quick_metrics([r.proposals for r in raw], self._validation.annotations)
         self.log_dict({f"val/{name}": value for name, value in metrics.items()})
-        self._scored = metrics
+        return metrics
 
     def on_train_epoch_end(self) -> None:
-        """Print one line an epoch."""
+        """Validate, and print one line."""
+        every = self.config.retrieval.validate_every
+        metrics = {} if (self.current_epoch + 1) % every else self._validate()
         if self.global_rank == 0:
             loss = float(self.trainer.callback_metrics["train/total"])
             _say(
                 f"stage 2 epoch {self.current_epoch + 1}/{self.trainer.max_epochs}"
                 f"  loss {loss:.3f}  "
-                + "  ".join(f"{name} {value:.2f}" for name, value in self._scored.items()),
+                + "  ".join(f"{name} {value:.2f}" for name, value in metrics.items()),
                 self.trainer.default_root_dir,
             )
-        self._scored = {}
 
     def _rate(self, epoch: float) -> float:
         stage = self.config.retrieval
@@ -361,3 +344,31 @@ def _say(line: str, run: str) -> None:
     console(stderr=True, soft_wrap=True).print(line)
     with (Path(run) / "train.log").open("a", encoding="utf-8") as stream:
         stream.write(line + "\n")
+
+
+def quick_metrics(
+    proposals: Sequence[Proposals], annotations: Sequence[Annotation]
+) -> dict[str, float]:
+    """Cheap numbers for choosing a checkpoint: recall, mean IoU, presence, and their mean."""
+    present_score, absent_score, overlap = [], [], []
+    for record, annotation in zip(proposals, annotations, strict=True):
+        if annotation.windows_s is None or not is_scored(annotation):
+            continue
+        best = int(record.foreground.argmax())
+        if not annotation.windows_s:
+            absent_score.append(record.foreground[best])
+            continue
+        present_score.append(record.foreground[best])
+        window = record.window_s[best][None]
+        overlap.append(window_iou(window, np.asarray(annotation.windows_s)).max())
+    iou = np.asarray(overlap)
+    metrics = {
+        "R1@0.5": float((iou >= 0.5).mean() * 100) if len(iou) else 0.0,
+        "R1@0.7": float((iou >= 0.7).mean() * 100) if len(iou) else 0.0,
+        "mIoU": float(iou.mean() * 100) if len(iou) else 0.0,
+    }
+    if absent_score and present_score:
+        metrics["AUROC"] = float(auroc(present_score, absent_score)) * 100
+    # Finding moments and knowing when there is none count the same.
+    metrics["quality"] = float(np.mean([metrics["mIoU"], metrics.get("AUROC", metrics["mIoU"])]))
+    return metrics

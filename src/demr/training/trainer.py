@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,40 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         location = "cpu" if map_location is None else map_location
         checkpoint: dict[str, Any] = torch.load(path, map_location=location, weights_only=True)
         return checkpoint
+
+
+class PortableCheckpoint(ModelCheckpoint):
+    """Checkpoints of a run that may be moved between its parts.
+
+    Lightning keeps absolute paths, and forgets the best score of a run whose folder changed: a
+    later, worse epoch would then take the best one's place. Here the state holds names, which are
+    those of files in the folder as it is called now.
+    """
+
+    @property
+    def state_key(self) -> str:
+        """As of Lightning's own, so that runs begun without this class go on."""
+        return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run has to know, without the folder."""
+        return self._with_paths(super().state_dict(), lambda path: Path(path).name)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up a state, wherever its folder was then."""
+        folder = Path(str(self.dirpath))
+        moved = self._with_paths(state_dict, lambda path: str(folder / Path(path).name))
+        super().load_state_dict(moved | {"dirpath": self.dirpath})
+
+    def _with_paths(self, state: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+        changed = dict(state)
+        for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
+            if changed.get(key):
+                changed[key] = change(changed[key])
+        changed["best_k_models"] = {
+            change(path): score for path, score in state.get("best_k_models", {}).items()
+        }
+        return changed
 
 
 @contextmanager
@@ -109,7 +143,7 @@ def fit_stage(
         KeyboardInterrupt: At Ctrl-C.
     """
     folder = run / "checkpoints" / name
-    last = ModelCheckpoint(
+    last = PortableCheckpoint(
         dirpath=folder, filename="last", save_on_train_epoch_end=True, enable_version_counter=False
     )
     callbacks: list[lightning.Callback] = [
@@ -119,11 +153,12 @@ def fit_stage(
     ]
     best = last
     if validate_every:
-        best = ModelCheckpoint(
+        best = PortableCheckpoint(
             dirpath=folder,
             filename="best",
             monitor="val/quality",
             mode="max",
+            every_n_epochs=validate_every,
             save_on_train_epoch_end=True,
             enable_version_counter=False,
         )
@@ -139,9 +174,7 @@ def fit_stage(
         callbacks=callbacks,
         logger=TensorBoardLogger(run, name="logs", version=name),
         plugins=[AtomicCheckpointIO()],
-        check_val_every_n_epoch=validate_every or None,
-        limit_val_batches=None if validate_every else 0,
-        num_sanity_val_steps=0,
+        limit_val_batches=0,  # stages validate themselves, as every evaluation predicts
         reload_dataloaders_every_n_epochs=1,
         use_distributed_sampler=False,
         enable_model_summary=False,
@@ -155,7 +188,7 @@ def fit_stage(
         if trainer.interrupted:
             raise KeyboardInterrupt from stop
         raise
-    return Path(best.best_model_path or folder / "last.ckpt")
+    return Path(best.best_model_path or resume)
 
 
 def use_bf16(precision: str) -> bool:

@@ -1,0 +1,195 @@
+"""How well the uncertainty of prediction records knows their errors, and whether intervals hold."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from demr.annotations.annotations import Annotation
+from demr.annotations.windows import assign_truths, true_windows, window_iou
+from demr.evaluation.predictions import PredictionRecord
+from demr.metrics.uncertainty import (
+    auroc,
+    brier,
+    consistency_bins,
+    crps_student_t,
+    ece,
+    interval_coverage,
+    interval_width,
+    nll_student_t,
+    uncertainty_metrics,
+)
+
+FloatArray = npt.NDArray[np.float64]
+Pairs = Sequence[tuple[PredictionRecord, Annotation]]
+
+
+def uncertainty_of(pairs: Pairs) -> dict[str, float]:
+    """Uncertainty of the first window of each present query against its error.
+
+    Args:
+        pairs: Predictions of at least one window, and annotations of present queries.
+
+    Returns:
+        ``uncertainty/mean error s``: mean boundary error of the first window, wrong ones included,
+        against the true window of highest IoU. Where all predictions carry their deviations,
+        ``uncertainty/METRIC/MEASURE`` of :func:`~demr.metrics.uncertainty.uncertainty_metrics`,
+        likewise ``uncertainty/1-IoU/spearman/...``, and quantiles of ``nu``; with their Student-t
+        ``uncertainty/NLL`` and ``uncertainty/CRPS s`` of the boundaries. Empty without pairs.
+    """
+    if not pairs:
+        return {}
+    window, truth = _first_windows(pairs)
+    error = np.abs(truth - window).mean(axis=1)
+    metrics = {"uncertainty/mean error s": float(error.mean())}
+    aleatoric, epistemic = _first(pairs, "aleatoric"), _first(pairs, "epistemic")
+    if aleatoric is not None and epistemic is not None:
+        evidence = _first(pairs, "evidence")
+        variances = ((aleatoric**2).mean(axis=1), (epistemic**2).mean(axis=1))
+        measures = (*variances, None if evidence is None else evidence.mean(axis=1))
+        metrics |= _prefixed("uncertainty/", uncertainty_metrics(error, *measures))
+        overlap = [
+            window_iou(first[None], np.asarray(a.windows_s)).max()
+            for first, (_, a) in zip(window, pairs, strict=True)
+        ]
+        of_overlap = uncertainty_metrics(1 - np.array(overlap), *measures)
+        spearman = {k: v for k, v in of_overlap.items() if k.startswith("spearman")}
+        metrics |= _prefixed("uncertainty/1-IoU/", spearman)
+        nu = _first(pairs, "nu")
+        for quantile in (0.05, 0.5, 0.95):
+            metrics[f"uncertainty/nu q{quantile:g}"] = float(np.quantile(np.asarray(nu), quantile))
+    scale, alpha = _first(pairs, "scale"), _first(pairs, "alpha")
+    if scale is not None and alpha is not None:
+        inside = np.clip(truth, 0, _durations(pairs))
+        student_t = (inside, window, scale, 2 * alpha)
+        metrics["uncertainty/NLL"] = float(np.mean(nll_student_t(*student_t)))
+        metrics["uncertainty/CRPS s"] = float(np.mean(crps_student_t(*student_t)))
+    return metrics
+
+
+def interval_metrics(pairs: Pairs) -> dict[str, float]:
+    """Coverage and width of the intervals of present queries.
+
+    Intervals and truths are cut at the end of the video that was looked at: sources differ by
+    seconds about how long a video is, and no boundary was predicted beyond what was seen.
+
+    Returns:
+        ``interval/coverage ...`` and ``interval/width ... s`` of first windows where all have an
+        interval, and ``interval/further ...`` of those of the windows after them that were given a
+        true window of their own (:func:`~demr.annotations.windows.assign_truths`), with their
+        number.
+    """
+    if not pairs:
+        return {}
+    metrics: dict[str, float] = {}
+    first = _first(pairs, "intervals")
+    if first is not None and not np.isnan(first).any():
+        _, truth = _first_windows(pairs)
+        metrics |= _prefixed("interval/", _coverage(first, truth, _durations(pairs)))
+    bounds, truths, durations = [], [], []
+    for (prediction, annotation), duration in zip(pairs, _durations(pairs), strict=True):
+        if prediction.intervals is None:
+            continue
+        rows, given = assign_truths(prediction.windows[:, :2], annotation.windows_s or ())
+        for row, truth_of_row in list(zip(rows.tolist(), given, strict=True))[1:]:
+            if not np.isnan(prediction.intervals[row]).any():
+                bounds.append(prediction.intervals[row])
+                truths.append(truth_of_row)
+                durations.append(duration)
+    if bounds:
+        found = _coverage(np.array(bounds), np.array(truths), np.array(durations))
+        metrics |= _prefixed("interval/further ", found)
+        metrics["interval/further moments"] = float(len(bounds))
+    return metrics
+
+
+def presence_metrics(pairs: Pairs) -> dict[str, float]:
+    """Whether present queries are told from absent ones.
+
+    Returns:
+        ``presence/AUROC of score`` by the score of the first window; where all predictions carry
+        ``present``, also ``presence/AUROC``, ``presence/brier`` and ``presence/ECE``. Empty where
+        queries are all present or all absent.
+    """
+    label = np.array([bool(a.windows_s) for _, a in pairs], dtype=bool)
+    if not len(label) or label.all() or not label.any():
+        return {}
+    metrics = {}
+    if all(len(p.windows) for p, _ in pairs):
+        score = np.array([p.windows[0, 2] for p, _ in pairs])
+        metrics["presence/AUROC of score"] = auroc(score[label], score[~label])
+    present = [p.present for p, _ in pairs if p.present is not None]
+    if len(present) == len(pairs):
+        probability = np.array(present)
+        metrics |= {
+            "presence/AUROC": auroc(probability[label], probability[~label]),
+            "presence/brier": brier(probability, label),
+            "presence/ECE": ece(probability, label),
+        }
+    return metrics
+
+
+def error_bins(
+    records: Sequence[PredictionRecord], annotations: Sequence[Annotation], *, bins: int = 10
+) -> dict[str, list[float]]:
+    """Evidence and uncertainty against the error they ought to follow.
+
+    First windows of the present queries are put in bins of equal mass by their mean boundary
+    error; start and end are averaged first.
+
+    Args:
+        records: Predictions with deviations and ``alpha``.
+        annotations: Their queries, in the same order.
+        bins: How many.
+
+    Returns:
+        ``error s`` (mean of a bin in seconds, rising) and, of the same length, geometric means of
+        ``evidence`` and of the standard deviations ``EU s``, ``AU s`` and ``AU+EU s`` in seconds;
+        empty lists without a present query.
+    """
+    names = ("evidence", "EU s", "AU s", "AU+EU s")
+    pairs = [(p, a) for p, a in zip(records, annotations, strict=True) if a.windows_s]
+    if not pairs:
+        return {name: [] for name in ("error s", *names)}
+    window, truth = _first_windows(pairs)
+    error = np.abs(truth - window).mean(axis=1)
+    aleatoric, epistemic = (
+        (np.asarray(_first(pairs, name)) ** 2).mean(axis=1) for name in ("aleatoric", "epistemic")
+    )
+    evidence = np.asarray(_first(pairs, "evidence")).mean(axis=1)
+    deviations = (np.sqrt(variance) for variance in (epistemic, aleatoric, aleatoric + epistemic))
+    result: dict[str, list[float]] = {}
+    for name, values in zip(names, (evidence, *deviations), strict=True):
+        # By error, with the roles of error and uncertainty exchanged.
+        of_bin, mean, _ = consistency_bins(np.log(np.maximum(values, 1e-12)), error, bins=bins)
+        result["error s"], result[name] = of_bin.tolist(), np.exp(mean).tolist()
+    return result
+
+
+def _first_windows(pairs: Pairs) -> tuple[FloatArray, FloatArray]:
+    """First windows and the true ones of highest IoU, ``(N, 2)`` each, in seconds."""
+    window = np.array([p.windows[0, :2] for p, _ in pairs])
+    return window, true_windows(window, [a.windows_s or () for _, a in pairs])
+
+
+def _first(pairs: Pairs, name: str) -> FloatArray | None:
+    """A field of all first windows; None if a prediction lacks it."""
+    values = [getattr(prediction, name) for prediction, _ in pairs]
+    return None if any(v is None for v in values) else np.array([v[0] for v in values])
+
+
+def _durations(pairs: Pairs) -> FloatArray:
+    """Length of each video as it was looked at; as annotated where that is not said, ``(N, 1)``."""
+    return np.array([[a.duration_s if p.duration_s is None else p.duration_s] for p, a in pairs])
+
+
+def _coverage(bounds: FloatArray, truth: FloatArray, duration_s: FloatArray) -> dict[str, float]:
+    low, high = (np.clip(bounds[..., side], 0, duration_s) for side in (0, 1))
+    coverage = interval_coverage(low, high, np.clip(truth, 0, duration_s))
+    return {f"coverage {key}": value for key, value in coverage.items()} | {
+        f"width {key} s": value for key, value in interval_width(low, high).items()
+    }
+
+
+def _prefixed(prefix: str, metrics: dict[str, float]) -> dict[str, float]:
+    return {prefix + name: value for name, value in metrics.items()}
