@@ -47,7 +47,7 @@ class Targets:
 
     Attributes:
         foreground: True where a clip's centre lies in a window, ``(B, L)``.
-        window_norm: Start and end of the clip's own window as fractions, ``(B, L, 2)``; in the
+        window_norm: Start and end of the clip's window as fractions, ``(B, L, 2)``; in the
             background of the nearest one, zero if there is none.
         saliency: Relevance of each clip in 0..1, ``(B, L)``.
     """
@@ -127,7 +127,7 @@ def make_targets(
     """Mark the foreground clips of a query and give each the window it regresses to.
 
     A clip is foreground if its centre lies in a window. A window too short to hold any centre
-    marks the clip that holds the window's own middle. Where windows overlap, a clip belongs to
+    marks the clip that holds its middle. Where windows overlap, a clip belongs to
     the one whose middle is nearest.
 
     Args:

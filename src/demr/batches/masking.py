@@ -38,7 +38,7 @@ class Vocabulary:
     def build(cls, words: Iterable[str]) -> Self:
         """Collect the maskable words of the training queries; repetitions are welcome.
 
-        The order is alphabetical, so that ids do not hang on the order of the queries.
+        The order is alphabetical, so that ids do not depend on the order of the queries.
         """
         return cls(tuple(sorted(set(words))))
 

@@ -45,8 +45,8 @@ class LengthBatches(Sampler[list[int]]):
             groups = _by_video(dataset, groups, together)
             groups = [groups[index] for index in generator.permutation(len(groups))]
         if limit:
-            kept = int(np.searchsorted(np.cumsum([len(group) for group in groups]), limit)) + 1
-            groups = groups[:kept]
+            count = int(np.searchsorted(np.cumsum([len(group) for group in groups]), limit)) + 1
+            groups = groups[:count]
         # Every process must run equally many steps, or the others wait for it forever.
         share = np.resize(np.arange(len(groups)), -(-len(groups) // world) * world)[rank::world]
         lengths = np.array([dataset.length(groups[index][0]) for index in share])
@@ -71,13 +71,13 @@ class LengthBatches(Sampler[list[int]]):
         return len(self._batches)
 
 
-def _by_video(dataset: MomentDataset, items: list[list[int]], size: int) -> list[list[int]]:
+def _by_video(dataset: MomentDataset, singles: list[list[int]], size: int) -> list[list[int]]:
     """Regroup single items, in their order, to groups of at most ``size`` of one video."""
     of_video: dict[str, list[int]] = {}
-    for (index,) in items:
+    for (index,) in singles:
         of_video.setdefault(dataset.annotations[index].vid, []).append(index)
     return [
-        mine[low : low + size] for mine in of_video.values() for low in range(0, len(mine), size)
+        items[low : low + size] for items in of_video.values() for low in range(0, len(items), size)
     ]
 
 

@@ -86,7 +86,7 @@ def _tags_of_words(query: str, words: tuple[str, ...]) -> tuple[PartOfSpeech | N
     owner = [index for index, token in enumerate(tokens) for _ in _letters(token)]
     spelled = "".join(_letters(token) for token in tokens)
     if not spelled.startswith("".join(_letters(word) for word in words)):
-        # The encoder rewrote the text (unknown-word marks, say): its own words are what is left.
+        # The encoder rewrote the text (unknown-word marks, say): only the encoder's words are left.
         tokens = list(words)
         owner = [index for index, token in enumerate(tokens) for _ in _letters(token)]
     tags = tag_tokens(tuple(tokens))

@@ -92,15 +92,15 @@ def hold_out(
     count = max(round(share * len(vids)), 1)
     held = {vids[i] for i in np.linspace(0, len(vids) - 1, count).round().astype(int)}
     left = [annotation for annotation in annotations if annotation.vid not in held]
-    kept = [annotation for annotation in annotations if annotation.vid in held]
-    if not all(any(a.windows_s for a in part) for part in (left, kept)):
+    held_out = [annotation for annotation in annotations if annotation.vid in held]
+    if not all(any(a.windows_s for a in part) for part in (left, held_out)):
         raise ConfigError(
             setting,
             expected="queries with moments on both sides of the split",
             got=f"{share:g} of {len(vids)} videos",
             remedy="choose another share, or 0 to hold none out",
         )
-    return left, kept
+    return left, held_out
 
 
 def sample(annotations: list[Annotation], count: int) -> list[Annotation]:
