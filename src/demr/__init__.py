@@ -11,6 +11,8 @@ True
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from demr.machine.lazy import import_on_use
+
 if TYPE_CHECKING:
     from demr import evidential
     from demr.errors import DemrError
@@ -32,23 +34,16 @@ __all__ = [
 ]
 
 _HOME = {
-    "Answer": "demr.search.result",
-    "DemrError": "demr.errors",
-    "Moment": "demr.search.result",
-    "MomentRetriever": "demr.search.retriever",
-    "SearchResult": "demr.search.result",
-    "ZeroShotRetriever": "demr.search.zero_shot",
+    "errors": ("DemrError",),
+    "search.result": ("Answer", "Moment", "SearchResult"),
+    "search.retriever": ("MomentRetriever",),
+    "search.zero_shot": ("ZeroShotRetriever",),
 }
+_get = import_on_use(__name__, _HOME)
 
 
 def __getattr__(name: str) -> object:
-    if name == "evidential":
-        return import_module("demr.evidential")
-    if name in _HOME:
-        value: object = getattr(import_module(_HOME[name]), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return import_module("demr.evidential") if name == "evidential" else _get(name)
 
 
 def __dir__() -> list[str]:

@@ -17,7 +17,7 @@ from demr.answers.predictions import COVARIATES, Prediction, rank_all, rank_mome
 from demr.answers.presence import somewhere
 from demr.answers.proposals import Proposals
 from demr.errors import InputError, ModelError
-from demr.evaluation.measure import evaluate_predictions, measure
+from demr.evaluation.measuring import evaluate_predictions, measure
 from demr.evaluation.predictions import PredictionRecord, to_records, write_predictions
 from demr.evaluation.uncertainty import error_bins
 from demr.machine.files import write_json

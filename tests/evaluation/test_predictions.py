@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from demr.annotations.annotations import Annotation, read_annotations, write_annotations
 from demr.errors import AnnotationError
-from demr.evaluation.measure import PredictionWarning, evaluate_predictions, measure
+from demr.evaluation.measuring import PredictionWarning, evaluate_predictions, measure
 from demr.evaluation.predictions import PredictionRecord, read_predictions
 
 RECORD: dict[str, Any] = {
@@ -306,7 +306,7 @@ def test_files_become_metrics_and_warnings(tmp_path: Path) -> None:
 
 
 def test_torch_is_not_needed() -> None:
-    code = "import sys, demr.evaluation.measure; sys.exit('torch' in sys.modules)"
+    code = "import sys, demr.evaluation.measuring; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

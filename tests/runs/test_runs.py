@@ -18,7 +18,7 @@ from demr.answers.calibration import Calibration
 from demr.answers.pretrained import load_pretrained
 from demr.batches.absent import make_absent
 from demr.errors import ConfigError, DemrError, ModelError
-from demr.evaluation.measure import PredictionWarning, evaluate_predictions
+from demr.evaluation.measuring import PredictionWarning, evaluate_predictions
 from demr.evaluation.predictions import read_predictions
 from demr.runs import folder as runs
 from demr.runs.calibrating import calibrate_run

@@ -79,7 +79,7 @@ def evaluate(
 
         metrics = evaluate_run(run, device=device)
     else:
-        from demr.evaluation.measure import evaluate_predictions
+        from demr.evaluation.measuring import evaluate_predictions
 
         metrics = {"all": evaluate_predictions(Path(str(predictions)), Path(str(annotations)))}
     if as_json is not None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from demr.annotations.annotations import Annotation, write_annotations
 from demr.answers.calibration import Calibration
 from demr.answers.fitting import load_calibration
-from demr.evaluation.measure import measure
+from demr.evaluation.measuring import measure
 from demr.evaluation.predictions import PredictionRecord, write_predictions
 from demr.evaluation.uncertainty import error_bins
 from demr.machine.devices import resolve_device

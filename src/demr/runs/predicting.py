@@ -12,7 +12,7 @@ from demr.answers.inference import RawPrediction, predict_dataset
 from demr.answers.judging import DEFAULT_LEVEL, Familiarity, judge
 from demr.answers.predictions import rank_all
 from demr.answers.pretrained import Pretrained
-from demr.evaluation.measure import is_scored
+from demr.evaluation.measuring import is_scored
 from demr.evaluation.predictions import PredictionRecord, to_records
 from demr.runs.data import RunData
 

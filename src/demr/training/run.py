@@ -18,7 +18,7 @@ from demr.batches.dataset import MomentDataset
 from demr.batches.masking import Masking, Vocabulary
 from demr.batches.noise import FeatureDeviation, TrainingNoise
 from demr.errors import ConfigError
-from demr.evaluation.measure import is_scored
+from demr.evaluation.measuring import is_scored
 from demr.features.prepare import feature_statistics
 from demr.machine.devices import resolve_device
 from demr.machine.files import atomic_path

@@ -20,7 +20,7 @@ from demr.batches.batch import Batch, Item, collate
 from demr.batches.dataset import MomentDataset
 from demr.batches.masking import Masking
 from demr.batches.sampling import LengthBatches
-from demr.evaluation.measure import is_scored
+from demr.evaluation.measuring import is_scored
 from demr.evidential import EvidentialHead
 from demr.machine.terminal import console
 from demr.metrics.uncertainty import auroc
