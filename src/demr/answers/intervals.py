@@ -103,40 +103,12 @@ class IntervalCalibrator:
         """
         levels = tuple(float(level) for level in levels)
         _check_levels(levels)
-        error = np.abs(finite(residual, "residuals"))
+        error, spread, freedom = _checked_residuals(residual, scale, dof)
         n = len(error)
-        if n < LEAST_POINTS:
-            raise InputError(
-                "labels for interval calibration",
-                expected=f"at least {LEAST_POINTS} queries with known windows",
-                got=str(n),
-                remedy="label more queries",
-            )
-        spread = finite(scale, "scales", (n, 2))
-        freedom = finite(dof, "degrees of freedom", (n, 2))
-        if error.shape != (n, 2) or not (spread > 0).all() or not (freedom > 0).all():
-            raise InputError(
-                "interval calibration",
-                expected="(N, 2) residuals, positive scales and degrees of freedom",
-                got=f"{error.shape}, least scale {spread.min():g}, least {freedom.min():g}",
-                remedy="pass the predictive distribution of each boundary",
-            )
         x = checked_covariates(covariates, names, n)
         scaler = Standardizer.fit(x, names)
         z = scaler.transform(x)
-        names_of_videos = np.arange(n) if videos is None else np.asarray(videos)
-        video = np.unique(names_of_videos, return_inverse=True)[1]
-        if video.shape != (n,):
-            raise InputError(
-                "videos", expected=f"{n} names", got=f"{video.shape}", remedy="pass one a query"
-            )
-        if n > 1 and video.max() == 0:
-            raise InputError(
-                "labels for interval calibration",
-                expected="queries about at least 2 videos",
-                got=f"{n} about one",
-                remedy="label another video: queries of one resemble each other",
-            )
+        video = _video_ids(videos, n)
         # Whole videos are held out: a query is predicted too well from others about its video.
         fold = (np.random.default_rng(seed).permutation(video.max() + 1) % FOLDS)[video]
         flat = n < LEAST_POINTS_FOR_COVARIATES or len(np.unique(fold)) < FOLDS
@@ -154,6 +126,8 @@ class IntervalCalibrator:
             bounds.append(
                 tuple((float(ratio[:, b].min()), float(ratio[:, b].max())) for b in (0, 1))
             )
+        if not fitted:
+            raise _too_few(f"labels enough for {levels[0]:.0%}", f"{n} queries")
         return cls(scaler, tuple(fitted), tuple(weights), tuple(shifts), tuple(bounds), n)
 
     def fits_level(self, level: float) -> bool:
@@ -266,6 +240,57 @@ class IntervalCalibrator:
             tuple(tuple((float(a), float(b)) for a, b in level) for level in bounds),
             int(data["points"]),
         )
+
+
+def _checked_residuals(
+    residual: npt.ArrayLike, scale: npt.ArrayLike, dof: npt.ArrayLike
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Absolute residuals, scales and degrees of freedom, ``(N, 2)`` each.
+
+    Raises:
+        InputError: Fewer than 10, a wrong shape, a number that is not finite, or one that is not
+            positive where it has to be.
+    """
+    error = np.abs(finite(residual, "residuals"))
+    n = len(error)
+    if n < LEAST_POINTS:
+        raise _too_few(f"at least {LEAST_POINTS} queries with known windows", str(n))
+    spread = finite(scale, "scales", (n, 2))
+    freedom = finite(dof, "degrees of freedom", (n, 2))
+    if error.shape != (n, 2) or not (spread > 0).all() or not (freedom > 0).all():
+        raise InputError(
+            "interval calibration",
+            expected="(N, 2) residuals, positive scales and degrees of freedom",
+            got=f"{error.shape}, least scale {spread.min():g}, least {freedom.min():g}",
+            remedy="pass the predictive distribution of each boundary",
+        )
+    return error, spread, freedom
+
+
+def _video_ids(videos: Sequence[str] | None, n: int) -> Integers:
+    """Id of each query's video, ``(n,)``, from 0 on.
+
+    Raises:
+        InputError: If there is not a name a query, or all queries are about one video.
+    """
+    video = np.unique(np.arange(n) if videos is None else videos, return_inverse=True)[1]
+    if video.shape != (n,):
+        raise InputError(
+            "videos", expected=f"{n} names", got=f"{video.shape}", remedy="pass one a query"
+        )
+    if video.max() == 0:
+        # Queries of one video resemble each other: they count as one.
+        raise _too_few("queries about at least 2 videos", f"{n} about one")
+    return video
+
+
+def _too_few(expected: str, got: str) -> InputError:
+    return InputError(
+        "labels for interval calibration",
+        expected=expected,
+        got=got,
+        remedy="label more queries, about more videos",
+    )
 
 
 def _fit_boundary(

@@ -54,7 +54,8 @@ def error_figure(bins: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) ->
     """Evidence and uncertainty against the error of the top moment; bands span the seeds.
 
     Args:
-        bins: Name of a variant or split -> :func:`~demr.evaluation.measuring.error_bins` of its runs.
+        bins: Name of a variant or split -> :func:`~demr.evaluation.uncertainty.error_bins` of its
+            runs.
         path: PNG to write.
     """
     figure, axes = _axes(3, "error of the top moment, s (a dot: a tenth of the queries)")

@@ -116,6 +116,26 @@ def _quiet() -> Iterator[None]:
         log.setLevel(level)
 
 
+def _checkpoints(folder: Path, validate_every: int) -> list[PortableCheckpoint]:
+    """Keep the last epoch, and before it in the list the best validated one, if any is."""
+    last = PortableCheckpoint(
+        dirpath=folder, filename="last", save_on_train_epoch_end=True, enable_version_counter=False
+    )
+    if not validate_every:
+        return [last]
+    best = PortableCheckpoint(
+        dirpath=folder,
+        filename="best",
+        monitor="val/quality",
+        mode="max",
+        every_n_epochs=validate_every,
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
+    )
+    # Before `last`, so that the newest `last` always knows the newest `best`.
+    return [best, last]
+
+
 @_quiet()
 def fit_stage(
     stage: lightning.LightningModule,
@@ -143,27 +163,8 @@ def fit_stage(
         KeyboardInterrupt: At Ctrl-C.
     """
     folder = run / "checkpoints" / name
-    last = PortableCheckpoint(
-        dirpath=folder, filename="last", save_on_train_epoch_end=True, enable_version_counter=False
-    )
-    callbacks: list[lightning.Callback] = [
-        last,
-        # Standard output belongs to the results.
-        RichProgressBar(refresh_rate=5, console_kwargs={"stderr": True}),
-    ]
-    best = last
-    if validate_every:
-        best = PortableCheckpoint(
-            dirpath=folder,
-            filename="best",
-            monitor="val/quality",
-            mode="max",
-            every_n_epochs=validate_every,
-            save_on_train_epoch_end=True,
-            enable_version_counter=False,
-        )
-        # Before `last`, so that the newest `last` always knows the newest `best`.
-        callbacks.insert(0, best)
+    callbacks = _checkpoints(folder, validate_every)
+    best = callbacks[0]
     trainer = lightning.Trainer(
         accelerator="auto",
         devices=config.devices,
@@ -171,7 +172,11 @@ def fit_stage(
         strategy="auto" if config.devices == 1 else "ddp_find_unused_parameters_true",
         max_epochs=epochs,
         precision="bf16-mixed" if use_bf16(config.precision) else "32-true",
-        callbacks=callbacks,
+        # Standard output belongs to the results.
+        callbacks=[
+            *callbacks,
+            RichProgressBar(refresh_rate=5, console_kwargs={"stderr": True}),
+        ],
         logger=TensorBoardLogger(run, name="logs", version=name),
         plugins=[AtomicCheckpointIO()],
         limit_val_batches=0,  # stages validate themselves, as every evaluation predicts
