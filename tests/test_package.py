@@ -8,6 +8,9 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 import demr
 
@@ -79,11 +82,45 @@ def test_torch_is_pinned_but_never_built_against() -> None:
     assert "torch==2.13.0" in (ROOT / "constraints.txt").read_text().split()
 
 
+def pinned(name: str) -> dict[str, Version]:
+    """Versions of a constraints file by package."""
+    lines = (ROOT / name).read_text().splitlines()
+    pairs = [line.split("==") for line in lines if line and not line.startswith("#")]
+    return {canonicalize_name(package): Version(version) for package, version in pairs}
+
+
+def requirements() -> dict[str, list[Requirement]]:
+    """What pyproject.toml asks for, by extra; the core under the empty name."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lists = {"": project["dependencies"], **project["optional-dependencies"]}
+    return {extra: [Requirement(line) for line in lines] for extra, lines in lists.items()}
+
+
+def test_lower_bounds_are_the_versions_that_are_tested() -> None:
+    lowest = pinned("constraints-lowest.txt")
+    for extra in ("", "cluster", "encoders", "export", "train"):
+        for need in requirements()[extra]:
+            floors = [Version(part.version) for part in need.specifier if part.operator == ">="]
+            assert floors == [lowest[canonicalize_name(need.name)]], need
+
+
+def test_pinned_versions_lie_in_the_ranges() -> None:
+    tried, lowest = pinned("constraints.txt"), pinned("constraints-lowest.txt")
+    for extra, needs in requirements().items():
+        for need in needs:
+            name = canonicalize_name(need.name)
+            if name == "demr":
+                continue
+            assert tried[name] in need.specifier, need
+            if extra != "dev":  # linters and types run with the pinned versions alone
+                assert lowest[name] in need.specifier, need
+
+
 def test_every_pip_call_takes_the_constraints() -> None:
     for name in ("Makefile", ".ci/run"):
         for line in (ROOT / name).read_text().splitlines():
             if "pip install" in line:
-                assert "-c constraints.txt" in line, line
+                assert re.search(r"-c constraints(-lowest)?\.txt", line), line
 
 
 def test_scripts_are_executable() -> None:

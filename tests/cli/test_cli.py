@@ -225,7 +225,7 @@ def test_what_cannot_be_asked(
 
 
 def test_missing_argument_and_unknown_command(cli: Cli) -> None:
-    assert "video" in cli("search").one_line()
+    assert "video" in cli("search").one_line().lower()  # older typer: VIDEO
     assert "nope" in cli("nope").one_line()
     assert "RUN" in cli("balance").one_line().upper()
 

@@ -48,7 +48,7 @@ def bad_files(folder: Path) -> dict[str, Path]:
         write_sound(container, container.add_stream("aac", 16000), Fraction(1))
     files["picture.png"] = folder / "picture.png"
     frame = av.VideoFrame.from_ndarray(quadrant_image(48, 64), format="rgb24")
-    frame.save(files["picture.png"])
+    frame.save(str(files["picture.png"]))
     files["playlist.mp4"] = folder / "playlist.mp4"
     files["playlist.mp4"].write_text("#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n")
     whole = make_video(folder / "whole.mp4", every(10, 40))

@@ -86,7 +86,7 @@ def prepare_video(video: VideoFeatures, identity: EncoderIdentity) -> tuple[Tens
     inputs = torch.empty(len(fractions), identity.video_dim + fractions.shape[1])
     features = _finite(video, len(fractions))
     filled = inputs.numpy()
-    filled[:, identity.video_dim :] = fractions
+    filled[:, identity.video_dim :] = fractions.numpy()
     if identity.normalization == "l2":
         offsets = np.cumsum([0, *(dim for _, dim in identity.streams)])
         for low, high in itertools.pairwise(offsets):
