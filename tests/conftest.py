@@ -149,7 +149,6 @@ gradient_clip: 1.0
 data:
   root: {world}
   tests: {{iid: iid.jsonl, ood: ood.jsonl}}
-  shapes: {{seed: {WORLD_SEED}, train: 2, val: 2, iid: 1, ood: 1, workers: 1}}
 model:
   {{dim: 16, heads: 2, layers: 1, hidden: 32, input_dropout: 0.1, matching: true, text_layers: 1}}
 losses: {{error_scale: rank, absent_negatives: true}}

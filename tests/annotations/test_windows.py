@@ -39,8 +39,6 @@ def test_iou_against_the_loop() -> None:
     a, b = np.sort(rng.random((6, 2)), axis=1), np.sort(rng.random((4, 2)), axis=1)
     expected = [[slow_iou(x, y) for y in b] for x in a]
     np.testing.assert_allclose(window_iou(a, b), expected)
-    # Where windows touch, their hull is their union.
-    np.testing.assert_allclose(iou(a[:, None], b[None], hull=True), expected)
     np.testing.assert_allclose(iou(a[:4], b), np.diagonal(expected))
 
 

@@ -12,6 +12,7 @@ from demr.batches.batch import Item, collate
 from demr.batches.stretches import cut_item, plan_stretches
 from demr.features.prepare import span_fractions
 from demr.network.model import DemrModel
+from demr.network.settings import Architecture
 
 FIELDS = ("window_norm", "foreground", "nu", "alpha", "beta", "clip_idx", "score")
 
@@ -19,7 +20,7 @@ FIELDS = ("window_norm", "foreground", "nu", "alpha", "beta", "clip_idx", "score
 @pytest.fixture(scope="module")
 def model() -> DemrModel:
     torch.manual_seed(0)
-    return DemrModel(5, 4, dim=16, heads=2, layers=1, hidden=16, matching=True).eval()
+    return DemrModel(5, 4, Architecture(dim=16, heads=2, layers=1, hidden=16, matching=True)).eval()
 
 
 def item(clips: int, seed: int, duration_s: float | None = None) -> Item:

@@ -13,16 +13,18 @@ from demr.errors import ModelError
 from demr.features.prepare import span_fractions
 from demr.machine.devices import resolve_device
 from demr.network.model import DemrModel
+from demr.network.settings import Architecture
 
 IDENTITY = EncoderIdentity("fake", "1", 2.0, (("colour", 3),), 4, "l2")
 DOMAIN = {"low": [0.0, -1.0, 0.0], "high": [1.0, 1.0, 0.5], "edge": 0.01}
 ARCHITECTURE: dict[str, Any] = {"dim": 8, "heads": 2, "layers": 1, "hidden": 16}
+SIZE = Architecture(**ARCHITECTURE)
 
 
 def make(seed: int = 0, **fields: Any) -> Pretrained:
     torch.manual_seed(seed)
-    model = DemrModel(5, 4, **ARCHITECTURE).eval()
-    return Pretrained(model, "tiny", IDENTITY, ARCHITECTURE, **fields)
+    model = DemrModel(5, 4, SIZE).eval()
+    return Pretrained(model, "tiny", IDENTITY, SIZE, **fields)
 
 
 def outputs(model: DemrModel) -> torch.Tensor:
@@ -44,7 +46,7 @@ def test_a_model_comes_back(tmp_path: Path) -> None:
     found = load_pretrained(tmp_path / "deep" / "run")
     assert torch.equal(outputs(found.model), outputs(given.model))
     assert not found.model.training
-    assert (found.name, found.identity, found.architecture) == ("tiny", IDENTITY, ARCHITECTURE)
+    assert (found.name, found.identity, found.architecture) == ("tiny", IDENTITY, SIZE)
     assert (found.known_words, found.domain) == (given.known_words, given.domain)
     plain = tmp_path / "plain"
     save_pretrained(plain, make())
@@ -140,6 +142,17 @@ def test_a_newer_format(folder: Path) -> None:
 def test_a_config_that_describes_no_model(folder: Path, values: dict[str, Any]) -> None:
     change(folder, **values)
     with pytest.raises(ModelError, match=r"config\.json: expected the architecture and encoder"):
+        load_pretrained(folder)
+
+
+def test_what_older_models_say_of_their_parts_is_read_or_refused(folder: Path) -> None:
+    wanted = outputs(load_pretrained(folder).model)
+    change(folder, architecture=ARCHITECTURE | {"saliency_hint": False, "dropout": 0.1})
+    found = load_pretrained(folder)
+    assert found.architecture == SIZE
+    assert torch.equal(outputs(found.model), wanted)
+    change(folder, architecture=ARCHITECTURE | {"saliency_hint": True})
+    with pytest.raises(ModelError, match="got one with saliency_hint; train it again"):
         load_pretrained(folder)
 
 

@@ -360,7 +360,7 @@ def test_a_real_process_complains_in_one_line(
 def test_ctrl_c_while_rendering(recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     root = tmp_path / "world"
-    many = [f"data.root={root}", "data.shapes.train=200", "data.shapes.workers=2"]
+    many = [f"data.root={root}", "data.shapes={train: 200, val: 2, iid: 1, ood: 1}"]
     settings = [part for change in many for part in ("--set", change)]
     process = subprocess.Popen(
         [str(DEMR), "train", str(recipe), "--out", str(out), *settings],

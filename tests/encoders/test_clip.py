@@ -33,6 +33,7 @@ from demr.errors import FeatureError, InputError, ModelError
 from demr.features.pack import FeaturePack, FeaturePackWriter
 from demr.features.prepare import prepare_query
 from demr.network.model import DemrModel
+from demr.network.settings import Architecture
 from demr.search.retriever import MomentRetriever
 from demr.video.reading import iter_frames
 
@@ -287,8 +288,8 @@ def test_a_pack_and_a_model_refuse_other_weights(
         writer.add(clip.encode_video(film))
     assert FeaturePack(tmp_path / "pack").identity == identity
     torch.manual_seed(0)
-    architecture: dict[str, Any] = {"dim": 16, "heads": 2, "layers": 1, "hidden": 16}
-    model = DemrModel(identity.video_dim + APPENDED_DIMS, identity.text_dim, **architecture)
+    architecture = Architecture(dim=16, heads=2, layers=1, hidden=16)
+    model = DemrModel(identity.video_dim + APPENDED_DIMS, identity.text_dim, architecture)
     folder = tmp_path / "run"
     folder.mkdir()
     save_pretrained(folder, Pretrained(model, "tiny-clip", identity, architecture))

@@ -24,6 +24,7 @@ from demr.errors import InputError, ModelError
 from demr.features.pack import FeaturePack
 from demr.features.prepare import prepare_video
 from demr.network.model import DemrModel
+from demr.network.settings import Architecture
 from demr.search.retriever import UNKNOWN_WEIGHTS_NOTE, MomentRetriever
 from demr.video.reading import iter_frames, probe_video
 
@@ -156,10 +157,10 @@ def test_a_model_of_published_features_reads_ones_own(
     assert len(pack["v"].features) == clip_count(150.0, 2.0)
     assert pack.identity.digest == ""
     assert pack.identity.fits(encoder.identity)
-    architecture: dict[str, Any] = {"dim": 16, "heads": 2, "layers": 1, "hidden": 16}
+    architecture = Architecture(dim=16, heads=2, layers=1, hidden=16)
     torch.manual_seed(0)
     width = pack.identity.video_dim + APPENDED_DIMS
-    model = DemrModel(width, pack.identity.text_dim, **architecture)
+    model = DemrModel(width, pack.identity.text_dim, architecture)
     folder = tmp_path / "model"
     folder.mkdir()
     save_pretrained(folder, Pretrained(model, "published", pack.identity, architecture))

@@ -185,22 +185,6 @@ def test_ranked_errors_by_hand() -> None:
         geom_regularizer(nig, target, error_scale="minmax")  # type: ignore[arg-type]
 
 
-def test_geom_compares_errors_in_the_unit_it_is_given() -> None:
-    nig = NormalInverseGamma(
-        torch.zeros(3), torch.tensor([1.0, 2.0, 4.0]), torch.full((3,), 2.0), torch.ones(3)
-    )
-    target = torch.tensor([0.1, 0.2, 0.3])
-    # In units of 30, 5 and 20: errors of 3, 1 and 6, against evidence of 4, 6 and 10.
-    phi, delta = (0.0, 1 / 3, 1.0), (0.4, 0.0, 1.0)
-    expected = sum((p + d - 1) ** 2 for p, d in zip(phi, delta, strict=True)) / 3
-    unit = torch.tensor([30.0, 5.0, 20.0])
-    assert geom_regularizer(nig, target, unit=unit).item() == pytest.approx(expected)
-    phi, delta = (0.0, 1 / 3, 1.0), (0.5, 0.0, 1.0)
-    expected = sum((p + d - 1) ** 2 for p, d in zip(phi, delta, strict=True)) / 3
-    ranked = geom_regularizer(nig, target, unit=unit, error_scale="rank")
-    assert ranked.item() == pytest.approx(expected)
-
-
 def test_doubt_raises_the_error_that_geom_sees() -> None:
     # Evidence 2 nu + alpha of 4, 6 and 10; errors of 0, 1 and 4.
     nig = NormalInverseGamma(

@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +30,17 @@ from demr.export.exporting import INPUTS, OUTPUTS, Localiser, deviation, export_
 from demr.features.pack import FeaturePack
 from demr.features.prepare import prepare_query
 from demr.network.model import DemrModel
+from demr.network.settings import Architecture
 
 Cli = Callable[..., Any]
 Exports = Callable[[str, str], Path]
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "run_onnx.py"
 IDENTITY = EncoderIdentity("fake", "1", 2.0, (("colour", 3), ("motion", 2)), 4, "l2")
-SMALL: dict[str, Any] = {"dim": 8, "heads": 2, "layers": 1, "hidden": 16}
-MODELS: dict[str, dict[str, Any]] = {
-    "rff": {**SMALL, "saliency_hint": True},
-    "concat": {**SMALL, "fusion": "concat", "matching": True, "text_layers": 1},
+SMALL = Architecture(dim=8, heads=2, layers=1, hidden=16)
+MODELS = {
+    "rff": SMALL,
+    "concat": replace(SMALL, fusion="concat", matching=True, text_layers=1),
 }
 # The bundled model is of reflective flipped fusion too.
 KINDS = [
@@ -48,10 +50,10 @@ KINDS = [
 SENTENCE = "a red circle"
 
 
-def small(architecture: dict[str, Any]) -> Pretrained:
+def small(architecture: Architecture) -> Pretrained:
     """A model whose branches speak as loud as trained ones."""
     torch.manual_seed(0)
-    model = DemrModel(7, 4, **architecture).eval()
+    model = DemrModel(7, 4, architecture).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.3)

@@ -21,12 +21,10 @@ Scored = tuple[float, float, float]
 NO_MATCH = -1
 
 
-def slow_iou(a: Window, b: Window, *, hull: bool = False) -> float:
+def slow_iou(a: Window, b: Window) -> float:
     shared = min(a[1], b[1]) - max(a[0], b[0])
     if shared <= 0:
         return 0.0
-    if hull:
-        return shared / (max(a[1], b[1]) - min(a[0], b[0]))
     return shared / ((a[1] - a[0]) + (b[1] - b[0]) - shared)
 
 
@@ -57,7 +55,7 @@ def slow_retrieval(
             continue
         row: dict[str, float] = {}
         for n in (1, 5):
-            ious = [slow_iou(p[:2], w, hull=True) for p in pred[:n] for w in true]
+            ious = [slow_iou(p[:2], w) for p in pred[:n] for w in true]
             best = max(ious, default=0.0)
             for t in metrics.RECALL_THRESHOLDS:
                 row[f"R{n}@{t:g}"] = float(best >= t)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from demr.batches.batch import Batch, Item, collate, make_targets
 from demr.network.fusion import Attention
 from demr.network.model import ConvHead, DemrModel, ModelOutput, QueryPool, sine_position
+from demr.network.settings import Architecture
 
 VIDEO_DIM, TEXT_DIM, D = 10, 6, 16
 Kind = Literal["rff", "concat", "extended"]  # the last with all that is not in the paper
@@ -24,14 +25,15 @@ def build(kind: Kind = "rff", *, dim: int = D) -> DemrModel:
     return DemrModel(
         VIDEO_DIM,
         TEXT_DIM,
-        dim=dim,
-        heads=4,
-        layers=2,
-        hidden=24,
-        fusion="concat" if kind == "concat" else "rff",
-        saliency_hint=extended,
-        matching=extended,
-        text_layers=2 if extended else 0,
+        Architecture(
+            dim=dim,
+            heads=4,
+            layers=2,
+            hidden=24,
+            fusion="concat" if kind == "concat" else "rff",
+            matching=extended,
+            text_layers=2 if extended else 0,
+        ),
     ).eval()
 
 

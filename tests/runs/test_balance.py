@@ -38,7 +38,7 @@ def test_rises(curve: tuple[float, ...], expected: bool) -> None:
 def test_undisturbed_queries_lie_at_zero_and_no_noise_moves_nothing(run: Path) -> None:
     config, pretrained = load_run(run)
     data = open_data(config.data)
-    queries = [a for a in data.read(config.data.val) if a.windows_s][:8]
+    queries = [a for a in data.val() if a.windows_s][:8]
     calibration = Calibration.load(run / "calibration.json")
     video, text = data.encoder.identity.video_dim, data.encoder.identity.text_dim
     curves = noise_curves(

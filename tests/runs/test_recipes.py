@@ -85,10 +85,10 @@ def test_a_recipe_trains_and_is_measured(
     if text is not None:
         text.mkdir()
     splits = {config.data.train: "tr", **{path: name for name, path in config.data.tests.items()}}
-    if not config.data.val_share:
+    if isinstance(config.data.val, Path):
         splits[config.data.val] = "va"
     vids = {path: [f"{name}{number}" for number in range(3)] for path, name in splits.items()}
-    if config.data.val_share:
+    if isinstance(config.data.val, float):
         vids[config.data.train] = [f"tr{number}" for number in range(6)]
     identity = EncoderIdentity(
         "clip+slowfast", "1", clip_s, (("slowfast", 2304), ("clip", 512)), 512, "l2"
@@ -114,8 +114,8 @@ def test_a_recipe_trains_and_is_measured(
         "retrieval.epochs": 1,
         "retrieval.batch_size": 6,
     }
-    if config.data.val_share:
-        steps["data.val_share"] = 0.5
+    if isinstance(config.data.val, float):
+        steps["data.val"] = 0.5
     sets = [part for key, value in steps.items() for part in ("--set", f"{key}={value}")]
     done = cli("train", recipe, *sets, "--out", run)
     assert done.code == 0, done.err

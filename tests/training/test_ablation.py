@@ -152,9 +152,9 @@ def test_a_row_of_other_settings_is_not_the_trials() -> None:
     known = trial.config.model_dump(mode="json")
     assert is_row_of({"config": known}, trial)
     # A setting that came later is no other setting; a default that changed is one.
-    del known["losses"]["noise_doubt"]
+    del known["losses"]["error_scale"]
     assert is_row_of({"config": known}, trial)
-    known["losses"]["giou"] = 5.0
+    known["losses"]["saliency"] = 5.0
     assert not is_row_of({"config": known}, trial)
 
 

@@ -154,7 +154,7 @@ def test_a_full_disk_loses_nothing(
 def data_of(recipe: Path, **changes: Any) -> tuple[TrainConfig, Any, MomentDataset, MomentDataset]:
     config = load_config(recipe, [f"{key}={value}" for key, value in changes.items()])
     data = open_data(config.data)
-    train, val = (data.dataset(data.read(p)[:12]) for p in (config.data.train, config.data.val))
+    train, val = (data.dataset(part[:12]) for part in (data.read(config.data.train), data.val()))
     return config, data, train, val
 
 
@@ -165,9 +165,7 @@ def test_stage_one_moves_the_text_and_stage_two_spares_the_head(
     config, data, train, val = data_of(recipe, **changes)
     lightning.seed_everything(3, verbose=False)
     identity = data.encoder.identity
-    model = DemrModel(
-        identity.video_dim + APPENDED_DIMS, identity.text_dim, **config.model.model_dump()
-    )
+    model = DemrModel(identity.video_dim + APPENDED_DIMS, identity.text_dim, config.model)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     kinds: list[tuple[torch.dtype, ...]] = []
     real = retrieval_loss
@@ -245,14 +243,12 @@ def test_the_best_epoch_is_kept(run: Path) -> None:
     [(0, 0.01), (0.5, 0.25), (2, 1.0), (6, 0.5), (10, 0.0), (12, 0.0)],
 )
 def test_cosine_schedule(epoch: float, expected: float) -> None:
-    found = rate_factor(epoch, warmup=2, total=10, schedule="cosine", drop=0)
+    found = rate_factor(epoch, warmup=2, total=10, schedule="cosine")
     assert found == pytest.approx(expected, abs=1e-3)
 
 
 def test_step_schedule_without_warmup() -> None:
-    rates = [
-        rate_factor(epoch, warmup=0, total=10, schedule="step", drop=4) for epoch in (0, 3.99, 4, 9)
-    ]
+    rates = [rate_factor(epoch, warmup=0, total=10, schedule=4) for epoch in (0, 3.99, 4, 9)]
     assert rates == pytest.approx([1, 1, 0.1, 0.1])
 
 

@@ -8,21 +8,18 @@ import numpy.typing as npt
 FloatArray = npt.NDArray[np.float64]
 
 
-def iou(a: FloatArray, b: FloatArray, *, hull: bool = False) -> FloatArray:
-    """Intersection over union of windows that broadcast; 0 where nothing overlaps.
+def iou(a: FloatArray, b: FloatArray) -> FloatArray:
+    """Intersection over union of windows that broadcast; 0 where they share nothing.
+
+    Empty and reversed windows share nothing with any.
 
     Args:
         a: Start and end in the first two columns, ``(..., 2)`` or wider.
         b: Likewise.
-        hull: Divide by the length from the earlier start to the later end instead of the union;
-            the two differ where windows do not touch, and so are 0, or are reversed.
     """
     start_a, end_a, start_b, end_b = a[..., 0], a[..., 1], b[..., 0], b[..., 1]
     shared = np.maximum(np.minimum(end_a, end_b) - np.maximum(start_a, start_b), 0.0)
-    if hull:
-        union = np.maximum(end_a, end_b) - np.minimum(start_a, start_b)
-    else:
-        union = (end_a - start_a) + (end_b - start_b) - shared
+    union = (end_a - start_a) + (end_b - start_b) - shared
     # No overlap is checked by itself: a reversed window could make the union negative.
     result: FloatArray = np.divide(shared, union, out=np.zeros_like(shared), where=shared > 0)
     return result

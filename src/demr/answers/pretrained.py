@@ -3,7 +3,7 @@
 import json
 import textwrap
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from demr.errors import DemrError, ModelError
 from demr.machine.files import atomic_path
 from demr.machine.hub import fetch
 from demr.network.model import DemrModel
+from demr.network.settings import Architecture
 
 FORMAT_VERSION = 1
 # The start and end fraction that features.prepare_video appends to a clip.
@@ -32,7 +33,7 @@ class Pretrained:
         model: In evaluation mode, float32.
         name: As the training config called it.
         identity: The encoder whose features it understands.
-        architecture: Keyword arguments of :class:`~demr.network.model.DemrModel`.
+        architecture: Size and wiring of ``model``.
         known_words: Words of the training queries, or None where the encoder can place words
             that were never trained on.
         domain: ``low`` and ``high``, the range of every raw feature in the training videos, and
@@ -46,7 +47,7 @@ class Pretrained:
     model: DemrModel
     name: str
     identity: EncoderIdentity
-    architecture: Mapping[str, Any]
+    architecture: Architecture
     known_words: frozenset[str] | None = None
     domain: Mapping[str, Any] | None = None
     max_clips: int = MAX_CLIPS
@@ -96,7 +97,7 @@ def save_pretrained(folder: Path, pretrained: Pretrained, half: bool = False) ->
     config = {
         "format_version": FORMAT_VERSION,
         "name": pretrained.name,
-        "architecture": dict(pretrained.architecture),
+        "architecture": asdict(pretrained.architecture),
         "encoder": pretrained.identity.to_dict(),
         "known_words": None if pretrained.known_words is None else sorted(pretrained.known_words),
         "domain": None if pretrained.domain is None else dict(pretrained.domain),
@@ -147,12 +148,19 @@ def load_pretrained(folder: Path) -> Pretrained:
             got=f"format {version}" if newer else "no format_version",
             remedy="upgrade demr" if newer else "name the run folder that `demr train` wrote",
         )
+    stored = config.get("architecture")
+    if isinstance(stored, dict) and stored.get("saliency_hint"):
+        raise ModelError(
+            str(folder / "config.json"),
+            expected="a network of the parts that demr still has",
+            got="one with saliency_hint",
+            remedy="train it again, or keep the demr that trained it",
+        )
     weights = folder / "model.safetensors"
     try:
         identity = EncoderIdentity.from_dict(config["encoder"])
-        model = DemrModel(
-            identity.video_dim + APPENDED_DIMS, identity.text_dim, **config["architecture"]
-        )
+        architecture = Architecture.from_stored(config["architecture"])
+        model = DemrModel(identity.video_dim + APPENDED_DIMS, identity.text_dim, architecture)
         model.load_state_dict({k: v.float() for k, v in load_file(weights).items()})
         known = config.get("known_words")
         known_words = None if known is None else frozenset(map(str, known))
@@ -178,7 +186,7 @@ def load_pretrained(folder: Path) -> Pretrained:
         model.eval(),
         str(config.get("name", folder.name)),
         identity,
-        config["architecture"],
+        architecture,
         known_words,
         domain,
         max_clips,

@@ -86,7 +86,6 @@ def geom_regularizer(
     *,
     error_scale: Literal["min-max", "rank"] = "min-max",
     doubt: Tensor | None = None,
-    unit: Tensor | None = None,
 ) -> Tensor:
     """Mean of `geom_terms` over valid entries: little evidence where errors are large.
 
@@ -109,9 +108,6 @@ def geom_regularizer(
             leading dimensions of ``loc``. Not in the paper, which knows errors alone: a
             prediction from ruined input may come out right, and deserves no more evidence for it.
             Error and doubt combine as ``1 - (1 - error) (1 - doubt)``.
-        unit: What 1 of ``loc`` is worth in each item, with leading dimensions of ``loc``: errors
-            are compared in this unit (seconds, say, where ``loc`` is a fraction of a duration).
-            None compares them as they are, as the paper does.
 
     Returns:
         Scalar; 0 if fewer than two entries are valid.
@@ -128,8 +124,6 @@ def geom_regularizer(
     wide, residual, valid = _select(nig, target, mask)
     phi = 2 * wide.nu + wide.excess  # the evidence less 1, which the scaling takes away anyway
     delta = residual.abs().detach()
-    if unit is not None:
-        delta = delta * _leading(unit, delta)
     if phi.numel() == 0:
         return _mean(phi, valid, nig.loc.dtype)
     phi_bar, phi_spans = _min_max(phi, valid, eps)
@@ -137,7 +131,8 @@ def geom_regularizer(
     if error_scale == "rank":
         delta_bar = _ranks(delta, valid)
     if doubt is not None:
-        delta_bar = 1 - (1 - delta_bar) * (1 - _leading(doubt, delta_bar))
+        # In this form exact where there is no doubt.
+        delta_bar = delta_bar + (1 - delta_bar) * _leading(doubt, delta_bar)
     terms = geom_terms(phi_bar, delta_bar)
     terms = torch.where(phi_spans & delta_spans, terms, torch.zeros_like(terms))
     return _mean(terms, valid, nig.loc.dtype)

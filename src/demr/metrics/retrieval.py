@@ -137,22 +137,20 @@ def retrieval_metrics(
     true, true_valid = true[kept], true_valid[kept]
 
     # Pairs that are padding get an IoU of -1, which no threshold reaches. The field divides by
-    # the hull for recall and by the sum of lengths for precision: equal where windows overlap,
-    # up to a rounding that can decide a tie.
+    # the hull for recall and by the union for precision, which are equal where windows overlap.
     pair_valid: BoolArray = pred_valid[:, :, None] & true_valid[:, None, :]
     p, t = pred[:, :, None, :], true[:, None, :, :]
     iou = np.where(pair_valid, window_overlap(p, t), -1.0)
-    top = max(RECALL_TOP)
-    iou_hull = np.where(pair_valid[:, :top], window_overlap(p[:, :top], t, hull=True), -1.0)
+    iou_given = iou[:, : max(RECALL_TOP)]
     score = np.where(pred_valid, pred[:, :, 2], -np.inf)
     by_score = np.argsort(-score, axis=1, kind="stable")
     iou = np.take_along_axis(iou, by_score[:, :, None], axis=1)
 
     length = true[:, :, 1] - true[:, :, 0]
-    metrics = _split_metrics(iou, iou_hull, true_valid, "")
+    metrics = _split_metrics(iou, iou_given, true_valid, "")
     for name, (low, high) in LENGTH_RANGES_S.items():
         in_range = true_valid & (length > low) & (length <= high)
-        metrics |= _split_metrics(iou, iou_hull, in_range, f"{name}/")
+        metrics |= _split_metrics(iou, iou_given, in_range, f"{name}/")
     metrics["queries_without_truth"] = float(absent)
     metrics["queries_without_predictions"] = float(unanswered)
     return metrics
@@ -203,7 +201,7 @@ def discounted_recall(
     present = true_valid.any(axis=1)
     pair_valid: BoolArray = pred_valid[:, :, None] & true_valid[:, None, :]
     p, t = pred[:, :, None, :], true[:, None, :, :]
-    iou = np.where(pair_valid, window_overlap(p, t, hull=True), -1.0)
+    iou = np.where(pair_valid, window_overlap(p, t), -1.0)
     # Clipped: a prediction far past the video's end must not turn two negatives into a plus.
     start, end = (
         np.clip(1.0 - np.abs(p[..., side] - t[..., side]) / duration[:, None, None], 0.0, 1.0)
@@ -341,19 +339,19 @@ def _clip_average_precision(label: BoolArray, group_end: BoolArray) -> FloatArra
 
 
 def _split_metrics(
-    iou: FloatArray, iou_hull: FloatArray, counted: BoolArray, prefix: str
+    iou: FloatArray, iou_given: FloatArray, counted: BoolArray, prefix: str
 ) -> dict[str, float]:
     """Metrics over the queries that have a counted true window.
 
     Args:
         iou: ``(Q, K, W)``, predictions ordered by score; padding is -1.
-        iou_hull: ``(Q, min(K, 5), W)``, predictions as given.
+        iou_given: ``(Q, min(K, 5), W)``, predictions as given.
         counted: True windows to use, ``(Q, W)``.
         prefix: Of the keys.
     """
     keep = counted.any(axis=1)
     used = counted[keep]
-    best = np.where(used[:, None, :], iou_hull[keep], 0.0).max(axis=2, initial=0.0)
+    best = np.where(used[:, None, :], iou_given[keep], 0.0).max(axis=2, initial=0.0)
     metrics = {}
     for n in RECALL_TOP:
         reached = np.maximum(best[:, :n], 0.0).max(axis=1, initial=0.0)

@@ -121,7 +121,7 @@ class FeedForward(nn.Module):
 class ModalityBlock(nn.Module):
     """What one modality keeps to itself in an RFF layer: self-attention, then feed-forward."""
 
-    def __init__(self, dim: int, heads: int, hidden: int, dropout: float) -> None:
+    def __init__(self, dim: int, heads: int, hidden: int, dropout: float = 0.1) -> None:
         super().__init__()
         self.attention = Attention(dim, heads)
         self.attention_norm = nn.LayerNorm(dim)

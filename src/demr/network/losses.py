@@ -1,7 +1,6 @@
 """Training losses of the retrieval branch and their weighted sum."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,59 +9,14 @@ from torch import Tensor
 from demr.batches.batch import Batch, Targets
 from demr.evidential import NormalInverseGamma, der_regularizer, geom_regularizer, nig_nll
 from demr.network.model import Embeddings, ModelOutput
+from demr.network.settings import LossWeights
 
 TEMPERATURE = 0.07
-
-
-@dataclass(frozen=True)
-class LossWeights:
-    """Weights of ``L = L_mr + lambda_der * 2 * mean(L_e)``; defaults are the paper's.
-
-    Attributes:
-        smooth_l1: Boundary distance on foreground clips.
-        giou: Generalised IoU on foreground clips.
-        foreground: Binary cross-entropy on all valid clips.
-        background_weight: Weight of a background clip in that cross-entropy.
-        intra: Saliency against clips of the same video.
-        inter: Saliency against other (clip, query) pairs of the batch.
-        clip_contrast: Clips of one moment against clips of other moments, without the text.
-        absent_negatives: Whether clips must also keep away from queries whose moment is not in
-            their own video. The paper's data has no such queries; where there are some, they are
-            often made to resemble what their video shows. As with any other negative, one of
-            another video may by chance be true of a clip.
-        lambda_der: Weight of the evidential loss.
-        lambda_nll: Weight of the likelihood within it.
-        lambda_geom: Weight of the Geom-regulariser within it.
-        lambda_reg: Weight of the vanilla DER regulariser within it.
-        regularizer: Which regulariser shapes the evidence.
-        error_scale: How the Geom-regulariser scales errors; see ``geom_regularizer``.
-        error_unit: Whether that regulariser compares errors as fractions of their videos, or in
-            seconds.
-        background_evidence: Whether clips that would be proposed by mistake have evidential terms
-            too; see :func:`evidential_terms`.
-        noise_doubt: Whether noise in the features of an item counts against its evidence; see
-            ``doubt`` there.
-        location_gradient: Whether the likelihood's gradient reaches the predicted boundary.
-    """
-
-    smooth_l1: float = 10.0
-    giou: float = 4.0
-    foreground: float = 4.0
-    background_weight: float = 0.1
-    intra: float = 0.2
-    inter: float = 0.2
-    clip_contrast: float = 0.5
-    absent_negatives: bool = False
-    lambda_der: float = 1e-3
-    lambda_nll: float = 1.0
-    lambda_geom: float = 1e-2
-    lambda_reg: float = 1e-2
-    regularizer: Literal["none", "der", "geom"] = "geom"
-    error_scale: Literal["min-max", "rank"] = "min-max"
-    error_unit: Literal["fraction", "seconds"] = "fraction"
-    background_evidence: bool = False
-    noise_doubt: bool = False
-    location_gradient: bool = True
+# Of the paper's sums, varied by nobody; beside them stand the weights in ``network.settings``.
+SMOOTH_L1_WEIGHT = 10.0
+GIOU_WEIGHT = 4.0
+FOREGROUND_WEIGHT = 4.0
+DER_REGULARIZER_WEIGHT = 1e-2
 
 
 @dataclass(frozen=True)
@@ -81,7 +35,7 @@ class LossBreakdown:
 
 
 def retrieval_loss(output: ModelOutput, batch: Batch, weights: LossWeights) -> LossBreakdown:
-    """The loss of stage 2.
+    """The loss of stage 2, ``L = L_mr + lambda_der * 2 * mean(L_e)``.
 
     Args:
         output: What the model said about ``batch``.
@@ -102,11 +56,11 @@ def retrieval_loss(output: ModelOutput, batch: Batch, weights: LossWeights) -> L
     nll, regularizer = evidential_terms(output, batch, weights)
     evidential = evidential_sum(nll, regularizer, weights)
     total = (
-        weights.smooth_l1 * smooth_l1
-        + weights.giou * giou
-        + weights.foreground * foreground
-        + weights.intra * intra
-        + weights.inter * inter
+        SMOOTH_L1_WEIGHT * smooth_l1
+        + GIOU_WEIGHT * giou
+        + FOREGROUND_WEIGHT * foreground
+        + weights.saliency * intra
+        + weights.saliency * inter
         + weights.clip_contrast * contrast
         + weights.lambda_der * 2 * evidential
     )
@@ -116,17 +70,17 @@ def retrieval_loss(output: ModelOutput, batch: Batch, weights: LossWeights) -> L
 
 
 def evidential_sum(nll: Tensor, regularizer: Tensor, weights: LossWeights) -> Tensor:
-    """``L_e``: the likelihood and the configured regulariser, weighted."""
+    """``L_e``: the likelihood, and the configured regulariser times its weight."""
     if weights.regularizer == "none":
-        return weights.lambda_nll * nll
-    scale = weights.lambda_geom if weights.regularizer == "geom" else weights.lambda_reg
-    return weights.lambda_nll * nll + scale * regularizer
+        return nll
+    geom = weights.regularizer == "geom"
+    return nll + (weights.lambda_geom if geom else DER_REGULARIZER_WEIGHT) * regularizer
 
 
 def saliency_loss(output: Embeddings, batch: Batch, weights: LossWeights) -> Tensor:
     """The weighted saliency terms alone, as used in stage 1."""
     intra, inter, contrast = saliency_terms(output, batch, weights.absent_negatives)
-    return weights.intra * intra + weights.inter * inter + weights.clip_contrast * contrast
+    return weights.saliency * intra + weights.saliency * inter + weights.clip_contrast * contrast
 
 
 def alignment_loss(output: Embeddings, batch: Batch, weights: LossWeights) -> Tensor:
@@ -134,7 +88,7 @@ def alignment_loss(output: Embeddings, batch: Batch, weights: LossWeights) -> Te
     loss = saliency_loss(output, batch, weights)
     if output.match_logit is None:
         return loss
-    return loss + weights.foreground * foreground_loss(
+    return loss + FOREGROUND_WEIGHT * foreground_loss(
         output.match_logit,
         _targets(batch).foreground,
         batch.video_mask,
@@ -147,24 +101,15 @@ def evidential_terms(
 ) -> tuple[Tensor, Tensor]:
     """Likelihood and regulariser over the foreground, unweighted.
 
-    With ``weights.background_evidence`` also over background clips, each drawn with its own
-    foreground probability: they are what a search would propose by mistake, and without them
-    nobody ever tells the evidential head what its numbers are worth there. Their target is the
-    nearest window; they move no boundary.
+    Noise in the features of an item counts against its evidence in the Geom-regulariser: without
+    it, no loss says that evidence has to fall where features are worse than ever seen.
 
     Raises:
         ValueError: If the batch carries no targets.
     """
     targets = _targets(batch)
     nig, mask, target = output.nig, targets.foreground, targets.window_norm
-    loc = nig.loc
-    if weights.background_evidence:
-        drawn = torch.bernoulli(output.foreground_logit.detach().sigmoid()).bool()
-        present = mask.any(dim=1, keepdim=True)
-        loc = torch.where(mask[..., None], loc, loc.detach())
-        mask = mask | (drawn & batch.video_mask & present)
-    if not weights.location_gradient:
-        loc = loc.detach()
+    loc = nig.loc if weights.location_gradient else nig.loc.detach()
     scored = NormalInverseGamma.from_excess(loc, nig.nu, nig.excess, nig.beta, validate_args=False)
     nll = nig_nll(scored, target, mask)
     if weights.regularizer == "none":
@@ -172,12 +117,7 @@ def evidential_terms(
     if weights.regularizer == "der":
         return nll, der_regularizer(scored, target, mask)
     return nll, geom_regularizer(
-        scored,
-        target,
-        mask,
-        error_scale=weights.error_scale,
-        doubt=batch.noise if weights.noise_doubt else None,
-        unit=batch.duration_s if weights.error_unit == "seconds" else None,
+        scored, target, mask, error_scale=weights.error_scale, doubt=batch.noise
     )
 
 

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,12 +11,11 @@ from demr.batches.batch import Batch
 from demr.evidential import EvidentialHead, NormalInverseGamma
 from demr.network.fusion import ConcatFusion, Dropout, ModalityBlock, ReflectiveFlippedFusion
 from demr.network.reconstruction import mask_features
+from demr.network.settings import Architecture
 
 _TYPICAL_OFFSET_CLIPS = 4.0
 # Standardised features are cut off here: beyond it lies damage, not information.
 _LARGEST_DEVIATION = 10.0
-# Brings a cosine, mostly within 0.2 of zero, to the size of the embeddings' entries.
-_HINT_SCALE = 5.0
 
 
 @dataclass(frozen=True)
@@ -141,66 +139,34 @@ class DemrModel(nn.Module):
     Args:
         video_dim: Width of a clip's features, the two appended fractions included.
         text_dim: Width of a token's features.
-        dim: Hidden size D.
-        heads: Attention heads.
-        layers: Fusion layers.
-        hidden: Width of RFF's feed-forward.
-        dropout: Dropout inside the fusion.
-        input_dropout: Dropout in the projections.
-        fusion: ``"rff"``, or ``"concat"`` for the ablation partner of equal size.
-        saliency_hint: Add the clip's saliency, times a learned vector, to what the fusion reads.
-            Not in the paper, which trains for 180 epochs: the contrastive losses align clips
-            and queries within one epoch, and with the hint the fusion need not discover the
-            same alignment a second time.
-        matching: Compare clips and query feature by feature (:class:`Matching`) before the
-            fusion, tell the fusion, and add the result to the foreground logit. Not in the
-            paper: it learns in alignment epochs, at a small part of the fusion's cost.
-        text_layers: Self-attention layers over the projected tokens, before anything else. Not in
-            the paper, whose tokens come from a contextual encoder. Word vectors carry no
-            context: pooled, "red" and "bounces" are a sum, which cannot ask whether it is the
-            red one that bounces.
+        architecture: Size and wiring.
 
     Reference:
         DEMR, arXiv:2512.00953.
     """
 
-    def __init__(
-        self,
-        video_dim: int,
-        text_dim: int,
-        *,
-        dim: int = 256,
-        heads: int = 8,
-        layers: int = 4,
-        hidden: int = 512,
-        dropout: float = 0.1,
-        input_dropout: float = 0.5,
-        fusion: Literal["rff", "concat"] = "rff",
-        saliency_hint: bool = False,
-        matching: bool = False,
-        text_layers: int = 0,
-    ) -> None:
+    def __init__(self, video_dim: int, text_dim: int, architecture: Architecture) -> None:
         super().__init__()
+        dim, heads, hidden = architecture.dim, architecture.heads, architecture.hidden
         self.dim = dim
         self.feature_mean: Tensor
         self.feature_scale: Tensor
         self.register_buffer("feature_mean", torch.zeros(video_dim))
         self.register_buffer("feature_scale", torch.ones(video_dim))
-        self.video_projection = Projection(video_dim, dim, input_dropout)
-        self.text_projection = Projection(text_dim, dim, input_dropout)
+        self.video_projection = Projection(video_dim, dim, architecture.input_dropout)
+        self.text_projection = Projection(text_dim, dim, architecture.input_dropout)
         self.text_context = nn.ModuleList(
-            ModalityBlock(dim, heads, hidden, dropout) for _ in range(text_layers)
+            ModalityBlock(dim, heads, hidden) for _ in range(architecture.text_layers)
         )
         self.modality = nn.Embedding(2, dim)
         nn.init.normal_(self.modality.weight, std=0.02)
         self.query_pool = QueryPool(dim)
-        fusion_class = {"rff": ReflectiveFlippedFusion, "concat": ConcatFusion}[fusion]
-        self.fusion = fusion_class(dim, heads, layers, hidden, dropout)
+        fusion_class = {"rff": ReflectiveFlippedFusion, "concat": ConcatFusion}[architecture.fusion]
+        self.fusion = fusion_class(dim, heads, architecture.layers, hidden)
         self.foreground_head = ConvHead(dim, 1)
         self.boundary_head = ConvHead(dim, 2)
         self.evidential_head = EvidentialHead(dim, targets=2)
-        self.saliency_hint = nn.Parameter(torch.randn(dim)) if saliency_hint else None
-        self.matching = Matching(dim) if matching else None
+        self.matching = Matching(dim) if architecture.matching else None
 
     def set_feature_statistics(self, mean: Tensor, deviation: Tensor) -> None:
         """Let the model standardise its clip features from now on; stored with the weights.
@@ -264,10 +230,6 @@ class DemrModel(nn.Module):
         clip_embedding, saliency = embeddings.clip_embedding, embeddings.saliency
         position = sine_position(batch.video_mask, self.dim).to(clip_embedding.dtype)
         video_in = clip_embedding + self.modality.weight[0]
-        if self.saliency_hint is not None:
-            # Detached: the saliency answers to the contrastive losses alone.
-            hint = saliency.detach()[..., None] * _HINT_SCALE
-            video_in = video_in + (hint * self.saliency_hint).to(video_in.dtype)
         if told is not None:
             video_in = video_in + told
         video, text = self.fusion(

@@ -127,11 +127,11 @@ def measure_balance(run: Path, split: str, limit: int, device: str = "auto") -> 
     """
     config, pretrained = load_run(run)
     data = open_data(config.data)
-    paths = {"val": config.data.val} | config.data.tests
-    if split not in paths:
+    paths = config.data.tests
+    if split not in ("val", *paths):
         raise InputError(
             f"--split {split}",
-            expected=f"one of {', '.join(paths)}",
+            expected=f"one of {', '.join(('val', *paths))}",
             got=split,
             remedy="name a split of the run's config",
         )

@@ -1,18 +1,15 @@
 """Training configs: typed, documented, and strict about unknown keys."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
 from demr.errors import ConfigError
-
-PositiveInt = Annotated[int, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Rate = Annotated[float, Field(ge=0, lt=1)]
+from demr.network.settings import Architecture, Count, LossWeights, PositiveInt, Rate, Weight
 
 # An impossible date is a ValueError of its own, a thousand brackets a RecursionError.
 _NO_YAML = (yaml.YAMLError, ValueError, RecursionError)
@@ -22,23 +19,6 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
-class ShapesConfig(_Strict):
-    """How to render the embedded world when its folder does not exist yet."""
-
-    seed: Count = 0
-    """Seed of every video; another seed is another world."""
-    train: PositiveInt = 700
-    """Videos to train on."""
-    val: PositiveInt = 250
-    """Videos for choices and calibration."""
-    iid: PositiveInt = 260
-    """Test videos drawn like the training videos."""
-    ood: PositiveInt = 260
-    """Test videos with unseen combinations at other times."""
-    workers: Count = 0
-    """Processes that render and encode; 0 takes one per core."""
-
-
 class DataConfig(_Strict):
     """Where annotations and features are, relative to the working directory."""
 
@@ -46,8 +26,9 @@ class DataConfig(_Strict):
     """Folder that the other paths start from."""
     train: Path = Path("train.jsonl")
     """Annotations to train on."""
-    val: Path = Path("val.jsonl")
-    """Annotations for every choice and for calibration; never a test split."""
+    val: Path | float = Path("val.jsonl")
+    """Annotations for every choice and for calibration, never a test split; or, for data sets
+    without such a split, the share of the training videos to hold out for it."""
     tests: dict[str, Path] = {}
     """Name of a test split -> its annotations."""
     features: Path = Path("features")
@@ -57,103 +38,27 @@ class DataConfig(_Strict):
     text: Path | None = None
     """Stored features of the queries: a folder with one .npz a qid, or an .npz of word vectors
     (``words`` and ``vectors``); may lie outside ``root``."""
-    val_share: Rate = 0.0
-    """Share of the training videos to hold out as validation, for data sets that have none;
-    ``val`` is then not read."""
     absent_queries: bool = True
     """Make absent queries for validation and test splits that have none, out of their own
     sentences and videos, to calibrate and measure ``present`` by; nothing is trained on them."""
-    standardize: bool = False
-    """Standardise clip features by their training mean and deviation; stored in the model."""
-    max_clips: PositiveInt = 1000
-    """Clips of a video to read at once: training sees one such stretch of a longer video at a
-    time, and the model is stored with the longest it saw."""
-    shapes: ShapesConfig | None = None
-    """Render the embedded world into ``root`` if that folder does not exist."""
+    shapes: dict[Literal["train", "val", "iid", "ood"], PositiveInt] | None = None
+    """Split -> videos of the embedded world to render into ``root`` if that is not there yet."""
+
+    @field_validator("val", mode="plain")
+    @classmethod
+    def _path_or_share(cls, value: object) -> Path | float:
+        # By hand: a union would name both of its parts in two errors.
+        if isinstance(value, str | Path):
+            return Path(value)
+        if isinstance(value, float) and 0 < value < 1:
+            return value
+        raise ValueError("a path, or a share of the training videos between 0 and 1")
 
     @model_validator(mode="after")
     def _val_is_no_test(self) -> Self:
         if self.val in self.tests.values():
             raise ValueError("the validation split is also listed as a test split")
         return self
-
-
-class ModelConfig(_Strict):
-    """Size of the network."""
-
-    dim: PositiveInt = 256
-    """Hidden size D; even, and divisible by ``heads``."""
-    heads: PositiveInt = 8
-    """Attention heads."""
-    layers: PositiveInt = 4
-    """Fusion layers."""
-    hidden: PositiveInt = 512
-    """Width of the feed-forward in the fusion."""
-    dropout: Rate = 0.1
-    """Dropout inside the fusion."""
-    input_dropout: Rate = 0.5
-    """Dropout in the projections."""
-    fusion: Literal["rff", "concat"] = "rff"
-    """``concat`` is the ablation partner with as many parameters."""
-    saliency_hint: bool = False
-    """Let the fusion read the saliency; not in the paper, see ``demr.network.model``."""
-    matching: bool = False
-    """Compare clips and query feature by feature before the fusion; not in the paper, see
-    ``demr.network.model``."""
-    text_layers: Count = 0
-    """Self-attention over the tokens before the fusion, for text features without context such
-    as word vectors; not in the paper, see ``demr.network.model``."""
-
-    @model_validator(mode="after")
-    def _dim_fits_heads(self) -> Self:
-        if self.dim % self.heads or self.dim % 2:
-            raise ValueError(f"dim must be even and divisible by heads ({self.heads})")
-        return self
-
-
-class LossConfig(_Strict):
-    """Weights of the losses; see ``demr.network.losses.LossWeights``."""
-
-    smooth_l1: Weight = 10.0
-    """Boundary distance on foreground clips."""
-    giou: Weight = 4.0
-    """Generalised IoU on foreground clips."""
-    foreground: Weight = 4.0
-    """Cross-entropy of foreground against background."""
-    background_weight: Weight = 0.1
-    """Weight of a background clip in that cross-entropy."""
-    intra: Weight = 0.2
-    """Saliency within a video."""
-    inter: Weight = 0.2
-    """Saliency across the batch."""
-    clip_contrast: Weight = 0.5
-    """Clips against clips, without the text; 0.5 for QVHighlights, 0.2 for Charades-STA."""
-    absent_negatives: bool = False
-    """Keep clips away from absent queries too; not in the paper, see ``demr.network.losses``."""
-    lambda_der: Weight = 1e-3
-    """Weight of the evidential loss."""
-    lambda_nll: Weight = 1.0
-    """Likelihood within the evidential loss."""
-    lambda_geom: Weight = 1e-2
-    """Geom-regulariser within the evidential loss."""
-    lambda_reg: Weight = 1e-2
-    """Vanilla DER regulariser within the evidential loss."""
-    regularizer: Literal["none", "der", "geom"] = "geom"
-    """What shapes the evidence."""
-    error_scale: Literal["min-max", "rank"] = "min-max"
-    """How Geom scales errors to 0..1. ``min-max`` is the paper's; ``rank`` is not moved by
-    outliers, see ``demr.evidential.geom_regularizer``."""
-    error_unit: Literal["fraction", "seconds"] = "fraction"
-    """What Geom compares errors in. ``fraction`` (of the duration) is the paper's; in ``seconds``
-    a long video's error weighs as much as a user feels it."""
-    background_evidence: bool = False
-    """Teach the evidential head about background clips too, as often as each would be proposed by
-    mistake; not in the paper, see ``demr.network.losses.evidential_terms``."""
-    noise_doubt: bool = False
-    """Let Geom ask for less evidence the more an item was disturbed (``retrieval.video_noise``,
-    ``retrieval.text_noise``); not in the paper, see ``demr.evidential.geom_regularizer``."""
-    location_gradient: bool = True
-    """Whether the likelihood's gradient reaches the predicted boundary."""
 
 
 class _StageConfig(_Strict):
@@ -176,7 +81,7 @@ class _StageConfig(_Strict):
 
 
 class ReconstructionConfig(_StageConfig):
-    """Stage 1: reconstruct a masked word of the query."""
+    """Stage 1: reconstruct one masked word of each query."""
 
     epochs: Count = 30
     """0 leaves the reconstruction out."""
@@ -184,16 +89,12 @@ class ReconstructionConfig(_StageConfig):
     """Epochs of the saliency losses (and the matching's) alone, before anything else. Not in the
     paper: they need no fusion, so an epoch costs a tenth of a full one, and the fusion starts on
     aligned inputs."""
-    align_lr: Weight = 1e-3
-    """Learning rate of the alignment."""
     batch_size: PositiveInt = 128
     """Queries per step."""
     lr: Weight = 1e-5
     """Learning rate; the paper's text says 1e-5, its ablation and release 1e-4."""
     pos: tuple[Literal["noun", "verb", "adjective"], ...] = ("noun",)
     """Parts of speech that may be masked."""
-    words: PositiveInt = 1
-    """Words masked in a query."""
     masking: Literal["feature", "input"] = "feature"
     """Zero the token's feature, or hide the word before a contextual encoder runs."""
 
@@ -209,31 +110,28 @@ class RetrievalConfig(_StageConfig):
     """Peak learning rate."""
     warmup_epochs: Weight = 10
     """Epochs of linear warm-up; may be a fraction."""
-    drop_epoch: Count = 160
-    """Epoch at which a ``step`` schedule divides the rate by ten."""
-    schedule: Literal["step", "cosine"] = "step"
-    """``step`` is the paper's; ``cosine`` decays to zero over the whole run."""
-    video_noise: Rate = 0.0
-    """Share of the training items whose video features are disturbed by Gaussian noise, the
-    refit's too. Not in the paper: without it no loss says that uncertainty has to grow where the
-    features are worse than ever seen."""
-    text_noise: Rate = 0.0
-    """Likewise of the items whose text features are disturbed; drawn independently."""
-    noise_level: Weight = 4.0
-    """Largest noise, in standard deviations of each feature over the training data. An item's
-    level is drawn log-uniformly between a sixteenth of it and all of it."""
+    schedule: int | Literal["cosine"] = 160
+    """Epoch at which the rate is divided by ten, as in the paper, or ``cosine``, which lets it
+    decay to zero over the whole run."""
+    noise: dict[Literal["video", "text"], Rate] = {}
+    """Modality -> share of the training items that get Gaussian noise on its features, the
+    refit's too; Geom asks for less evidence there. Of items with noise on both there is the
+    product of the shares. Not in the paper, which never says what worse features deserve."""
     refit_epochs: Count = 0
     """Epochs in which a fresh evidential head is fitted to the finished network; not in the
     paper, see ``demr.training.stages``."""
-    refit_lr: Weight = 3e-3
-    """Peak learning rate of that fit."""
     refit_share: Rate = 0.0
     """Share of the training videos that both stages leave out, to refit on: there the residuals
     are those of videos never seen, which are larger. 0 refits on the training videos."""
-    validate_every: PositiveInt = 1
-    """Epochs between validations."""
-    validate_queries: Count = 0
-    """Validation queries used to choose a checkpoint; 0 takes all."""
+
+    @field_validator("schedule", mode="plain")
+    @classmethod
+    def _cosine_or_an_epoch(cls, value: object) -> object:
+        # By hand: a union would name both of its parts in two errors.
+        whole = isinstance(value, int) and not isinstance(value, bool) and value > 0
+        if value != "cosine" and not whole:
+            raise ValueError("cosine, or the epoch above 0 at which the rate is divided by ten")
+        return value
 
 
 class CalibrationConfig(_Strict):
@@ -245,8 +143,6 @@ class CalibrationConfig(_Strict):
     """How much the voters' spread counts in the epistemic variance where the ranking is
     ``voting``; 1 is the law of total variance, null takes the one with the best validation
     likelihood, as voters share their mistakes."""
-    interval_level: Annotated[float, Field(gt=0, lt=1)] = 0.9
-    """Coverage of the intervals that a search prints."""
 
 
 class TrainConfig(_Strict):
@@ -256,8 +152,6 @@ class TrainConfig(_Strict):
     """Name of the model, stored with it."""
     seed: Count = 0
     """Seed of weights, order, dropout and masks."""
-    weight_decay: Weight = 1e-4
-    """AdamW weight decay, in both stages."""
     gradient_clip: Weight = 0.1
     """Largest gradient norm; 0 does not clip."""
     precision: Literal["auto", "32", "bf16"] = "auto"
@@ -266,9 +160,9 @@ class TrainConfig(_Strict):
     """Processes or accelerators for Lightning's Trainer."""
     data: DataConfig
     """Annotations and features."""
-    model: ModelConfig = ModelConfig()
-    """Size of the network."""
-    losses: LossConfig = LossConfig()
+    model: Architecture = Architecture()
+    """Size and wiring of the network."""
+    losses: LossWeights = LossWeights()
     """Weights of the losses."""
     reconstruction: ReconstructionConfig = ReconstructionConfig()
     """Stage 1."""
@@ -326,29 +220,35 @@ def parse_config(values: Mapping[str, Any], source: str) -> TrainConfig:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "config"
         got = "nothing" if first["type"] == "missing" else repr(first["input"])
+        expected = first["msg"].removeprefix("Value error, ")
         remedy = "mend it"
-        if first["type"] == "extra_forbidden":
+        if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+            expected = "a known key"
             remedy = f"known keys here: {', '.join(_siblings(first['loc']))}"
         more = error.error_count() - 1
         raise ConfigError(
             f"{source}: {key}",
-            expected=first["msg"].removeprefix("Value error, "),
+            expected=expected,
             got=got,
             remedy=remedy + (f" ({more} more like it)" if more else ""),
         ) from error
 
 
+def fields_of(kind: object) -> dict[str, Any] | None:
+    """Names and types of the settings that a part of a config consists of; None for a setting."""
+    for part in (kind, *getattr(kind, "__args__", ())):
+        if isinstance(part, type) and issubclass(part, BaseModel):
+            return {name: field.annotation for name, field in part.model_fields.items()}
+        if isinstance(part, type) and is_dataclass(part):
+            return {field.name: field.type for field in fields(part)}
+    return None
+
+
 def _siblings(loc: tuple[int | str, ...]) -> list[str]:
-    model: type[BaseModel] = TrainConfig
+    known = fields_of(TrainConfig) or {}
     for part in loc[:-1]:
-        field = model.model_fields.get(str(part))
-        kinds = [field.annotation] if field else []
-        kinds += list(getattr(kinds[0], "__args__", ())) if kinds else []
-        nested = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
-        if not nested:
-            break
-        model = nested[0]
-    return list(model.model_fields)
+        known = fields_of(known.get(str(part))) or known
+    return list(known)
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

@@ -11,6 +11,7 @@ from demr.annotations.annotations import Annotation, read_annotations_with_repor
 from demr.answers.covariates import LEAST_POINTS
 from demr.batches.absent import make_absent, text_qid
 from demr.batches.dataset import MomentDataset
+from demr.batches.stretches import MAX_CLIPS
 from demr.encoders import Encoder, get_encoder
 from demr.encoders.cached_queries import CachedQueries
 from demr.encoders.stored_text import StoredText, open_text
@@ -50,17 +51,17 @@ class RunData:
 
         Raises:
             AnnotationError: If a split is empty or damaged.
-            ConfigError: If ``data.val_share`` leaves one of them without a moment.
+            ConfigError: If the share that is ``data.val`` leaves one of them without a moment.
             FeatureError: If a video has no features.
         """
         train = self._read_annotated(self.config.train)
-        if self.config.val_share:
-            return hold_out(train, self.config.val_share, "data.val_share")
+        if isinstance(self.config.val, float):
+            return hold_out(train, self.config.val, "data.val")
         return train, self._read_annotated(self.config.val)
 
     def val(self) -> list[Annotation]:
         """Queries to choose by; training queries are read only where these are held out of them."""
-        if self.config.val_share:
+        if isinstance(self.config.val, float):
             return self.train_and_val()[1]
         return self._read_annotated(self.config.val)
 
@@ -108,7 +109,7 @@ class RunData:
         encoder = self.encoder
         if isinstance(encoder, StoredText):
             encoder = encoder.with_qids({a.query: text_qid(a) for a in annotations})
-        max_clips = self.config.max_clips if training else None
+        max_clips = MAX_CLIPS if training else None
         return MomentDataset(annotations, self.pack, encoder, max_clips=max_clips, seed=seed)
 
 
@@ -140,12 +141,11 @@ def open_data(config: DataConfig, *, render: bool = False) -> RunData:
 
 def prepare_shapes(config: DataConfig) -> None:
     """Render and encode the embedded world into ``config.root``, unless it is there."""
-    shapes = config.shapes
-    if shapes is None:
+    if config.shapes is None:
         return
     # Without work even an empty bar would print a line.
     splits = (config.train, config.val, *config.tests.values())
-    idle = all((config.root / split).exists() for split in splits)
+    idle = all((config.root / s).exists() for s in splits if isinstance(s, Path))
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=idle) as bar:
         tasks: dict[str, Any] = {}
@@ -155,10 +155,4 @@ def prepare_shapes(config: DataConfig) -> None:
                 tasks[split] = bar.add_task(f"rendering {split}", total=total)
             bar.update(tasks[split], completed=done)
 
-        build_dataset(
-            config.root,
-            {"train": shapes.train, "val": shapes.val, "iid": shapes.iid, "ood": shapes.ood},
-            seed=shapes.seed,
-            workers=shapes.workers,
-            progress=report,
-        )
+        build_dataset(config.root, dict(config.shapes), progress=report)

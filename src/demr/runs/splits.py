@@ -101,10 +101,3 @@ def hold_out(
             remedy="choose another share, or 0 to hold none out",
         )
     return left, held_out
-
-
-def sample(annotations: list[Annotation], count: int) -> list[Annotation]:
-    """An even sample of ``count`` annotations; all if 0."""
-    if not count or count >= len(annotations):
-        return annotations
-    return [annotations[i] for i in np.linspace(0, len(annotations) - 1, count).astype(int)]

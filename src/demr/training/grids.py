@@ -73,9 +73,6 @@ GRIDS: Mapping[str, Grid] = {
             "nouns and verbs": {"reconstruction.pos": ["noun", "verb"]},
         },
     ),
-    "word_count": Grid(
-        title="Words masked in a query", sweep="reconstruction.words", values=[1, 2, 3]
-    ),
     "reconstruction_epochs": Grid(
         title="Epochs of query reconstruction",
         sweep="reconstruction.epochs",
@@ -96,13 +93,6 @@ GRIDS: Mapping[str, Grid] = {
     ),
     "lambda_geom": Grid(
         title="Weight of Geom", sweep="losses.lambda_geom", values=[1e-4, 1e-3, 1e-2, 1e-1, 1.0]
-    ),
-    "lambda_reg": Grid(
-        title="Weight of DER's regulariser",
-        variants={
-            f"{weight:g}": {"losses.regularizer": "der", "losses.lambda_reg": weight}
-            for weight in (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-        },
     ),
     "lambda_der": Grid(
         title="Weight of the evidential loss",

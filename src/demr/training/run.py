@@ -30,9 +30,12 @@ from demr.runs.data import RunData, console, open_data
 from demr.runs.evaluating import write_evaluation
 from demr.runs.folder import check_folder, claim_folder, is_main_process
 from demr.runs.predicting import predict_split
-from demr.runs.splits import check_splits, hold_out, sample
+from demr.runs.splits import check_splits, hold_out
 from demr.training.stages import ReconstructionStage, RefitStage, RetrievalStage
 from demr.training.trainer import disk_errors, fit_stage
+
+# Largest noise in training, in standard deviations of each feature.
+_NOISE_LEVEL = 4.0
 
 
 @dataclass(frozen=True)
@@ -123,20 +126,20 @@ def open_training_data(config: TrainConfig) -> TrainingData:
         data,
         data.dataset(shown, training=True, seed=config.seed),
         data.dataset(held_out, training=True, seed=config.seed) if held_out else None,
-        data.dataset(sample(val, config.retrieval.validate_queries)),
+        data.dataset(val),
         splits,
     )
 
 
 def _make_noise(config: TrainConfig, opened: TrainingData) -> TrainingNoise | None:
-    stage = config.retrieval
-    if not (stage.video_noise or stage.text_noise):
+    shares = config.retrieval.noise
+    if not any(shares.values()):
         return None
     return TrainingNoise(
         FeatureDeviation.of(opened.train, opened.data.pack),
-        stage.video_noise,
-        stage.text_noise,
-        stage.noise_level,
+        shares.get("video", 0.0),
+        shares.get("text", 0.0),
+        _NOISE_LEVEL,
         config.seed,
     )
 
@@ -144,9 +147,9 @@ def _make_noise(config: TrainConfig, opened: TrainingData) -> TrainingNoise | No
 def _new_model(config: TrainConfig, opened: TrainingData) -> DemrModel:
     """A model with fresh weights, from the random stream as it stands."""
     identity = opened.data.encoder.identity
-    architecture = config.model.model_dump()
-    model = DemrModel(identity.video_dim + APPENDED_DIMS, identity.text_dim, **architecture)
-    if config.data.standardize:
+    model = DemrModel(identity.video_dim + APPENDED_DIMS, identity.text_dim, config.model)
+    # Features that no encoder has brought to unit length differ in size by orders of magnitude.
+    if identity.normalization == "none":
         features = (opened.data.pack[vid] for vid in _videos_of(opened.train))
         mean, deviation = feature_statistics(features)
         model.set_feature_statistics(torch.from_numpy(mean), torch.from_numpy(deviation))
@@ -172,7 +175,7 @@ def _describe(config: TrainConfig, model: DemrModel, opened: TrainingData) -> Pr
         model,
         config.name,
         opened.data.encoder.identity,
-        config.model.model_dump(),
+        config.model,
         frozenset(words),
         domain,
         train.longest,
@@ -219,7 +222,7 @@ def train_stages(
         stage1.masking = masking
         if not done.exists():
             epochs = stage.align_epochs + stage.epochs
-            fit_stage(stage1, config, run, "stage1", epochs, validate_every=0)
+            fit_stage(stage1, config, run, "stage1", epochs)
             with disk_errors(done), atomic_path(done) as path:
                 save_file(_state(stage1), path)
         stage1.load_state_dict(load_file(done))
@@ -227,14 +230,14 @@ def train_stages(
     train.augment = None if noise is None else noise.augment
     stage2 = RetrievalStage(model, head, config, train, validation)
     last = config.retrieval
-    best = fit_stage(stage2, config, run, "stage2", last.epochs, validate_every=last.validate_every)
+    best = fit_stage(stage2, config, run, "stage2", last.epochs, validates=True)
     state = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
     stage2.load_state_dict(state)
     if last.refit_epochs:
         fitted_to = train if refit is None else refit
         fitted_to.augment = train.augment
         stage3 = RefitStage(stage2.model, config, fitted_to)
-        fitted = fit_stage(stage3, config, run, "refit", last.refit_epochs, validate_every=0)
+        fitted = fit_stage(stage3, config, run, "refit", last.refit_epochs)
         stage3.load_state_dict(
             torch.load(fitted, map_location="cpu", weights_only=True)["state_dict"]
         )
@@ -265,7 +268,7 @@ def make_masking(config: TrainConfig, train: MomentDataset, encoder: Any) -> Mas
     return Masking(
         vocabulary=Vocabulary.build(words),
         pos=frozenset(stage.pos),
-        words=stage.words,
+        words=1,
         at_input=stage.masking == "input",
         encoder=encoder,
         seed=config.seed,

@@ -116,19 +116,18 @@ def _quiet() -> Iterator[None]:
         log.setLevel(level)
 
 
-def _checkpoints(folder: Path, validate_every: int) -> list[PortableCheckpoint]:
+def _checkpoints(folder: Path, validates: bool) -> list[PortableCheckpoint]:
     """Keep the last epoch, and before it in the list the best validated one, if any is."""
     last = PortableCheckpoint(
         dirpath=folder, filename="last", save_on_train_epoch_end=True, enable_version_counter=False
     )
-    if not validate_every:
+    if not validates:
         return [last]
     best = PortableCheckpoint(
         dirpath=folder,
         filename="best",
         monitor="val/quality",
         mode="max",
-        every_n_epochs=validate_every,
         save_on_train_epoch_end=True,
         enable_version_counter=False,
     )
@@ -144,7 +143,7 @@ def fit_stage(
     name: str,
     epochs: int,
     *,
-    validate_every: int,
+    validates: bool = False,
 ) -> Path:
     """Train a stage, from its last checkpoint if there is one.
 
@@ -154,16 +153,16 @@ def fit_stage(
         run: Folder that takes checkpoints and logs.
         name: Of the stage, and of its folder of checkpoints.
         epochs: To train in all.
-        validate_every: Epochs between validations; 0 never validates.
+        validates: Whether the stage scores itself after every epoch.
 
     Returns:
-        The checkpoint of the best validated epoch; of the last one without validation.
+        The checkpoint of the best epoch; of the last one without validation.
 
     Raises:
         KeyboardInterrupt: At Ctrl-C.
     """
     folder = run / "checkpoints" / name
-    callbacks = _checkpoints(folder, validate_every)
+    callbacks = _checkpoints(folder, validates)
     best = callbacks[0]
     trainer = lightning.Trainer(
         accelerator="auto",
