@@ -1,14 +1,17 @@
 """The network of the paper: fusion, heads, losses, query reconstruction.
 
-It imports :mod:`demr.batches` and :mod:`demr.evidential`. Begin with ``model.py``.
+It imports :mod:`demr.batches` and :mod:`demr.evidential`. Begin with ``model.py``; what can be set
+of it, and of its losses, stands in ``settings.py``.
 """
 
 from demr.network.fusion import ConcatFusion, ReflectiveFlippedFusion, RFFLayer
-from demr.network.losses import LossBreakdown, LossWeights, giou, retrieval_loss, saliency_loss
+from demr.network.losses import LossBreakdown, giou, retrieval_loss, saliency_loss
 from demr.network.model import DemrModel, ModelOutput
 from demr.network.reconstruction import ReconstructionHead, reconstruction_loss
+from demr.network.settings import Architecture, LossWeights
 
 __all__ = [
+    "Architecture",
     "ConcatFusion",
     "DemrModel",
     "LossBreakdown",
