@@ -70,9 +70,12 @@ def test_json_has_the_keys_of_the_contract_and_stands_alone(run: Path, clip: Pat
         assert answer["verdict"] in ("found", "uncertain", "not in this video")
         assert len(answer["saliency"]) == int(-(-found["duration"] // 1))
         assert 1 <= len(answer["moments"]) <= 3
-        for moment in answer["moments"]:
+        for number, moment in enumerate(answer["moments"]):
             assert list(moment) == MOMENT_KEYS
-            assert all(len(moment[key]) == 2 for key in MOMENT_KEYS[3:])
+            for key in MOMENT_KEYS[3:]:
+                # There may be too few labels to calibrate the intervals of later moments.
+                later = number and key.endswith("interval")
+                assert (later and moment[key] is None) or len(moment[key]) == 2
     assert found["answers"][1]["unknown_words"] == ["zebra"]
 
 
