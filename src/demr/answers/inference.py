@@ -26,14 +26,14 @@ _ITEMS = 128
 
 @dataclass(frozen=True)
 class RawPrediction:
-    """Everything a model says about one query, before ranking and calibration.
+    """Everything a model predicts for one query, before ranking and calibration.
 
     Attributes:
         proposals: One for every clip.
         saliency: Cosine of clip and query, ``(L,)``.
-        parts: What it said about each stretch of a long video, as about a video of its own;
+        parts: Predictions for each stretch of a long video, as for a video by itself;
             empty if the video was read at once.
-        part_of_clip: Which of them answers for a clip, ``(L,)``; None if there are none.
+        part_of_clip: Which of them a clip's proposal comes from, ``(L,)``; None if there are none.
     """
 
     proposals: Proposals
@@ -77,14 +77,14 @@ def predict(
     results: dict[int, RawPrediction] = {}
     parts: dict[int, list[RawPrediction]] = {}
     if short:
-        said = _forward(model, [items[index] for index in short], device)
-        results |= zip(short, said, strict=True)
+        predicted = _forward(model, [items[index] for index in short], device)
+        results |= zip(short, predicted, strict=True)
         done += len(short)
         if progress is not None:
             progress(done / total)
     for batch in batches:
-        said = _forward(model, _cut(items, batch, clip_s), device)
-        for (index, _), part in zip(batch, said, strict=True):
+        predicted = _forward(model, _cut(items, batch, clip_s), device)
+        for (index, _), part in zip(batch, predicted, strict=True):
             parts.setdefault(index, []).append(part)
         done += len(batch)
         if progress is not None:
@@ -139,21 +139,24 @@ def join(
         clip_s: Length of a clip in seconds.
 
     Returns:
-        For every clip the proposal and the saliency of the stretch that answers for it.
+        For every clip the proposal and the saliency of the stretch in whose core it lies.
     """
     columns: dict[str, list[FloatArray]] = {
         name: [] for name in ("window_norm", "foreground", "nu", "alpha", "beta", "score")
     }
     saliency = []
     for part, stretch in zip(parts, plan, strict=True):
-        kept = slice(stretch.core_start - stretch.start, stretch.core_stop - stretch.start)
-        said = part.proposals[kept]
-        ratio = said.duration_s / duration_s
+        core = slice(stretch.core_start - stretch.start, stretch.core_stop - stretch.start)
+        proposals_of_part = part.proposals[core]
+        ratio = proposals_of_part.duration_s / duration_s
         shift = stretch.start_s(clip_s) / duration_s
-        changed = {"window_norm": shift + said.window_norm * ratio, "beta": said.beta * ratio**2}
+        changed = {
+            "window_norm": shift + proposals_of_part.window_norm * ratio,
+            "beta": proposals_of_part.beta * ratio**2,
+        }
         for name, column in columns.items():
-            column.append(changed[name] if name in changed else getattr(said, name))
-        saliency.append(part.saliency[kept])
+            column.append(changed[name] if name in changed else getattr(proposals_of_part, name))
+        saliency.append(part.saliency[core])
     counts = [stretch.core_stop - stretch.core_start for stretch in plan]
     proposals = Proposals(
         **{name: np.concatenate(column) for name, column in columns.items()},

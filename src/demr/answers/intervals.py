@@ -330,8 +330,8 @@ def _quantile_regression(z: FloatArray, y: FloatArray, level: float) -> FloatArr
 
     centre = z.mean(axis=0)
     _, singular, directions = np.linalg.svd(z - centre, full_matrices=False)
-    kept = singular > 1e-6 * max(1.0, float(singular.max(initial=0.0)))
-    basis = directions[kept].T
+    varying = singular > 1e-6 * max(1.0, float(singular.max(initial=0.0)))
+    basis = directions[varying].T
     design = np.column_stack([np.ones(len(z)), (z - centre) @ basis])
     solved = linprog(
         -y, A_eq=design.T, b_eq=(1.0 - level) * design.sum(axis=0), bounds=(0, 1), method="highs"

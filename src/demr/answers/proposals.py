@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from demr.annotations.windows import suppress, window_iou
 
 Ranking = Literal["score", "uncertainty", "fusion", "voting"]
-# A proposal has a vote on the boundaries of a kept one that it overlaps by this much.
+# A proposal has a vote on the boundaries of a selected one that it overlaps by this much.
 _VOTING_IOU = 0.3
 # Windows that overlap a better one by more are absorbed by it (the release's value).
 NMS_IOU = 0.7
@@ -134,10 +134,10 @@ def select(
             on the boundaries, see :func:`_vote`.
         tau: See :func:`rank`; unused with ``score`` and ``voting``.
         disagreement: See :func:`_vote`; unused without ``voting``.
-        iou: Windows that overlap a kept one by more are absorbed by it.
-        before: Proposals that may be kept, the best ones. All that overlap a kept one are merged
-            or vote: in a long video the best thousand may be spread over hundreds of moments, and
-            each needs the voices of its weaker clips too.
+        iou: Windows that overlap a selected one by more are suppressed by it.
+        before: Proposals that may be selected, the best ones. All that overlap a selected one are
+            merged or vote: in a long video the best thousand may be spread over hundreds of moments, and
+            each needs the votes of its weaker clips too.
         after: Proposals returned.
     """
     ranked = rank(proposals, 0.0 if ranking in ("score", "voting") else tau)
@@ -149,13 +149,13 @@ def select(
 
 
 def _vote(ranked: Proposals, keep: NDArray[np.int64], disagreement: float) -> Proposals:
-    """Move the boundaries of kept proposals to the precision-weighted mean of their neighbours'.
+    """Move boundaries of selected proposals to the precision-weighted mean of the neighbours'.
 
     A clip near the start of a moment knows the start and not the end, and its predictive scale
     says so. Weights are foreground probability over squared scale, for each boundary by itself.
 
     Neighbours see the same evidence, so adding theirs up, as fusion does, would count it many
-    times: aleatoric uncertainty and alpha stay the kept proposal's. But where the voters differ,
+    times: aleatoric uncertainty and alpha stay the selected proposal's. But where voters differ,
     the location is uncertain, whatever each of them says by itself. By the law of total variance
     the weighted variance of their votes is added to the epistemic uncertainty, that is, nu falls:
     ``nu = beta / ((alpha - 1) (EU + disagreement * spread))``.
@@ -164,8 +164,8 @@ def _vote(ranked: Proposals, keep: NDArray[np.int64], disagreement: float) -> Pr
     share most of their mistakes, and differ by less than each of them is wrong. How much less is
     a matter of validation.
     """
-    kept = ranked[keep]
-    votes = window_iou(kept.window_s, ranked.window_s) >= _VOTING_IOU
+    selected = ranked[keep]
+    votes = window_iou(selected.window_s, ranked.window_s) >= _VOTING_IOU
     votes[np.arange(len(keep)), keep] = True
     # Of a long video few have a vote on anything.
     voters = np.flatnonzero(votes.any(axis=0))
@@ -173,17 +173,19 @@ def _vote(ranked: Proposals, keep: NDArray[np.int64], disagreement: float) -> Pr
     weight = neighbours.foreground[:, None] / np.maximum(neighbours.scale_s, 1e-9) ** 2
     weight = np.maximum(weight, 1e-300)
     total = votes.astype(np.float64) @ weight
-    window_norm = _ordered((votes @ (weight * neighbours.window_norm)) / total, kept.window_norm)
+    window_norm = _ordered(
+        (votes @ (weight * neighbours.window_norm)) / total, selected.window_norm
+    )
     # Around the mean, so that no difference of two large squares is left.
     offset = neighbours.window_norm[None] - window_norm[:, None]
     spread = np.einsum("kn,nb,knb->kb", votes, weight, offset**2) / total
-    aleatoric = kept.beta / (kept.alpha - 1)
-    nu = kept.nu / (1 + kept.nu * disagreement * spread / aleatoric)
-    return kept.replace(window_norm=window_norm, nu=nu)
+    aleatoric = selected.beta / (selected.alpha - 1)
+    nu = selected.nu / (1 + selected.nu * disagreement * spread / aleatoric)
+    return selected.replace(window_norm=window_norm, nu=nu)
 
 
 def _fuse(ranked: Proposals, owner: NDArray[np.int64], keep: NDArray[np.int64]) -> Proposals:
-    """Merge every kept proposal with what it absorbed, by normal-inverse-gamma summation.
+    """Merge every selected proposal with what it absorbed, by normal-inverse-gamma summation.
 
     ``nu`` and ``alpha`` add (1/2 more ``alpha`` for each further member), the location is the
     nu-weighted mean, and ``beta`` grows by the disagreement (Ma et al. 2021, arXiv:2111.08456).
@@ -191,7 +193,7 @@ def _fuse(ranked: Proposals, owner: NDArray[np.int64], keep: NDArray[np.int64]) 
     hardly belongs to the moment has little to say about its boundaries. Members of equal
     probability are summed exactly as in the paper.
     """
-    kept = ranked[keep]
+    selected = ranked[keep]
     loc, nu, alpha, beta = (np.empty((len(keep), 2)) for _ in range(4))
     for row, index in enumerate(keep):
         members = ranked[owner == index]
@@ -206,7 +208,9 @@ def _fuse(ranked: Proposals, owner: NDArray[np.int64], keep: NDArray[np.int64]) 
         alpha[row] = (weight * members.alpha).sum(axis=0) + extra / 2
         spread = (evidence * (members.window_norm - loc[row]) ** 2).sum(axis=0)
         beta[row] = (weight * members.beta).sum(axis=0) + spread / 2
-    return kept.replace(window_norm=_ordered(loc, kept.window_norm), nu=nu, alpha=alpha, beta=beta)
+    return selected.replace(
+        window_norm=_ordered(loc, selected.window_norm), nu=nu, alpha=alpha, beta=beta
+    )
 
 
 def _ordered(moved: FloatArray, unmoved: FloatArray) -> FloatArray:

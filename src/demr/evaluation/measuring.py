@@ -119,10 +119,10 @@ def measure(
     joined = [(by_qid[a.qid], a) for a in annotations if a.qid in by_qid]
     _check(joined, predictions, annotations)
     notes: list[str] = []
-    asked = {annotation.qid for annotation in annotations}
+    annotated = {annotation.qid for annotation in annotations}
     _note(
         notes,
-        [p.qid for p in predictions if p.qid not in asked],
+        [p.qid for p in predictions if p.qid not in annotated],
         "predictions for queries that the annotations do not have: ignored",
     )
     missing = [a.qid for a in annotations if a.qid not in by_qid]

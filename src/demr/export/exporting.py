@@ -75,7 +75,7 @@ class Localiser(nn.Module):
             fractions, ``(B, L, 2)``.
         """
         item = torch.arange(video.shape[0], device=video.device)
-        said = self.model(
+        output = self.model(
             Batch(
                 video=video,
                 video_idx=item,
@@ -93,10 +93,10 @@ class Localiser(nn.Module):
                 noise=torch.zeros_like(item, dtype=video.dtype),
             )
         )
-        logit, nig = said.foreground_logit, said.nig
+        logit, nig = output.foreground_logit, output.nig
         uncertainty = nig.aleatoric.sqrt(), nig.epistemic.sqrt()
         evidence = nig.nu, nig.alpha, nig.beta
-        return nig.loc, logit, logit.sigmoid(), said.saliency, *evidence, *uncertainty
+        return nig.loc, logit, logit.sigmoid(), output.saliency, *evidence, *uncertainty
 
 
 @dataclass(frozen=True)
@@ -143,8 +143,10 @@ def export_model(
         )
     folder = find_model(source)
     if out is None:
-        own = Path(source).is_dir()
-        out = folder / f"model.{file_format}" if own else Path(f"{Path(source).name}.{file_format}")
+        local = Path(source).is_dir()
+        out = (
+            folder / f"model.{file_format}" if local else Path(f"{Path(source).name}.{file_format}")
+        )
     if out.exists():
         raise InputError(
             str(out),

@@ -91,8 +91,8 @@ class Attention(nn.Module):
         if on_cpu and q.dtype == torch.bfloat16:
             # The fused kernel's backward is five times slower in bfloat16 than in float32 there.
             q, k, v = q.float(), k.float(), v.float()
-        kept = not on_cpu and torch.is_autocast_enabled(query.device.type)
-        with torch.autocast(query.device.type, enabled=kept):
+        autocast = not on_cpu and torch.is_autocast_enabled(query.device.type)
+        with torch.autocast(query.device.type, enabled=autocast):
             attended = F.scaled_dot_product_attention(
                 self._split(q), self._split(k), self._split(v), attn_mask=key_mask[:, None, None, :]
             )

@@ -38,7 +38,7 @@ def retrieval_loss(output: ModelOutput, batch: Batch, weights: LossWeights) -> L
     """The loss of stage 2, ``L = L_mr + lambda_der * 2 * mean(L_e)``.
 
     Args:
-        output: What the model said about ``batch``.
+        output: Output of the model for ``batch``.
         batch: Must carry targets.
         weights: Weights of the terms.
 
@@ -178,9 +178,9 @@ def saliency_terms(
             output.saliency[rows], targets.saliency[rows], batch.video_mask[rows], positive
         )
         clips = output.clip_embedding
-        # All queries of the batch, or those with a moment; `own` says which is whose.
-        asked = torch.arange(len(batch), device=rows.device) if absent_negatives else rows
-        own = rows if absent_negatives else torch.arange(len(rows), device=rows.device)
+        # All queries of the batch, or those with a moment; `pair` says which is whose.
+        compared = torch.arange(len(batch), device=rows.device) if absent_negatives else rows
+        pair = rows if absent_negatives else torch.arange(len(rows), device=rows.device)
         # A clip of a moment is no counterexample to a query of the same event or sentence,
         same = (same_id(batch.event) | same_id(batch.sentence))[rows]
         neighbours = same_id(batch.vid)[rows]
@@ -188,9 +188,9 @@ def saliency_terms(
         shared = neighbours & _may_lie_in_moment(batch, targets, rows, positive)
         inter = inter_loss(
             F.normalize(clips[rows, positive].float(), dim=-1),
-            F.normalize(output.query_embedding[asked].float(), dim=-1),
-            (same | shared)[:, asked],
-            own,
+            F.normalize(output.query_embedding[compared].float(), dim=-1),
+            (same | shared)[:, compared],
+            pair,
         )
         # A pair of clips is drawn for each query: too many to tell which lie in which moment.
         contrast = _clip_contrast(
@@ -217,7 +217,7 @@ def intra_loss(saliency: Tensor, relevance: Tensor, valid: Tensor, positive: Ten
     return F.cross_entropy(logit, positive)
 
 
-def inter_loss(clips: Tensor, queries: Tensor, same: Tensor, own: Tensor | None = None) -> Tensor:
+def inter_loss(clips: Tensor, queries: Tensor, same: Tensor, pair: Tensor | None = None) -> Tensor:
     """Symmetric cross-entropy of (clip, query) pairs over a batch.
 
     A clip is compared with every query, and every clip's own query with every clip. Queries that
@@ -228,20 +228,20 @@ def inter_loss(clips: Tensor, queries: Tensor, same: Tensor, own: Tensor | None 
         queries: Unit-length pooled queries, Q >= R of them, ``(Q, D)``.
         same: True where a query is, or may be, also true of another's clip, and the two must not
             repel, ``(R, Q)``.
-        own: Index of each clip's own query, ``(R,)``; None where they stand in the same order.
+        pair: Index of each clip's own query, ``(R,)``; None where they stand in the same order.
     """
-    own = torch.arange(len(clips), device=clips.device) if own is None else own
-    mine = torch.zeros_like(same).scatter(1, own[:, None], True)
+    pair = torch.arange(len(clips), device=clips.device) if pair is None else pair
+    mine = torch.zeros_like(same).scatter(1, pair[:, None], True)
     logit = (clips @ queries.T / TEMPERATURE).masked_fill(same & ~mine, -torch.inf)
-    paired = logit[:, own].T
+    paired = logit[:, pair].T
     label = torch.arange(len(clips), device=clips.device)
-    return (F.cross_entropy(logit, own) + F.cross_entropy(paired, label)) / 2
+    return (F.cross_entropy(logit, pair) + F.cross_entropy(paired, label)) / 2
 
 
 def same_id(ids: Tensor) -> Tensor:
     """True where two items have the same id, ``(B, B)``; -1 equals only itself."""
-    own = torch.eye(len(ids), dtype=torch.bool, device=ids.device)
-    return ((ids[:, None] == ids) & (ids >= 0)) | own
+    itself = torch.eye(len(ids), dtype=torch.bool, device=ids.device)
+    return ((ids[:, None] == ids) & (ids >= 0)) | itself
 
 
 def _may_lie_in_moment(batch: Batch, targets: Targets, rows: Tensor, clip_idx: Tensor) -> Tensor:
@@ -281,10 +281,10 @@ def _clip_contrast(clips: Tensor, foreground: Tensor, valid: Tensor, same: Tenso
         F.normalize(clips[rows, index].float(), dim=-1) for index in (pair[:, 0], pair[:, 1], drawn)
     )
     logit_positive = (anchor * positive).sum(dim=-1, keepdim=True)
-    # Negatives: every other event's positive, and one clip outside the moment from own video.
+    # Negatives: every other event's positive, and one clip of the same video outside the moment.
     others = (anchor @ positive.T).masked_fill(same[rows][:, rows], -torch.inf)
-    own = (anchor * negative).sum(dim=-1).masked_fill(~has_outside, -torch.inf)
-    logit = torch.cat([logit_positive, others, own[:, None]], dim=1) / TEMPERATURE
+    outside_logit = (anchor * negative).sum(dim=-1).masked_fill(~has_outside, -torch.inf)
+    logit = torch.cat([logit_positive, others, outside_logit[:, None]], dim=1) / TEMPERATURE
     return F.cross_entropy(logit, torch.zeros(len(rows), dtype=torch.long, device=logit.device))
 
 

@@ -137,8 +137,8 @@ def measure_balance(run: Path, split: str, limit: int, device: str = "auto") -> 
         )
     shown, val = data.train_and_val()
     train = data.dataset(shown)
-    asked = val if split == "val" else data.read(paths[split])
-    annotations = [a for a in asked if a.windows_s and a.kind == "present"]
+    queries = val if split == "val" else data.read(paths[split])
+    annotations = [a for a in queries if a.windows_s and a.kind == "present"]
     if limit < 0 or limit == 1 or len(annotations) < 2:
         raise InputError(
             f"--split {split} --limit {limit}",

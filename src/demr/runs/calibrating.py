@@ -140,8 +140,10 @@ def fit_and_save(
     former, note = None, ""
     if all(annotation.windows_s != () for annotation in split.annotations):
         former = _former_calibration(path)
-        kept = "the one there is kept" if former and former.presence else "search will say so"
-        note = f"no absent queries, so presence cannot be calibrated: {kept}"
+        what_follows = (
+            "the one there is kept" if former and former.presence else "search will say so"
+        )
+        note = f"no absent queries, so presence cannot be calibrated: {what_follows}"
     calibration = fit_calibration(
         split.raw,
         split.annotations,

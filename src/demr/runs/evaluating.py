@@ -67,10 +67,10 @@ def write_evaluation(
         every = split.records(calibration)
         metrics[name] = measure(every, split.annotations).metrics
         bins[name] = error_bins(every, split.annotations)
-        asked = len(every) - split.made
-        records += every[:asked]
-        absent += every[asked:]
-        made |= {annotation.qid: annotation for annotation in split.annotations[asked:]}
+        annotated = len(every) - split.made
+        records += every[:annotated]
+        absent += every[annotated:]
+        made |= {annotation.qid: annotation for annotation in split.annotations[annotated:]}
     if {"iid", "ood"} <= metrics.keys():
         metrics["gap"] = {key: metrics["iid"][key] - metrics["ood"][key] for key in _GAP}
     write_json(run / "error_bins.json", bins)

@@ -60,12 +60,12 @@ def check_splits(splits: Mapping[str, Sequence[Annotation]], pack: FeaturePack) 
                 f"{len(shared)} of {len(second)} queries of {other} are in {name} as well "
                 f"(such as {shared[0].qid!r}): numbers on them say nothing about new videos"
             )
-    asked = {annotation.vid for split in splits.values() for annotation in split}
-    unasked = [vid for vid in pack.vids if vid not in asked]
-    if unasked:
+    queried = {annotation.vid for split in splits.values() for annotation in split}
+    unused = [vid for vid in pack.vids if vid not in queried]
+    if unused:
         notes.append(
-            f"{len(unasked)} of {len(pack)} videos in {pack.path} without a query in any split: "
-            f"not used (such as {unasked[0]})"
+            f"{len(unused)} of {len(pack)} videos in {pack.path} without a query in any split: "
+            f"not used (such as {unused[0]})"
         )
     return notes
 

@@ -115,8 +115,8 @@ def open_training_data(config: TrainConfig) -> TrainingData:
     splits |= {name: data.read(path) for name, path in config.data.tests.items()}
     for note in check_splits({"train": shown, **splits}, data.pack):
         console.print(note, highlight=False)
-    asked = [*val, *data.absent_queries(val)]
-    labels = [annotation.windows_s for annotation in asked if is_scored(annotation)]
+    queries = [*val, *data.absent_queries(val)]
+    labels = [annotation.windows_s for annotation in queries if is_scored(annotation)]
     check_counts(sum(map(bool, labels)), labels.count(()), "validation split")
     share = config.retrieval.refit_share if config.retrieval.refit_epochs else 0.0
     shown, held_out = hold_out(shown, share, "retrieval.refit_share")

@@ -92,7 +92,7 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        # torch covers what the disk said with a complaint of its own.
+        # torch hides the disk's error behind one of its own.
         cause = error if isinstance(error, OSError) else error.__context__ or error
         raise ModelError(
             str(path),
