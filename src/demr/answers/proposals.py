@@ -136,8 +136,8 @@ def select(
         disagreement: See :func:`_vote`; unused without ``voting``.
         iou: Windows that overlap a selected one by more are suppressed by it.
         before: Proposals that may be selected, the best ones. All that overlap a selected one are
-            merged or vote: in a long video the best thousand may be spread over hundreds of moments, and
-            each needs the votes of its weaker clips too.
+            merged or vote: in a long video the best thousand may be spread over hundreds of
+            moments, and each needs the votes of its weaker clips too.
         after: Proposals returned.
     """
     ranked = rank(proposals, 0.0 if ranking in ("score", "voting") else tau)
