@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from demr.errors import ConfigError
-from demr.runs.config import TrainConfig, fields_of, load_config, parse_config
+from demr.runs.config import TrainConfig, fields_of, load_config, load_stored_config, parse_config
 
 RECIPES = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 SMALLEST: dict[str, Any] = {"name": "x", "data": {"root": "data/x"}}
@@ -144,6 +144,31 @@ def test_validation_is_a_split_or_a_share(tmp_path: Path) -> None:
     for value in ("0.25", "other.jsonl"):
         config = load_config(path, [f"data.val={value}"])
         assert load_config(save(tmp_path, config.to_yaml())) == config
+
+
+def test_the_config_of_an_older_run_is_read(tmp_path: Path) -> None:
+    """Its data and calibration are those of the run; settings that went since are left out."""
+    older = {
+        "name": "older",
+        "seed": 2,
+        "weight_decay": 1e-4,
+        "data": {"root": "d", "val_share": 0.05, "standardize": True, "shapes": {"seed": 3}},
+        "model": {"dim": 64, "dropout": 0.1, "saliency_hint": False},
+        "losses": {"giou": 5.0, "intra": 0.5, "lambda_geom": 0.5},
+        "retrieval": {"schedule": "step", "drop_epoch": 50, "video_noise": 0.1},
+        "calibration": {"ranking": "voting", "interval_level": 0.9},
+    }
+    path = save(tmp_path, older)
+    found = load_stored_config(path)
+    assert (found.name, found.seed, found.data.val, found.data.shapes) == ("older", 2, 0.05, None)
+    assert (found.model.dim, found.losses.lambda_geom) == (64, 0.5)
+    assert (found.retrieval.schedule, found.calibration.ranking) == (50, "voting")
+    # To train anew it has to be brought up to date.
+    with pytest.raises(ConfigError, match=r"data\.shapes\.seed.* \(11 more like it\)"):
+        load_config(path)
+    older["data"] = {"root": 3}
+    with pytest.raises(ConfigError, match=r"data\.root"):
+        load_stored_config(save(tmp_path, older))
 
 
 def test_validation_is_never_a_test(tmp_path: Path) -> None:

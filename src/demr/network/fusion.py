@@ -39,10 +39,10 @@ class Dropout(nn.Module):
         return x * keep.to(x.dtype).mul_(256 / (256 - self.threshold))
 
 
-# Post-norm layers train badly while their branches shout over the residual stream: three fresh
-# layers learnt nothing in 500 steps, with quiet branches they learn like one. The paper warms up
-# for ten epochs instead.
-_QUIET = 0.1
+# Post-norm layers train badly while their branches outweigh the residual stream: three fresh
+# layers learnt nothing in 500 steps, with branches scaled down they learn like one. The paper warms
+# up for ten epochs instead.
+_BRANCH_GAIN = 0.1
 
 
 class Attention(nn.Module):
@@ -72,7 +72,7 @@ class Attention(nn.Module):
         for linear in (self.query, self.key, self.value, self.out):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
-        nn.init.xavier_uniform_(self.out.weight, gain=_QUIET)
+        nn.init.xavier_uniform_(self.out.weight, gain=_BRANCH_GAIN)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor) -> Tensor:
         """Attend from ``query`` to the valid entries of ``key`` and ``value``.
@@ -111,7 +111,7 @@ class FeedForward(nn.Module):
         self.expand = nn.Linear(dim, hidden)
         self.drop = Dropout(dropout)
         self.contract = nn.Linear(hidden, dim)
-        nn.init.xavier_uniform_(self.contract.weight, gain=_QUIET)
+        nn.init.xavier_uniform_(self.contract.weight, gain=_BRANCH_GAIN)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(..., D)`` to ``(..., D)``."""
@@ -119,7 +119,7 @@ class FeedForward(nn.Module):
 
 
 class ModalityBlock(nn.Module):
-    """What one modality keeps to itself in an RFF layer: self-attention, then feed-forward."""
+    """The modality-specific part of an RFF layer: self-attention, then feed-forward."""
 
     def __init__(self, dim: int, heads: int, hidden: int, dropout: float = 0.1) -> None:
         super().__init__()

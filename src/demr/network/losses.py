@@ -220,7 +220,7 @@ def intra_loss(saliency: Tensor, relevance: Tensor, valid: Tensor, positive: Ten
 def inter_loss(clips: Tensor, queries: Tensor, same: Tensor, pair: Tensor | None = None) -> Tensor:
     """Symmetric cross-entropy of (clip, query) pairs over a batch.
 
-    A clip is compared with every query, and every clip's own query with every clip. Queries that
+    A clip is compared with every query, and the query of every clip with every clip. Queries that
     no clip belongs to are negatives alone.
 
     Args:
@@ -251,7 +251,7 @@ def _may_lie_in_moment(batch: Batch, targets: Targets, rows: Tensor, clip_idx: T
     is known then, and what is not known does not repel.
 
     Args:
-        batch: Items; what is said of items about other videos has no meaning.
+        batch: Items; the result has no meaning for those about other videos.
         targets: Of the batch.
         rows: Items that the clips belong to, ``(R,)``.
         clip_idx: Place of each clip within its item, ``(R,)``.

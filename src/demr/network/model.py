@@ -126,8 +126,8 @@ class Matching(nn.Module):
             agreement: Product of unit-length clip and query embeddings times D, ``(B, L, D)``.
 
         Returns:
-            Logit of "this clip lies in the moment", ``(B, L)``, and what the fusion is told,
-            ``(B, L, D)``.
+            Logit of "this clip lies in the moment", ``(B, L)``, and what is added to the input of
+            the fusion, ``(B, L, D)``.
         """
         hidden = F.gelu(self.expand(agreement))
         return self.readout(hidden)[..., 0].float(), self.out(hidden)
@@ -193,7 +193,7 @@ class DemrModel(nn.Module):
         return self._embed(batch)[0]
 
     def _embed(self, batch: Batch) -> tuple[Embeddings, Tensor, Tensor | None]:
-        """Embeddings, projected text ``(B, T, D)``, and the matching's word to the fusion."""
+        """Embeddings, projected text ``(B, T, D)``, the matching's part of the fusion's input."""
         text_in = batch.text if batch.masked is None else mask_features(batch.text, batch.masked)
         projected = self.video_projection(self._standardize(batch.video))
         # Not by [...], whose backward adds up one number at a time.
@@ -202,7 +202,7 @@ class DemrModel(nn.Module):
         for block in self.text_context:
             text_embedding = block(text_embedding, batch.text_mask)
         query_embedding = self.query_pool(text_embedding, batch.text_mask)
-        match_logit, told = None, None
+        match_logit, match_embedding = None, None
         # Cosines in bfloat16 would be steps of 0.004, as large as what is learned from.
         with torch.autocast(projected.device.type, enabled=False):
             unit_clip = F.normalize(projected.float(), dim=-1).index_select(0, batch.video_idx)
@@ -213,9 +213,9 @@ class DemrModel(nn.Module):
                 agreement = unit_clip * unit_query[:, None]
                 saliency = agreement.sum(dim=-1)
         if self.matching is not None:
-            match_logit, told = self.matching(agreement * self.dim)
+            match_logit, match_embedding = self.matching(agreement * self.dim)
         embeddings = Embeddings(saliency, clip_embedding, query_embedding, match_logit)
-        return embeddings, text_embedding, told
+        return embeddings, text_embedding, match_embedding
 
     def forward(self, batch: Batch) -> ModelOutput:
         """Score every clip of every item.
@@ -226,12 +226,12 @@ class DemrModel(nn.Module):
         Returns:
             One entry per clip; entries under padding are meaningless and must be masked.
         """
-        embeddings, text_embedding, told = self._embed(batch)
+        embeddings, text_embedding, match_embedding = self._embed(batch)
         clip_embedding, saliency = embeddings.clip_embedding, embeddings.saliency
         position = sine_position(batch.video_mask, self.dim).to(clip_embedding.dtype)
         video_in = clip_embedding + self.modality.weight[0]
-        if told is not None:
-            video_in = video_in + told
+        if match_embedding is not None:
+            video_in = video_in + match_embedding
         video, text = self.fusion(
             video_in,
             text_embedding + self.modality.weight[1],

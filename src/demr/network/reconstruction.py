@@ -39,7 +39,7 @@ class ReconstructionHead(nn.Module):
 
 
 def reconstruction_loss(logits: Tensor, label: Tensor, masked: Tensor) -> Tensor:
-    """Mean cross-entropy over hidden tokens; all others, padding among them, have no say.
+    """Mean cross-entropy over hidden tokens; all others, padding among them, do not count.
 
     Args:
         logits: ``(B, T, V)``; taken to float32.

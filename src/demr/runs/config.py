@@ -183,6 +183,14 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
         ConfigError: If the file is missing or no YAML mapping, a key is unknown, or a value has
             the wrong type.
     """
+    values = _read(path)
+    for override in overrides:
+        _apply(values, override)
+    return parse_config(values, str(path))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -203,9 +211,40 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
             got=type(values).__name__,
             remedy="start from a recipe in configs/",
         )
-    for override in overrides:
-        _apply(values, override)
-    return parse_config(values, str(path))
+    return values
+
+
+def load_stored_config(path: Path) -> TrainConfig:
+    """Read the config of a finished run, which an older demr may have written.
+
+    Training settings that went since do not matter to what is done with a finished run, and are
+    left out; where its data are is read as it was written.
+
+    Raises:
+        ConfigError: As :func:`load_config`.
+    """
+    values = _read(path)
+    data, stage = values.get("data"), values.get("retrieval")
+    if isinstance(data, dict):
+        if share := data.pop("val_share", 0):
+            data["val"] = share
+        # Rendered when it was trained, with another seed perhaps.
+        data.pop("shapes", None)
+    if isinstance(stage, dict) and stage.get("schedule") == "step":
+        stage["schedule"] = stage.get("drop_epoch", 160)
+    return parse_config(_known_part(values, TrainConfig), str(path))
+
+
+def _known_part(values: Mapping[str, Any], kind: object) -> dict[str, Any]:
+    """What of some values are settings of a part of a config."""
+    known = fields_of(kind) or {}
+    return {
+        name: _known_part(value, known[name])
+        if isinstance(value, dict) and fields_of(known[name])
+        else value
+        for name, value in values.items()
+        if name in known
+    }
 
 
 def parse_config(values: Mapping[str, Any], source: str) -> TrainConfig:

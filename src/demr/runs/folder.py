@@ -5,7 +5,7 @@ from pathlib import Path
 
 from demr.answers.pretrained import Pretrained, load_pretrained
 from demr.errors import ConfigError, ModelError
-from demr.runs.config import TrainConfig, load_config
+from demr.runs.config import TrainConfig, load_config, load_stored_config
 
 _FOLDER_VARIABLE = "DEMR_RUN_FOLDER"
 
@@ -116,4 +116,4 @@ def load_run(run: Path) -> tuple[TrainConfig, Pretrained]:
             got="an unfinished run" if (run / "config.yaml").exists() else "no run",
             remedy="finish it with demr train --resume, or name another folder",
         )
-    return load_config(run / "config.yaml"), load_pretrained(run)
+    return load_stored_config(run / "config.yaml"), load_pretrained(run)
