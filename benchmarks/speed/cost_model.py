@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from demr.encoders.base import EncoderIdentity, VideoFeatures
-from demr.extraction.videos import VideoFile, cut_into_units
+from demr.extraction.videos import VideoFile
 from demr.features.pack import FeaturePack, FeaturePackWriter
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -112,14 +112,14 @@ def measure_scan() -> dict[str, float]:
 
 
 def measure_list() -> dict[str, float]:
-    """Cutting a list of files into units, and naming each."""
+    """Naming the part of each file of a list."""
     videos = [
         VideoFile(f"v{number:09d}", Path(f"/videos/v{number:09d}.mp4"), 1_000_000)
         for number in range(VIDEOS)
     ]
     began = time.perf_counter()
-    keys = {unit.key for unit in cut_into_units(videos)}
-    return {"list_s": time.perf_counter() - began, "units": len(keys)}
+    keys = {video.key for video in videos}
+    return {"list_s": time.perf_counter() - began, "names": len(keys)}
 
 
 def long_video(text: str) -> float:
@@ -160,9 +160,9 @@ def lines(
             f"at {here['write_mb_s']:.0f} MB/s for videos of 10 s. Keep packs at a hundred "
             "thousand videos or so and put them in one folder: training reads a folder of packs "
             "as one, and each can be extracted, lost and made again alone. The list of files "
-            f"breaks later: {VIDEOS:,} are cut into {here['units']:,} units in "
-            f"{here['list_s']:.1f} s. Library search itself, clip vectors in an engine and "
-            "localising in the best candidates, is not built yet."
+            f"breaks later: {VIDEOS:,} are named in {here['list_s']:.1f} s; until the pack is "
+            "whole, each is a file of its own. Library search itself, clip vectors in an engine "
+            "and localising in the best candidates, is not built yet."
         ),
     ]
 

@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from decoding_videos import CLIP_S as FILE_S
 from decoding_videos import make_clips
+from demr.extraction.parts import ExtractionPlan, encode_video, write_part
 from encoder_models import build
 from safetensors import safe_open
 from torch.utils.flop_counter import FlopCounterMode
@@ -37,7 +38,6 @@ import demr.encoders.frames
 from demr.encoders import Encoder, get_encoder
 from demr.encoders.frames import Block, FrameEncoder, read_blocks
 from demr.extraction.job import extract, parts_folder
-from demr.extraction.units import Job, encode_unit, write_part
 from demr.extraction.videos import find_videos
 from demr.video.reading import Frame, Video
 
@@ -133,14 +133,15 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
             del exact
             clock.watch(encoder)
         out = Path(temporary) / "pack"
-        job = Job(spec, arguments.device, identity.to_dict(), parts_folder(out))
+        plan = ExtractionPlan(spec, arguments.device, identity.to_dict(), parts_folder(out))
         began = time.perf_counter()
 
-        def run(units: Any, job: Job, tell: Any) -> None:
-            for unit in units:
-                tell(unit, 1.0, write_part(job.parts, unit, encode_unit(encoder, unit, nothing)))
+        def run(videos: Any, plan: ExtractionPlan, tell: Any) -> None:
+            for video in videos:
+                write_part(plan.parts, video, encode_video(encoder, video, plan))
+                tell(video, 1.0, "")
 
-        summary = extract(found, encoder, job, out, run, nothing)
+        summary = extract(found, encoder, plan, out, run, nothing)
         wall_s = time.perf_counter() - began
         row |= {
             "clips": summary.clips,
@@ -157,8 +158,7 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def prepared(encoder: FrameEncoder, paths: list[Path]) -> list[Block]:
     """Blocks of videos, as the networks get them."""
-    parts = read_blocks(paths, encoder.streams, encoder.identity.clip_s)
-    return [part for part in parts if isinstance(part, Block)]
+    return [block for path in paths for block in read_blocks(Video(path), encoder.streams)]
 
 
 def gigaflop(encoder: FrameEncoder, blocks: list[Block]) -> float:

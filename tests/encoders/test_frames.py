@@ -1,33 +1,31 @@
-"""Decoding once for several streams, blocks over several videos, and their assembly."""
+"""Decoding once for several streams, blocks of clips, and how videos fail."""
 
-import random
+import itertools
+import subprocess
+import sys
 import threading
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
 import torch
+from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 from torch import Tensor
 
-from demr.encoders.frames import (
-    Assembly,
-    Block,
-    Closed,
-    Opened,
-    Part,
-    Rows,
-    embed_block,
-    encode_noting_damage,
-    read_ahead,
-    read_blocks,
-)
+from demr.encoders.base import Encoder, EncoderIdentity
+from demr.encoders.builtin.encoder import BuiltinEncoder
+from demr.encoders.frames import ReadsFrames, _read_ahead, encode_noting_damage, read_blocks
+from demr.errors import VideoError
 from demr.video.reading import Frame, Video, VideoInfo, iter_frames, probe_video
-from demr.video.source import DamagedVideoWarning
+from demr.video.source import DamagedVideoWarning, Source
+from demr.video.watchdog import TIMED_OUT
 from demr.video.writing import VideoWriter
 
 
@@ -67,11 +65,16 @@ def grey(tmp_path: Path) -> Path:
     return path
 
 
-def embedded(parts: Iterator[Part], streams: Sequence[Means]) -> Assembly:
-    made = Assembly(tuple(stream.dims for stream in streams), 1.0)
-    for part in parts:
-        made.add(embed_block(part, streams) if isinstance(part, Block) else part)
-    return made
+class Colours(ReadsFrames):
+    """An encoder of such streams."""
+
+    def __init__(self, *streams: Means) -> None:
+        self.streams = streams
+        dims = tuple((stream.name, stream.dims) for stream in streams)
+        self.identity = EncoderIdentity("colours", "1", 1.0, dims, 2, "none")
+
+    def encode_queries(self, queries: object, hidden: object = None) -> Any:
+        raise NotImplementedError
 
 
 def slow_rows(path: Path, stream: Means) -> NDArray[np.float32]:
@@ -99,46 +102,28 @@ def test_streams_get_their_own_frames_from_one_pass(
     monkeypatch.setattr(Video, "frames", counted)
     # The second stream's clips reach into their neighbours, and past both ends of the video.
     streams = [Means("one", [0.5]), Means("wide", [-0.3, 0.1, 0.5, 1.6])]
-    made = embedded(read_blocks([grey], streams, 1.0), streams)
+    table = Colours(*streams).encode_video(grey).features
     assert len(passes) == 1
-    table = made.video(0, "grey").features
     assert table.shape == (10, 15)
     np.testing.assert_allclose(table[:, :3], slow_rows(grey, streams[0]), atol=1e-4)
     np.testing.assert_allclose(table[:, 3:], slow_rows(grey, streams[1]), atol=1e-4)
     assert [stream.blocks[0] for stream in streams] == [(4, 1, 3, 4, 32), (4, 4, 3, 4, 32)]
 
 
-def test_blocks_are_filled_across_videos_and_cut_where_the_size_changes(
-    grey: Path, tmp_path: Path
+def test_blocks_are_of_one_video_and_one_size(
+    grey: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tall = tmp_path / "tall.mp4"
-    with VideoWriter(tall, 48, 64, 10) as writer:
-        for _ in range(30):
-            writer.write(np.full((64, 48, 3), 90, np.uint8))
     stream = Means("one", [0.5], batch=4, size=0)
-    blocks = [
-        part
-        for part in read_blocks([grey, grey, tall, grey], [stream], 1.0)
-        if isinstance(part, Block)
-    ]
-    assert [block.pixels.shape for block in blocks] == [
-        *[(4, 1, 3, 16, 32)] * 5,
-        (3, 1, 3, 64, 48),
-        *[(4, 1, 3, 16, 32)] * 2,
-        (2, 1, 3, 16, 32),
-    ]
-    assert blocks[2].videos.tolist() == [0, 0, 1, 1]
-    assert blocks[2].rows.tolist() == [8, 9, 0, 1]
-
-
-def test_a_broken_file_among_others(grey: Path, tmp_path: Path) -> None:
-    broken = tmp_path / "broken.mp4"
-    broken.write_text("no video")
-    streams = [Means("one", [0.5])]
-    made = embedded(read_blocks([grey, broken, tmp_path / "gone", grey], streams, 1.0), streams)
-    assert [made.closed[index].error != "" for index in range(4)] == [False, True, True, False]
-    assert "no such file" in made.closed[2].error
-    np.testing.assert_array_equal(made.video(0, "a").features, made.video(3, "b").features)
+    sizes = [block.pixels.shape for block in read_blocks(Video(grey), [stream])]
+    assert sizes == [(4, 1, 3, 16, 32), (4, 1, 3, 16, 32), (2, 1, 3, 16, 32)]
+    # A stream of frames that change their size, as broadcasts do.
+    pictures = iter([*[(3, 16, 32)] * 5, *[(3, 64, 48)] * 5])
+    monkeypatch.setattr(
+        stream, "prepare", lambda _: torch.zeros(next(pictures), dtype=torch.uint8)
+    )
+    blocks = list(read_blocks(Video(grey), [stream]))
+    assert [len(block.rows) for block in blocks] == [4, 1, 4, 1]
+    assert np.concatenate([block.rows for block in blocks]).tolist() == list(range(10))
 
 
 def test_damage_is_noted_and_the_lost_end_is_zero(tmp_path: Path) -> None:
@@ -155,28 +140,27 @@ def test_damage_is_noted_and_the_lost_end_is_zero(tmp_path: Path) -> None:
     streams = [Means("one", [0.5])]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        made = embedded(read_blocks([path], streams, 1.0), streams)
-    (note,) = made.closed[0].notes
+        features, (note,) = encode_noting_damage(Colours(*streams), path)
     assert "damaged video" in note
-    table = made.video(0, "long").features
+    table = features.features
     assert 3 < np.count_nonzero(table.any(axis=1)) < 8
     assert not table[8:].any()
 
 
 def test_reading_ahead_yields_the_same_and_stops_when_nobody_listens(grey: Path) -> None:
-    streams = [Means("one", [0.5]), Means("wide", [0.0, 0.9])]
-    plain = embedded(read_blocks([grey, grey], streams, 1.0), streams)
-    ahead = embedded(read_ahead([grey, grey], streams, 1.0), streams)
-    for index in range(2):
-        np.testing.assert_array_equal(
-            plain.video(index, "x").features, ahead.video(index, "x").features
-        )
+    streams = [Means("one", [0.5], batch=1), Means("wide", [0.0, 0.9])]
+    plain = list(read_blocks(Video(grey), streams))
+    ahead = list(_read_ahead(read_blocks(Video(grey), streams)))
+    for one, other in zip(plain, ahead, strict=True):
+        assert one.stream == other.stream
+        np.testing.assert_array_equal(one.rows, other.rows)
+        np.testing.assert_array_equal(one.pixels, other.pixels)
     before = threading.active_count()
-    parts = read_ahead([grey] * 50, streams, 1.0)
-    next(parts)
+    blocks = _read_ahead(read_blocks(Video(grey), streams))
+    next(blocks)
     assert threading.active_count() == before + 1
     began = time.monotonic()
-    parts.close()
+    blocks.close()
     assert time.monotonic() - began < 2
     assert threading.active_count() == before
 
@@ -190,31 +174,75 @@ def test_an_error_of_the_reader_reaches_the_listener(
     stream = Means("one", [0.5])
     monkeypatch.setattr(stream, "prepare", fail)
     with pytest.raises(MemoryError, match="no room"):
-        list(read_ahead([grey], [stream], 1.0))
+        Colours(stream).encode_video(grey)
 
 
-def test_parts_may_come_in_any_order() -> None:
-    def rows(stream: int, *owners: tuple[int, int]) -> Rows:
-        videos, places = np.array(owners).T
-        values = np.array([[100 * v + r + 10 * stream] for v, r in owners], np.float32)
-        return Rows(stream, videos, places, values)
+@pytest.mark.parametrize("encoder", [Colours(Means("one", [0.5])), BuiltinEncoder()])
+def test_whatever_is_wrong_with_a_file_is_a_video_error(
+    grey: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoder: Encoder
+) -> None:
+    broken = tmp_path / "broken.mp4"
+    broken.write_text("no video")
+    for path, got in ((broken, "no video"), (tmp_path / "gone", "no such file")):
+        with pytest.raises(VideoError, match=got):
+            encode_noting_damage(encoder, path)
+    # As PyAV does in mid-file, where damage looks like a stream that nobody announced.
+    decode = Source._decoded
 
-    parts: list[Opened | Closed | Rows] = [
-        Opened(0, 2.0, 2),
-        Opened(1, 1.0, 1),
-        Closed(0),
-        Closed(1, "broken"),
-        Closed(1, "", ("late",)),
-        rows(0, (0, 0), (0, 1), (1, 0)),
-        rows(1, (0, 1)),
-        rows(1, (0, 0), (1, 0)),
-    ]
-    for seed in range(20):
-        made = Assembly((1, 1), 1.0)
-        for part in random.Random(seed).sample(parts, len(parts)):
-            made.add(part)
-        np.testing.assert_array_equal(made.video(0, "v").features, [[0, 10], [1, 11]])
-        assert made.closed[1].error == "broken"
+    def fail(self: Source) -> Iterator[VideoFrame]:
+        yield from itertools.islice(decode(self), 30)
+        raise IndexError("list index\nout of range")
+
+    monkeypatch.setattr(Source, "_decoded", fail)
+    with pytest.raises(VideoError) as caught:
+        encode_noting_damage(encoder, grey)
+    assert str(grey) in str(caught.value)
+    assert "fails on (IndexError: list index out of range); check the path" in str(caught.value)
+
+
+def test_bytes_turned_over_anywhere_end_in_features_or_a_video_error(
+    grey: Path, tmp_path: Path
+) -> None:
+    transport = tmp_path / "film.ts"
+    with av.open(str(grey)) as source, av.open(str(transport), "w") as copy:
+        stream = copy.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(source.streams.video[0]):
+            if packet.dts is not None:
+                packet.stream = stream
+                copy.mux(packet)
+    whole, draw = transport.read_bytes(), np.random.default_rng(0)
+    encoder = Colours(Means("one", [0.5]))
+    for _ in range(20):
+        damaged = bytearray(whole)
+        for place in draw.integers(0, len(whole), 40):
+            damaged[place] ^= 0xFF
+        transport.write_bytes(damaged)
+        with suppress(VideoError):
+            encode_noting_damage(encoder, transport)
+
+
+HANGS = """
+import sys, time
+from demr.video import Video, decoder_watchdog
+from demr.video.source import Source
+
+if sys.argv[2] == "decoder":
+    decode = Source._decoded
+    def hang(self):
+        yield next(decode(self))
+        time.sleep(60)
+    Source._decoded = hang
+with decoder_watchdog(0.3):
+    for frame in Video(sys.argv[1]).frames([0.0, 5.0, 9.0]):
+        if sys.argv[2] == "network":
+            time.sleep(0.5)
+"""
+
+
+@pytest.mark.parametrize(("hangs", "code"), [("decoder", -TIMED_OUT), ("network", 0)])
+def test_a_decoder_that_hangs_ends_its_process(grey: Path, hangs: str, code: int) -> None:
+    done = subprocess.run([sys.executable, "-c", HANGS, str(grey), hangs], check=False, timeout=60)
+    assert done.returncode == code
 
 
 def test_damage_becomes_notes_and_other_warnings_stay_warnings(tmp_path: Path) -> None:

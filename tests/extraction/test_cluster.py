@@ -4,20 +4,19 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from tests.extraction.extraction_jobs import name_job, unit_of
+from tests.extraction.extraction_plans import name_plan, named
 
-import demr.extraction.videos
 from demr.encoders import get_encoder
-from demr.encoders.frames import Closed, Opened, Rows
+from demr.errors import ModelError
 from demr.extraction.job import extract, parts_folder
-from demr.extraction.units import Done, Job, has_part, read_part
-from demr.extraction.videos import Unit, find_videos
+from demr.extraction.parts import ExtractionPlan, read_part
+from demr.extraction.videos import VideoFile, find_videos
 from demr.extraction.workers import run_workers
 
 pytest.importorskip("ray")
@@ -49,48 +48,40 @@ def ancestors(process: int) -> list[int]:
     return found
 
 
-def untold(_unit: Unit, _share: float, _done: Done | None) -> None:
+def untold(_video: VideoFile, _share: float, _skipped: str) -> None:
     pass
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["clip", "builtin"])
 def test_a_cluster_makes_the_same_pack_though_workers_are_killed(
-    kind: str,
-    film: Path,
-    clip_models: dict[str, Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    film: Path, clip_models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from demr.extraction.cluster import run_on_ray
 
     folder = tmp_path / "videos"
     folder.mkdir()
-    for number in range(16):
+    for number in range(12):
         shutil.copyfile(film, folder / f"film{number:02d}.mp4")
     (folder / "film04.mp4").write_text("not a video")
-    monkeypatch.setattr(demr.extraction.videos, "_UNIT_FILES", 2)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    spec = f"clip:{clip_models['clip']}" if kind == "clip" else "builtin"
+    spec = f"clip:{clip_models['clip']}"
     encoder, found = get_encoder(spec, device="cpu"), find_videos([folder])
     here, there = tmp_path / "here", tmp_path / "there"
-    job = Job(spec, "cpu", encoder.identity.to_dict(), parts_folder(here))
-    alone = extract(found, encoder, job, here, run_workers, untold)
-    assert (alone.videos, len(alone.skipped)) == (15, 1)
+    plan = ExtractionPlan(spec, "cpu", encoder.identity.to_dict(), parts_folder(here))
+    alone = extract(found, encoder, plan, here, run_workers, untold)
+    assert (alone.videos, len(alone.skipped)) == (11, 1)
 
     killed: list[int] = []
 
-    def kill(_unit: Unit, _share: float, _done: Done | None) -> None:
+    def kill(_video: VideoFile, _share: float, _skipped: str) -> None:
         if not killed:
-            # One that decodes or encodes, and one actor if the encoder has any.
-            for title in ("ray::MapBatches", "ray::MapWorker"):
-                killed.extend(processes(title)[:1])
+            killed.extend(processes("ray::_Worker"))
             for process in killed:
                 os.kill(process, signal.SIGKILL)
 
-    job = Job(spec, "cpu", encoder.identity.to_dict(), parts_folder(there))
+    plan = replace(plan, parts=parts_folder(there))
     run = partial(run_on_ray, address="local", workers=2)
-    extract(found, encoder, job, there, run, kill)
+    extract(found, encoder, plan, there, run, kill)
     assert killed
     names = sorted(file.name for file in here.iterdir())
     assert names == sorted(file.name for file in there.iterdir())
@@ -98,31 +89,22 @@ def test_a_cluster_makes_the_same_pack_though_workers_are_killed(
         assert (here / name).read_bytes() == (there / name).read_bytes()
 
 
-@pytest.mark.parametrize("order", [(0, 0, 1, 2, 3, 4, 5, 5), (5, 4, 3, 2, 2, 1, 0, 0)])
-def test_parts_that_come_twice_or_in_another_order(tmp_path: Path, order: tuple[int, ...]) -> None:
-    from demr.extraction.cluster import _End, _Made, _Sink
+@pytest.mark.slow
+def test_a_file_that_kills_workers_of_a_cluster_is_left_to_processes_here(tmp_path: Path) -> None:
+    from demr.extraction.cluster import run_on_ray
 
-    def rows(place: int) -> _Made:
-        value = np.full((1, 2), place + 7, np.float32)
-        return _Made((Rows(0, np.array([0]), np.array([place]), value),), "float16")
-
-    unit = unit_of(tmp_path, "a", "b")
-    parts = [Opened(0, 2.0, 2), rows(0), Closed(0), Closed(1, "broken"), rows(1), _End(5)]
-    told: list[Done | None] = []
-    sink = _Sink([unit], name_job(tmp_path), lambda _, __, done: told.append(done))
-    # Short of one, it is not whole: neither twice the same nor the end makes up for it.
-    for number in order[:-2]:
-        sink.take(unit.key, number, parts[number])
-        assert not has_part(tmp_path, unit)
-    for number in order[-2:]:
-        sink.take(unit.key, number, parts[number])
-    first, second = read_part(tmp_path, unit)
-    np.testing.assert_array_equal(first.features, [[7, 7], [8, 8]])
-    assert (first.dtype, second.error) == ("float16", "broken")
-    assert [done.key for done in told if done] == [unit.key]
+    videos = named(tmp_path, "a", "killer", "hang", "bad", "b", "c")
+    run_on_ray(videos, name_plan(tmp_path, timeout_s=0.1), untold, workers=2)
+    errors = {video.vid: read_part(tmp_path, video).error for video in videos}
+    assert [errors[vid] for vid in "abc"] == ["", "", ""]
+    assert errors["killer"] == "the process that read it was killed by signal 9"
+    assert errors["hang"] == "the process that read it got no frame out of it for 0.1 s"
+    assert "expected a video" in errors["bad"]
+    with pytest.raises(ModelError, match="weights: expected all, got some; get the rest"):
+        run_on_ray(named(tmp_path, "weights"), name_plan(tmp_path), untold)
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere.invalid:6379", "here:there", "auto"])
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere.invalid:6379", "here:there"])
 def test_no_cluster_there(cli: Cli, film: Path, tmp_path: Path, address: str) -> None:
     line = cli(
         *("extract", film, "--encoder", "builtin", "--out", tmp_path / "pack", "--ray", address),

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -12,28 +13,36 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from rich.progress import Progress
-from tests.extraction.extraction_jobs import IDENTITY, NameEncoder, name_job, touched, unit_of
+from tests.extraction.extraction_plans import IDENTITY, NameEncoder, found, name_plan, named
 
-import demr.extraction.videos
 from demr.encoders import EncoderIdentity, get_encoder
 from demr.errors import DemrError, FeatureError, InputError, ModelError, VideoError
+from demr.extraction import workers
 from demr.extraction.job import REPORT, extract, parts_folder
+from demr.extraction.parts import (
+    ExtractionPlan,
+    Outcome,
+    encode_video,
+    has_part,
+    read_part,
+    write_part,
+)
 from demr.extraction.progress import _Teller
-from demr.extraction.units import Done, encode_unit, has_part, read_part, write_part
-from demr.extraction.videos import Unit, VideoFile, find_videos
+from demr.extraction.videos import Found, VideoFile, find_videos
 from demr.extraction.workers import run_workers
 from demr.features.pack import FeaturePack
 
 Cli = Callable[..., Any]
 
 
-def untold(unit: Unit, share: float, done: Done | None) -> None:
+def untold(video: VideoFile, share: float, skipped: str) -> None:
     pass
 
 
@@ -43,13 +52,13 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, film: Path) -> Path:
-    """Forty copies of a short film, more than a unit, and three files that are no videos."""
+    """Twelve copies of a short film; two of them emptied or overwritten, one cut off."""
     root = tmp_path_factory.mktemp("videos")
-    for number in range(40):
+    for number in range(12):
         shutil.copyfile(film, root / f"film{number:02d}.mp4")
     (root / "film05.mp4").write_bytes(b"")
-    (root / "film35.mp4").write_text("not a video")
-    (root / "film38.mp4").write_bytes(film.read_bytes()[: film.stat().st_size // 3])
+    (root / "film08.mp4").write_text("not a video")
+    (root / "film10.mp4").write_bytes(film.read_bytes()[: film.stat().st_size // 3])
     return root
 
 
@@ -79,22 +88,21 @@ def test_a_folder_becomes_a_pack(pack: Path, folder: Path, clip_models: dict[str
     encoder = get_encoder(f"clip:{clip_models['clip']}", device="cpu")
     made = FeaturePack(pack)
     assert made.identity == encoder.identity
-    assert made.vids == tuple(f"film{n:02d}" for n in range(40) if n not in (5, 35))
+    assert made.vids == tuple(f"film{n:02d}" for n in range(12) if n not in (5, 8))
     alone = encoder.encode_video(folder / "film07.mp4")
     assert (made["film07"].duration_s, made["film07"].clip_s) == (alone.duration_s, 2.0)
-    np.testing.assert_allclose(
-        made["film07"].features.astype(np.float32), alone.features, rtol=2e-3, atol=1e-3
-    )
+    # As a search encodes it: no video depends on those it was extracted with.
+    np.testing.assert_array_equal(made["film07"].features, alone.features.astype(np.float16))
     report = json.loads((pack / REPORT).read_text())
     # Of the one that was cut off, what there is.
-    assert (report["videos"], report["clips"]) == (38, 37 * 5 + 1)
-    assert made["film38"].features.shape == (1, 24)
+    assert (report["videos"], report["clips"]) == (10, 9 * 5 + 1)
+    assert made["film10"].features.shape == (1, 24)
     assert EncoderIdentity.from_dict(report["encoder"]) == encoder.identity
     (damage,) = report["damaged"]
-    assert damage["path"] == str(folder / "film38.mp4")
+    assert damage["path"] == str(folder / "film10.mp4")
     assert "of 9.00 s" in damage["damage"]
     skipped = {Path(entry["path"]).name: entry["reason"] for entry in report["skipped"]}
-    assert sorted(skipped) == ["film05.mp4", "film35.mp4"]
+    assert sorted(skipped) == ["film05.mp4", "film08.mp4"]
     assert "an empty file" in skipped["film05.mp4"]
     assert sorted(path.name for path in pack.parent.iterdir()) == ["whole"]
 
@@ -160,113 +168,101 @@ def test_odd_names_make_one_line_each(
 
 def test_the_bar_counts_each_video_once(tmp_path: Path) -> None:
     bar = Progress(disable=True)
-    unit, other = unit_of(tmp_path, "a", "b"), unit_of(tmp_path, "c")
+    first, second, third = named(tmp_path, "a", "b", "c")
     tell = _Teller(bar, "names", [10, 10, 10])
     (task,) = bar.tasks
     seen = []
-    whole = Done(unit.key, ())
-    # Half done when its worker dies, tried one by one, then put together.
-    for of, share, done in (
-        *((unit, 0.5, None), (unit, 0.0, None), (unit_of(tmp_path, "a"), 1.0, whole)),
-        *((unit_of(tmp_path, "b"), 1.0, whole), (unit, 1.0, whole), (other, 0.25, None)),
+    # The first is half done when its worker dies, and done at the second try.
+    for video, share, skipped in (
+        *((first, 0.5, ""), (first, 0.0, ""), (second, 1.0, "")),
+        *((first, 0.75, ""), (first, 1.0, "no video"), (third, 0.25, "")),
     ):
-        tell(of, share, done)
+        tell(video, share, skipped)
         seen.append((task.completed, task.fields["videos"]))
     assert seen == [
-        *((10, "0/3"), (0, "0/3"), (10, "1/3")),
-        *((20, "2/3"), (20, "2/3"), (22.5, "2/3")),
+        *((5, "0/3"), (0, "0/3"), (10, "1/3")),
+        *((17.5, "1/3"), (20, "2/3"), (22.5, "2/3")),
     ]
 
 
-@pytest.mark.parametrize("killed", [signal.SIGKILL, signal.SIGINT])
-def test_a_killed_extraction_goes_on_to_the_same_bytes(
-    pack: Path, folder: Path, clip_models: dict[str, Path], tmp_path: Path, killed: signal.Signals
-) -> None:
-    out = tmp_path / "pack"
-    begun = command(folder, clip_models["clip"], out)
-    while begun.poll() is None and not list(parts_folder(out).glob("unit-*")):
-        time.sleep(0.005)
-    begun.send_signal(killed)
-    begun.wait()
-    assert begun.returncode in (-killed, 130)
-    assert not out.exists()
-    assert list(parts_folder(out).glob("unit-*"))
-    on = command(folder, clip_models["clip"], out, "--workers", "2")
-    text, complaint = on.communicate()
-    assert on.returncode == 1, complaint
-    assert "38 videos" in text
-    assert contents(out) == contents(pack)
-    assert not parts_folder(out).exists()
-
-
-def test_a_killed_worker_is_replaced(
+def test_a_stopped_extraction_goes_on_to_the_same_bytes(
     pack: Path,
     folder: Path,
     clip_models: dict[str, Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    import multiprocessing
-
+    """By Ctrl-C, by the death of the command, and by that of all its workers."""
     out = tmp_path / "pack"
+    parts = parts_folder(out)
+    for signalled, finished in ((signal.SIGINT, 1), (signal.SIGKILL, 3)):
+        begun = command(folder, clip_models["clip"], out)
+        while begun.poll() is None and len(list(parts.glob("video-*"))) < finished:
+            time.sleep(0.005)
+        begun.send_signal(signalled)
+        _, complaint = begun.communicate()
+        assert begun.returncode in (-signalled, 130)
+        assert "Traceback" not in complaint
+        assert not out.exists()
     spec = f"clip:{clip_models['clip']}"
     encoder = get_encoder(spec, device="cpu")
-    from demr.extraction.units import Job
+    plan = ExtractionPlan(spec, "cpu", encoder.identity.to_dict(), parts)
+    before, killed = len(list(parts.glob("video-*"))), list[int]()
+    told: list[VideoFile] = []
 
-    job = Job(spec, "cpu", encoder.identity.to_dict(), parts_folder(out))
-    killed: list[int] = []
-
-    def kill(_unit: Unit, _share: float, _done: Done | None) -> None:
-        if not killed:
+    def kill(video: VideoFile, share: float, _skipped: str) -> None:
+        told.extend([video] if share == 1.0 else [])
+        if len(told) > before and not killed:
             for process in multiprocessing.active_children():
                 killed.append(process.pid or 0)
                 os.kill(killed[-1], signal.SIGKILL)
 
-    def run(units: Any, job: Job, tell: Any) -> None:
-        run_workers(units, job, tell, workers=2)
-
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    extract(find_videos([folder]), encoder, job, out, run, kill)
+    extract(find_videos([folder]), encoder, plan, out, partial(run_workers, workers=2), kill)
     assert len(killed) == 2
+    assert len(told) == len(set(told)) == 12
     assert contents(out) == contents(pack)
+    assert not parts.exists()
 
 
 # What workers make of files that kill them, told by a stand-in for an encoder.
 
 
-def finished(units: list[Unit], parts: Path) -> dict[str, str]:
-    """Vid -> error of all that was done."""
-    return {made.vid: made.error for unit in units for made in read_part(parts, unit)}
-
-
-def test_the_file_that_kills_its_worker_is_skipped(tmp_path: Path) -> None:
-    units = [unit_of(tmp_path, "a", "killer", "b"), unit_of(tmp_path, "c", "bad", "nan", "huge")]
+def test_files_that_kill_or_hang_their_worker_are_skipped(tmp_path: Path) -> None:
+    names = "a", "killer", "b", "hang", "once", "bug", "bad", "nan", "huge", "c"
+    videos = named(tmp_path, *names)
     told: list[tuple[str, str]] = []
 
-    def tell(_unit: Unit, _share: float, done: Done | None) -> None:
-        told.extend(done.skipped if done else ())
+    def tell(video: VideoFile, share: float, skipped: str) -> None:
+        if share == 1.0:
+            told.append((video.vid, skipped))
 
-    run_workers(units, name_job(tmp_path), tell, workers=2)
-    errors = finished(units, tmp_path)
-    assert list(errors) == ["a", "killer", "b", "c", "bad", "nan", "huge"]
-    assert [errors[vid] for vid in "abc"] == ["", "", ""]
-    assert errors["killer"] == "the process that read it was killed by signal 9"
-    assert "expected a video, got none" in errors["bad"]
-    assert "NaN or infinity in row 0" in errors["nan"]
-    assert "within 65504" in errors["huge"]
-    (made, *_) = read_part(tmp_path, units[0])
-    np.testing.assert_array_equal(made.features, [[1, 1]])
-    assert {path for path, _ in told} == {
-        str(tmp_path / f"{name}.mp4") for name in ("killer", "bad", "nan", "huge")
-    }
+    run_workers(videos, name_plan(tmp_path, timeout_s=0.1), tell, workers=2)
+    outcomes = {video.vid: read_part(tmp_path, video) for video in videos}
+    errors = {vid: outcome.error for vid, outcome in outcomes.items()}
+    # A worker that dies once costs nothing.
+    assert [errors.pop(vid) for vid in ("a", "b", "c", "once")] == ["", "", "", ""]
+    assert errors.pop("killer") == "the process that read it was killed by signal 9"
+    assert errors.pop("hang") == "the process that read it got no frame out of it for 0.1 s"
+    reason = "the process that read it failed: RuntimeError: no kernel for this"
+    assert errors.pop("bug") == reason
+    assert "expected a video, got none" in errors.pop("bad")
+    assert "NaN or infinity in row 0" in errors.pop("nan")
+    assert "within 65504" in errors.pop("huge")
+    np.testing.assert_array_equal(outcomes["a"].features, [[1, 1]])
+    assert sorted(told) == sorted((vid, outcome.error) for vid, outcome in outcomes.items())
 
 
-def test_a_worker_that_dies_once_costs_nothing(tmp_path: Path) -> None:
-    unit = unit_of(tmp_path, "a", "once", "bug")
-    run_workers([unit], name_job(tmp_path), untold)
-    errors = finished([unit], tmp_path)
-    assert errors["a"] == errors["once"] == ""
-    assert errors["bug"] == "the process that read it failed: RuntimeError: no kernel for this"
+def test_shares_of_a_long_video_are_told(
+    film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "_SHOWN_WITHIN", 0)
+    here = workers._Worker(name_plan(tmp_path), shares := [0.0])
+    watcher = here._watcher(VideoFile("film", film, 10), 0)
+    assert watcher is not None
+    watcher(4.5)
+    assert shares == [pytest.approx(0.5, abs=0.05)]
+    assert here._watcher(VideoFile("gone", tmp_path / "gone.mp4", 10), 0) is None
 
 
 ORPHANED = """
@@ -276,7 +272,7 @@ from tests.extraction import test_extraction as t
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    t.run_workers([t.unit_of(folder, "slow")], t.name_job(folder), t.untold)
+    t.run_workers(t.named(folder, "slow"), t.name_plan(folder), t.untold)
 """
 
 
@@ -302,67 +298,62 @@ def test_a_worker_ends_when_the_command_is_killed(tmp_path: Path) -> None:
 
 
 def test_damaged_weights_end_it(tmp_path: Path) -> None:
-    units = [unit_of(tmp_path, "a"), unit_of(tmp_path, "weights")]
+    first, second = named(tmp_path, "a", "weights")
     with pytest.raises(ModelError, match="weights: expected all, got some; get the rest"):
-        run_workers(units, name_job(tmp_path), untold)
-    assert has_part(tmp_path, units[0])
-    assert not has_part(tmp_path, units[1])
+        run_workers([first, second], name_plan(tmp_path), untold)
+    assert has_part(tmp_path, first)
+    assert not has_part(tmp_path, second)
 
 
 def test_a_full_accelerator_is_no_fault_of_a_file(tmp_path: Path) -> None:
-    unit = unit_of(tmp_path, "gpu")
-    with pytest.raises(
-        ModelError, match=r"--device cpu: .* CUDA out of memory; .* fewer --workers"
-    ):
-        run_workers([unit], name_job(tmp_path), untold)
-    assert not has_part(tmp_path, unit)
+    (video,) = named(tmp_path, "gpu")
+    message = r"--device cpu: .* CUDA out of memory; .* fewer --workers"
+    with pytest.raises(ModelError, match=message):
+        encode_video(NameEncoder(), video, name_plan(tmp_path))
 
 
-def test_damaged_weights_bar_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demr.extraction.videos, "_UNIT_FILES", 1)
+def test_damaged_weights_bar_no_others(tmp_path: Path) -> None:
     out = tmp_path / "pack"
-    job = name_job(parts_folder(out))
+    plan = name_plan(parts_folder(out))
     with pytest.raises(ModelError):
-        extract(named(tmp_path, "weights"), NameEncoder(), job, out, run_workers, untold)
+        extract(found(tmp_path, "weights"), NameEncoder(), plan, out, in_process, untold)
     assert not parts_folder(out).exists()
     # What is finished is kept, though.
     with pytest.raises(ModelError):
-        extract(named(tmp_path, "a", "weights"), NameEncoder(), job, out, run_workers, untold)
-    assert len(list(parts_folder(out).glob("unit-*"))) == 1
+        extract(found(tmp_path, "a", "weights"), NameEncoder(), plan, out, in_process, untold)
+    assert len(list(parts_folder(out).glob("video-*"))) == 1
 
 
 def test_parts_hold_what_was_made(tmp_path: Path) -> None:
-    unit = unit_of(tmp_path, "a", "bad", "longer")
-    outcomes = encode_unit(NameEncoder(), unit, lambda _: None)
-    done = write_part(tmp_path, unit, outcomes)
-    assert [path for path, _ in done.skipped] == [str(tmp_path / "bad.mp4")]
-    for made, read in zip(outcomes, read_part(tmp_path, unit), strict=True):
-        assert (made.vid, made.duration_s, made.error) == (read.vid, read.duration_s, read.error)
-        np.testing.assert_array_equal(made.features, read.features)
-    assert not has_part(tmp_path, touched(unit))
-    (path,) = tmp_path.glob("unit-*")
+    video, bad = named(tmp_path, "longer", "bad")
+    made = Outcome(np.ones((3, 2), np.float16), 2.5, "", ("a hole",), "float16")
+    write_part(tmp_path, video, made)
+    read = read_part(tmp_path, video)
+    np.testing.assert_array_equal(read.features, made.features)
+    assert replace(read, features=None) == replace(made, features=None)
+    write_part(tmp_path, bad, Outcome(error="no video"))
+    assert read_part(tmp_path, bad) == Outcome(error="no video")
+    assert not has_part(tmp_path, replace(video, changed_ns=1))
+    path = tmp_path / f"video-{video.key}.safetensors"
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(FeatureError, match="remove this file and run the same command again"):
-        read_part(tmp_path, unit)
+        read_part(tmp_path, video)
 
 
-def in_process(units: Any, job: Any, tell: Any) -> None:
-    for unit in units:
-        made = encode_unit(NameEncoder(), unit, lambda _: None)
-        tell(unit, 1.0, write_part(job.parts, unit, made))
-
-
-def named(folder: Path, *names: str) -> demr.extraction.videos.Found:
-    return demr.extraction.videos.Found(unit_of(folder, *names).videos)
+def in_process(videos: Any, plan: Any, tell: Any) -> None:
+    for video in videos:
+        outcome = encode_video(NameEncoder(), video, plan)
+        write_part(plan.parts, video, outcome)
+        tell(video, 1.0, outcome.error)
 
 
 def test_no_video_at_all(tmp_path: Path) -> None:
     out = tmp_path / "pack"
     with pytest.raises(VideoError, match=r"2 videos: expected at least one .* such as .*bad1.mp4"):
         extract(
-            named(tmp_path, "bad1", "bad2"),
+            found(tmp_path, "bad1", "bad2"),
             NameEncoder(),
-            name_job(parts_folder(out)),
+            name_plan(parts_folder(out)),
             out,
             in_process,
             untold,
@@ -374,41 +365,48 @@ def test_one_extraction_at_a_time_and_one_encoder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "pack"
-    job = name_job(parts_folder(out))
+    plan = name_plan(parts_folder(out))
     parts_folder(out).mkdir()
     with (parts_folder(out) / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(FeatureError, match="another that is at work there"):
-            extract(named(tmp_path, "a"), NameEncoder(), job, out, in_process, untold)
+            extract(found(tmp_path, "a"), NameEncoder(), plan, out, in_process, untold)
     with monkeypatch.context() as patch:
         # The other has just finished, and removed what is locked here.
         patch.setattr(fcntl, "flock", lambda lock, _: Path(lock.name).unlink())
         with pytest.raises(FeatureError, match="another that is at work there"):
-            extract(named(tmp_path, "a"), NameEncoder(), job, out, in_process, untold)
+            extract(found(tmp_path, "a"), NameEncoder(), plan, out, in_process, untold)
 
         def cannot(_lock: object, _how: int) -> None:
             raise OSError(errno.ENOLCK, "No locks available")
 
         patch.setattr(fcntl, "flock", cannot)
         with pytest.raises(FeatureError, match="No locks available"):
-            extract(named(tmp_path, "a"), NameEncoder(), job, out, in_process, untold)
+            extract(found(tmp_path, "a"), NameEncoder(), plan, out, in_process, untold)
     other = IDENTITY.to_dict() | {"version": "2"}
-    plan = {"version": 1, "encoder": other}
-    (parts_folder(out) / "plan.json").write_text(json.dumps(plan))
-    with pytest.raises(FeatureError, match=r"names@1 .*names@2 .*choose another --out"):
-        extract(named(tmp_path, "a"), NameEncoder(), job, out, in_process, untold)
+    for version, message in (
+        (2, r"names@1 .*names@2 .*choose another --out"),
+        (1, r"one of an older version, .* remove that folder"),
+        (3, r"one of a newer version, .* remove that folder"),
+    ):
+        begun = {"version": version, "encoder": other}
+        (parts_folder(out) / "plan.json").write_text(json.dumps(begun))
+        with pytest.raises(FeatureError, match=message):
+            extract(found(tmp_path, "a"), NameEncoder(), plan, out, in_process, untold)
+    (parts_folder(out) / "plan.json").write_text("[]")
+    with pytest.raises(FeatureError, match=r"plan of an extraction"):
+        extract(found(tmp_path, "a"), NameEncoder(), plan, out, in_process, untold)
     (parts_folder(out) / "plan.json").write_text("{")
     with pytest.raises(FeatureError, match=r"plan of an extraction"):
-        extract(named(tmp_path, "a"), NameEncoder(), job, out, in_process, untold)
+        extract(found(tmp_path, "a"), NameEncoder(), plan, out, in_process, untold)
 
 
 @pytest.mark.parametrize("fails_at", range(7))
 def test_a_full_disk_keeps_what_is_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails_at: int
 ) -> None:
-    monkeypatch.setattr(demr.extraction.videos, "_UNIT_FILES", 1)
     out = tmp_path / "pack"
-    job, found = name_job(parts_folder(out)), named(tmp_path, "a", "bb", "ccc")
+    plan, videos = name_plan(parts_folder(out)), found(tmp_path, "a", "bb", "ccc")
     written, sync = 0, os.fsync
 
     def full(handle: int) -> None:
@@ -418,16 +416,16 @@ def test_a_full_disk_keeps_what_is_finished(
             raise OSError(errno.ENOSPC, "No space left on device")
         sync(handle)
 
-    # The plan, three units, and three files of the pack.
+    # The plan, three videos, and three files of the pack.
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(DemrError, match="free disk space"):
-        extract(found, NameEncoder(), job, out, in_process, untold)
-    # The folder of parts: there with the first write, and not left behind without a unit in it.
+        extract(videos, NameEncoder(), plan, out, in_process, untold)
+    # The folder of parts: there with the first write, and not left behind without a video in it.
     assert list(tmp_path.iterdir()) == ([] if fails_at == 1 else [parts_folder(out)])
-    assert len(list(parts_folder(out).glob("unit-*"))) == min(max(fails_at - 1, 0), 3)
+    assert len(list(parts_folder(out).glob("video-*"))) == min(max(fails_at - 1, 0), 3)
     monkeypatch.setattr(os, "fsync", sync)
     done: list[float] = []
-    extract(found, NameEncoder(), job, out, in_process, lambda _, share, __: done.append(share))
+    extract(videos, NameEncoder(), plan, out, in_process, lambda _, share, __: done.append(share))
     assert done == [1.0] * 3
     assert FeaturePack(out).vids == ("a", "bb", "ccc")
 
@@ -444,9 +442,9 @@ def test_the_pack_is_on_the_disk_before_the_parts_go(
 
     monkeypatch.setattr(os, "fsync", note)
     extract(
-        named(tmp_path, "a"),
+        found(tmp_path, "a"),
         NameEncoder(),
-        name_job(parts_folder(out)),
+        name_plan(parts_folder(out)),
         out,
         in_process,
         untold,
@@ -460,22 +458,22 @@ def test_what_others_keep_in_the_folder_stays_and_half_written_files_go(tmp_path
     out = tmp_path / "pack"
     parts = parts_folder(out)
     (parts / ".pack.abc").mkdir(parents=True)
-    for name in (".pack.abc/video-00000.safetensors", ".unit-0.abc", ".plan.json.abc"):
+    for name in (".pack.abc/video-00000.safetensors", ".video-0.abc", ".plan.json.abc"):
         (parts / name).write_text("half")
     (parts / "notes.txt").write_text("mine")
     seen: list[set[str]] = []
 
-    def run(units: Any, job: Any, tell: Any) -> None:
+    def run(videos: Any, plan: Any, tell: Any) -> None:
         seen.append({path.name for path in parts.iterdir()})
-        in_process(units, job, tell)
+        in_process(videos, plan, tell)
 
-    extract(named(tmp_path, "a"), NameEncoder(), name_job(parts), out, run, untold)
+    extract(found(tmp_path, "a"), NameEncoder(), name_plan(parts), out, run, untold)
     assert seen == [{"lock", "plan.json", "notes.txt"}]
     assert [path.name for path in parts.iterdir()] == ["notes.txt"]
     # Of a run that was killed while it removed its parts, the next one removes the rest.
     (parts / "notes.txt").unlink()
-    (parts / "unit-0.safetensors").write_text("x")
-    again = extract(named(tmp_path, "a"), NameEncoder(), name_job(parts), out, run, untold)
+    (parts / "video-0.safetensors").write_text("x")
+    again = extract(found(tmp_path, "a"), NameEncoder(), name_plan(parts), out, run, untold)
     assert again.was_there
     assert list(tmp_path.iterdir()) == [out]
 
@@ -490,14 +488,14 @@ out, sync, written = Path(sys.argv[1]), os.fsync, 0
 def kill(handle):
     global written
     written += 1
-    # The plan, the unit, and a first file of the pack have been written.
+    # The plan, the video, and a first file of the pack have been written.
     if written == 4:
         os.kill(os.getpid(), signal.SIGKILL)
     sync(handle)
 
 os.fsync = kill
-job = t.name_job(t.parts_folder(out))
-t.extract(t.named(out.parent, "a"), t.NameEncoder(), job, out, t.in_process, t.untold)
+plan = t.name_plan(t.parts_folder(out))
+t.extract(t.found(out.parent, "a"), t.NameEncoder(), plan, out, t.in_process, t.untold)
 """
 
 
@@ -508,8 +506,8 @@ def test_killed_while_the_pack_is_written(tmp_path: Path) -> None:
     assert killed.returncode == -signal.SIGKILL
     assert list(tmp_path.iterdir()) == [parts_folder(out)]
     assert len(list(parts_folder(out).glob(".pack.*"))) == 1
-    found, job = named(tmp_path, "a"), name_job(parts_folder(out))
-    extract(found, NameEncoder(), job, out, in_process, untold)
+    videos, plan = found(tmp_path, "a"), name_plan(parts_folder(out))
+    extract(videos, NameEncoder(), plan, out, in_process, untold)
     assert list(tmp_path.iterdir()) == [out]
     assert FeaturePack(out).vids == ("a",)
 
@@ -518,19 +516,18 @@ def test_a_pack_says_all_that_its_features_were_computed_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An accelerator began it and a CPU went on."""
-    monkeypatch.setattr(demr.extraction.videos, "_UNIT_FILES", 1)
     weighty = replace(IDENTITY, model="owner/model", digest="0")
     monkeypatch.setattr(NameEncoder, "identity", weighty)
     out = tmp_path / "pack"
 
-    def run(units: Any, job: Any, tell: Any) -> None:
-        for unit, dtype in zip(units, ("float16", "float32", "float16"), strict=True):
-            made = encode_unit(NameEncoder(), unit, lambda _: None)
-            outcomes = [replace(outcome, dtype=dtype) for outcome in made]
-            tell(unit, 1.0, write_part(job.parts, unit, outcomes))
+    def run(videos: Any, plan: Any, tell: Any) -> None:
+        for video, dtype in zip(videos, ("float16", "float32", "float16"), strict=True):
+            made = encode_video(NameEncoder(), video, plan)
+            write_part(plan.parts, video, replace(made, dtype=dtype))
+            tell(video, 1.0, "")
 
-    found = named(tmp_path, "a", "bb", "ccc")
-    extract(found, NameEncoder(), name_job(parts_folder(out)), out, run, untold)
+    videos = found(tmp_path, "a", "bb", "ccc")
+    extract(videos, NameEncoder(), name_plan(parts_folder(out)), out, run, untold)
     assert FeaturePack(out).identity.dtype == "float16+float32"
     assert FeaturePack(out).identity == weighty
     report = json.loads((out / REPORT).read_text())
@@ -539,23 +536,25 @@ def test_a_pack_says_all_that_its_features_were_computed_in(
 
 def test_files_that_changed_are_read_again(tmp_path: Path) -> None:
     out = tmp_path / "pack"
-    parts, unit = parts_folder(out), unit_of(tmp_path, "a")
-    parts.mkdir()
-    run_workers([unit], name_job(parts), untold)
-    video = VideoFile("a", tmp_path / "a.mp4", 10, 1)
-    found, asked = demr.extraction.videos.Found((video,)), []
+    plan, (same, changed) = name_plan(parts_folder(out)), named(tmp_path, "a", "b")
+    plan.parts.mkdir()
+    in_process([same, changed], plan, untold)
+    changed = replace(changed, changed_ns=1)
+    asked = []
 
-    def run(units: Any, job: Any, tell: Any) -> None:
-        asked.extend(units)
-        in_process(units, job, tell)
+    def run(videos: Any, plan: Any, tell: Any) -> None:
+        asked.extend(videos)
+        in_process(videos, plan, tell)
 
-    extract(found, NameEncoder(), name_job(parts), out, run, untold)
-    assert [made.videos for made in asked] == [(video,)]
+    extract(Found((same, changed)), NameEncoder(), plan, out, run, untold)
+    assert asked == [changed]
+    assert list(tmp_path.iterdir()) == [out]
 
 
 def test_bad_options(cli: Cli, folder: Path, tmp_path: Path) -> None:
     line = ("extract", folder, "--encoder", "builtin", "--out", tmp_path / "pack")
     assert "--workers" in cli(*line, "--workers", "0").one_line()
+    assert "--timeout" in cli(*line, "--timeout", "0").one_line()
     assert (
         "expected one of builtin"
         in cli("extract", folder, "--encoder", "nine", "--out", "x").one_line()
@@ -571,9 +570,7 @@ def test_bad_options(cli: Cli, folder: Path, tmp_path: Path) -> None:
 
 def test_a_closed_folder_is_reported_by_its_whole_name(tmp_path: Path) -> None:
     out = tmp_path / "pack"
-    found = demr.extraction.videos.Found(
-        unit_of(tmp_path, "a").videos, ("/my: films: Permission denied",)
-    )
-    job = name_job(parts_folder(out))
-    made = extract(found, NameEncoder(), job, out, in_process, untold)
+    videos = Found(named(tmp_path, "a"), ("/my: films: Permission denied",))
+    plan = name_plan(parts_folder(out))
+    made = extract(videos, NameEncoder(), plan, out, in_process, untold)
     assert made.skipped == (("/my: films", "Permission denied"),)

@@ -1,4 +1,4 @@
-"""Finding videos in folders, naming them, and cutting the list into units."""
+"""Finding videos in folders, and naming them."""
 
 import os
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from demr.errors import InputError
-from demr.extraction.videos import Unit, VideoFile, cut_into_units, find_videos
+from demr.extraction.videos import VideoFile, find_videos
 
 
 def touch(*paths: Path) -> None:
@@ -130,30 +130,13 @@ def test_a_named_file_in_a_closed_folder_is_told(
     assert found.closed == (f"{tmp_path / 'closed/b.mp4'}: Permission denied",)
 
 
-def test_units_are_neighbours_of_bounded_number_and_size() -> None:
-    def files(*sizes: int) -> list[VideoFile]:
-        return [VideoFile(f"{n:03d}", Path(f"/{n}.mp4"), size) for n, size in enumerate(sizes)]
-
-    def lengths(units: list[Unit]) -> list[int]:
-        return [len(unit.videos) for unit in units]
-
-    assert cut_into_units([]) == []
-    assert lengths(cut_into_units(files(*[1] * 70))) == [32, 32, 6]
-    large = files(10_000_000, 50_000_000, 10_000_000, 900_000_000, 0, 0)
-    units = cut_into_units(large)
-    assert lengths(units) == [2, 1, 1, 2]
-    assert [video for unit in units for video in unit.videos] == large
-    assert [unit.size for unit in units] == [60_000_000, 10_000_000, 900_000_000, 0]
-
-
-def test_the_key_of_a_unit_changes_with_its_files() -> None:
-    first = VideoFile("a", Path("/a.mp4"), 5, 1)
-    key = Unit((first,)).key
-    assert key == Unit((VideoFile("a", Path("/a.mp4"), 5, 1),)).key
-    others = [
+def test_the_key_of_a_video_changes_with_its_file() -> None:
+    files = [
+        VideoFile("a", Path("/a.mp4"), 5, 1),
         VideoFile("b", Path("/a.mp4"), 5, 1),
         VideoFile("a", Path("/b.mp4"), 5, 1),
         VideoFile("a", Path("/a.mp4"), 6, 1),
         VideoFile("a", Path("/a.mp4"), 5, 2),
     ]
-    assert len({key, *(Unit((other,)).key for other in others), Unit((first, first)).key}) == 6
+    assert len({video.key for video in files}) == 5
+    assert files[0].key == VideoFile("a", Path("/a.mp4"), 5, 1).key

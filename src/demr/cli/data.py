@@ -33,19 +33,27 @@ def extract(
         str | None,
         typer.Option(help="Address of a Ray cluster, or local: decode and encode there."),
     ] = None,
+    timeout: Annotated[
+        int,
+        typer.Option(help="Seconds; a video whose decoder gives no frame for so long is skipped."),
+    ] = 300,
     device: Device = "auto",
 ) -> None:
     """Bring the clip features of videos into a feature pack.
 
     Can be stopped at any moment: the same command goes on where it was. A video that cannot be
-    read is skipped, named and listed in extraction.json; the exit code is 1 then.
+    read, or that its decoder hangs on, is skipped, named and listed in extraction.json; the exit
+    code is 1 then.
     """
     from demr.extraction.progress import describe, extract_with_progress
 
     check_at_least("--workers", workers, 1)
+    check_at_least("--timeout", timeout, 1)
     if ray is not None:
-        need_extra("cluster", "ray", "pyarrow")
-    summary = extract_with_progress(sources, encoder, out, workers=workers, ray=ray, device=device)
+        need_extra("cluster", "ray")
+    summary = extract_with_progress(
+        sources, encoder, out, workers=workers, ray=ray, device=device, timeout_s=timeout
+    )
     typer.echo("\n".join(describe(summary, out)))
     if summary.skipped:
         raise typer.Exit(1)

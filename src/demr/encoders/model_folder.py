@@ -234,7 +234,7 @@ def import_transformers(source: str, family: Family) -> Any:
     return import_module("transformers")
 
 
-def brief(error: Exception) -> str:
+def brief(error: BaseException) -> str:
     """An error of a library on one line of bearable length."""
     text = " ".join(str(error).split()) or "no details"
     return textwrap.shorten(f"{type(error).__name__}: {text}", 200, placeholder=" ...")

@@ -1,10 +1,8 @@
 """Videos -> a feature pack: resumable, past files that are broken, by processes or a cluster.
 
-Videos are encoded in units (:mod:`demr.extraction.videos`). Each finished unit is a file in the
-folder ``OUT.partial``; when all are there, the pack is written and the folder removed. What a
-unit's features are depends on its files alone, so that a run that was killed and started again
-makes the same bytes. (Not to the last bit where a worker died over a unit twice: its videos are
-encoded one by one then.)
+Each finished video is a file in the folder ``OUT.partial``; when all are there, the pack is written
+and the folder removed. A video's features depend on its file alone, so that a run that was killed
+and started again makes the same bytes.
 """
 
 import fcntl
@@ -21,15 +19,17 @@ from pathlib import Path
 from demr import __version__
 from demr.encoders import Encoder, EncoderIdentity, VideoFeatures
 from demr.errors import DemrError, FeatureError, InputError, VideoError
-from demr.extraction.units import Job, Tell, disk_errors, has_part, read_part
-from demr.extraction.videos import Found, Unit, cut_into_units
+from demr.extraction.parts import ExtractionPlan, Tell, disk_errors, has_part, read_part
+from demr.extraction.videos import Found, VideoFile
 from demr.features.pack import FeaturePack, FeaturePackWriter
 from demr.machine.files import atomic_path
 from demr.machine.terminal import counted
 
 REPORT = "extraction.json"
-_PLAN_VERSION = 1
+# 1 had several videos in a file.
+_PLAN_VERSION = 2
 _PARTIAL = ".partial"
+_FINISHED = "video-*.safetensors"
 
 
 @dataclass(frozen=True)
@@ -55,22 +55,22 @@ class Summary:
     was_there: bool = False
 
 
-Runner = Callable[[Sequence[Unit], Job, Tell], None]
-"""Works on all units of a list, each in the end a file among the parts."""
+Runner = Callable[[Sequence[VideoFile], ExtractionPlan, Tell], None]
+"""Encodes all videos of a list, each in the end a file among the parts."""
 
 
 def extract(
-    found: Found, encoder: Encoder, job: Job, out: Path, run: Runner, tell: Tell
+    found: Found, encoder: Encoder, plan: ExtractionPlan, out: Path, run: Runner, tell: Tell
 ) -> Summary:
     """Bring videos into a feature pack.
 
     Args:
         found: The videos.
-        encoder: What describes them, as ``job`` makes it.
-        job: Told to workers.
+        encoder: What describes them, as ``plan`` makes it.
+        plan: For workers.
         out: Folder of the pack; ``out.partial`` beside it holds what is finished meanwhile.
-        run: Who works on the units that are not there yet.
-        tell: Told of units that are, too.
+        run: Who encodes the videos that are not there yet.
+        tell: Told of videos that are, too.
 
     Raises:
         FeatureError: If ``out`` exists and is not this pack, ``out.partial`` holds another
@@ -78,36 +78,35 @@ def extract(
         VideoError: If no video at all can be used; nothing is left behind.
     """
     if out.exists():
-        return _finished_before(found, encoder.identity, out, job.parts)
-    with _parts_folder(job.parts, encoder.identity):
-        units = cut_into_units(found.videos)
+        return _finished_before(found, encoder.identity, out, plan.parts)
+    with _parts_folder(plan.parts, encoder.identity):
         todo = []
-        for unit in units:
-            if has_part(job.parts, unit):
-                tell(unit, 1.0, None)
+        for video in found.videos:
+            if has_part(plan.parts, video):
+                tell(video, 1.0, "")
             else:
-                todo.append(unit)
+                todo.append(video)
         try:
             if todo:
-                run(todo, job, tell)
+                run(todo, plan, tell)
         except DemrError:
             # Of weights that cannot be loaded nothing is left that would bar the right ones.
-            if not any(job.parts.glob("unit-*")):
-                shutil.rmtree(job.parts, ignore_errors=True)
+            if not any(plan.parts.glob(_FINISHED)):
+                shutil.rmtree(plan.parts, ignore_errors=True)
             raise
-        summary = _publish(found, units, encoder.identity, job.parts, out)
-        _remove(job.parts)
+        summary = _publish(found, encoder.identity, plan.parts, out)
+        _remove(plan.parts)
     return summary
 
 
 def parts_folder(out: Path) -> Path:
-    """Where finished units lie until the pack is whole."""
+    """Where finished videos lie until the pack is whole."""
     return out.with_name(out.name + _PARTIAL)
 
 
 @contextmanager
 def _parts_folder(parts: Path, identity: EncoderIdentity) -> Iterator[None]:
-    """The folder of finished units, checked, and for this process alone."""
+    """The folder of finished videos, checked, and for this process alone."""
     with disk_errors(parts):
         parts.mkdir(parents=True, exist_ok=True)
         lock = (parts / "lock").open("w")
@@ -135,8 +134,8 @@ def _parts_folder(parts: Path, identity: EncoderIdentity) -> Iterator[None]:
 def _remove(parts: Path, *, finished: bool = True) -> None:
     """Remove what extractions have put into the folder, and the folder if that was all."""
     pack = glob.escape(parts.name.removesuffix(_PARTIAL))
-    half = (f".{pack}.*", ".unit-*", ".plan.json.*")
-    for pattern in (*half, "unit-*", "plan.json", "lock") if finished else half:
+    half = (f".{pack}.*", ".video-*", ".plan.json.*")
+    for pattern in (*half, _FINISHED, "plan.json", "lock") if finished else half:
         for path in parts.glob(pattern):
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
@@ -157,7 +156,7 @@ def _check_plan(parts: Path, identity: EncoderIdentity) -> None:
         return
     try:
         plan = json.loads(path.read_text(encoding="utf-8"))
-        begun, version = EncoderIdentity.from_dict(plan["encoder"]), plan["version"]
+        begun, version = EncoderIdentity.from_dict(plan["encoder"]), int(plan["version"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FeatureError(
             str(path),
@@ -165,7 +164,15 @@ def _check_plan(parts: Path, identity: EncoderIdentity) -> None:
             got=f"{type(error).__name__}: {error}",
             remedy=f"remove {parts} and start anew",
         ) from error
-    if begun != identity or version != _PLAN_VERSION:
+    if version != _PLAN_VERSION:
+        age = "an older" if version < _PLAN_VERSION else "a newer"
+        raise FeatureError(
+            str(parts),
+            expected="an extraction that this version of demr began",
+            got=f"one of {age} version, which keeps its parts in another form",
+            remedy="finish it with that version, or remove that folder",
+        )
+    if begun != identity:
         raise FeatureError(
             str(parts),
             expected=f"an extraction by {identity}",
@@ -174,31 +181,23 @@ def _check_plan(parts: Path, identity: EncoderIdentity) -> None:
         )
 
 
-def _publish(
-    found: Found, units: Sequence[Unit], identity: EncoderIdentity, parts: Path, out: Path
-) -> Summary:
-    """Write the pack from the finished units."""
-    paths = {video.vid: str(video.path) for video in found.videos}
+def _publish(found: Found, identity: EncoderIdentity, parts: Path, out: Path) -> Summary:
+    """Write the pack from the finished videos."""
     skipped = [tuple(text.rsplit(": ", 1)) for text in found.closed]
     damaged: list[tuple[str, str]] = []
     videos = clips = 0
     used: set[str] = set()
     with FeaturePackWriter(out, identity, within=parts) as writer:
-        for unit in units:
-            for outcome in read_part(parts, unit):
-                path = paths[outcome.vid]
-                if outcome.error:
-                    skipped.append((path, outcome.error))
-                    continue
-                damaged += [(path, note) for note in outcome.notes]
-                writer.add(
-                    VideoFeatures(
-                        outcome.vid, outcome.duration_s, identity.clip_s, outcome.features
-                    )
-                )
-                videos += 1
-                clips += len(outcome.features)
-                used.add(outcome.dtype)
+        for video in found.videos:
+            done, path = read_part(parts, video), str(video.path)
+            if done.features is None:
+                skipped.append((path, done.error))
+                continue
+            damaged += [(path, note) for note in done.notes]
+            writer.add(VideoFeatures(video.vid, done.duration_s, identity.clip_s, done.features))
+            videos += 1
+            clips += len(done.features)
+            used.add(done.dtype)
         if not videos:
             _remove(parts)
             raise VideoError(
@@ -207,7 +206,7 @@ def _publish(
                 got=f"none, such as {skipped[0][1]}",
                 remedy="check the files",
             )
-        # Actors of a cluster may have computed in half precision, or some of them.
+        # Machines of a cluster may have computed in half precision, or some of them.
         identity = writer.identity = replace(identity, dtype="+".join(sorted(used)))
         report = {
             "demr": __version__,

@@ -18,8 +18,8 @@ from rich.progress import (
 from demr.encoders import get_encoder
 from demr.errors import InputError
 from demr.extraction.job import REPORT, Runner, Summary, extract, parts_folder
-from demr.extraction.units import Done, Job
-from demr.extraction.videos import Unit, find_videos
+from demr.extraction.parts import DECODER_TIMEOUT_S, ExtractionPlan
+from demr.extraction.videos import VideoFile, find_videos
 from demr.extraction.workers import run_workers
 from demr.machine.terminal import counted
 
@@ -35,6 +35,7 @@ def extract_with_progress(
     workers: int = 1,
     ray: str | None = None,
     device: str = "auto",
+    timeout_s: float = DECODER_TIMEOUT_S,
 ) -> Summary:
     """Find videos, encode them and write the pack, telling the terminal how far it is.
 
@@ -42,9 +43,11 @@ def extract_with_progress(
         sources: Videos and folders of videos.
         encoder: What :func:`demr.encoders.get_encoder` takes.
         out: Folder of the pack.
-        workers: Processes, or encoding actors of a cluster.
+        workers: Processes, here or on the machines of a cluster.
         ray: Address of a cluster, ``local`` for one on this machine, None for none.
         device: Where networks run.
+        timeout_s: Longest wait for a frame of a decoder; a video that it does not give is
+            skipped.
 
     Raises:
         DemrError: If a source or the encoder is unusable, ``out`` is something else, the disk is
@@ -61,7 +64,7 @@ def extract_with_progress(
             got="the root of all folders",
             remedy="choose another folder",
         )
-    job = Job(encoder, device, made.identity.to_dict(), parts_folder(out))
+    plan = ExtractionPlan(encoder, device, made.identity.to_dict(), parts_folder(out), timeout_s)
     console = Console(stderr=True)
     for closed in found.closed:
         _print(console, f"skipped {_shown(closed)}")
@@ -77,7 +80,7 @@ def extract_with_progress(
     quiet = not console.is_terminal
     with Progress(*columns, console=console, transient=True, disable=quiet) as progress:
         tell = _Teller(progress, made.identity.spec, [video.size for video in found.videos])
-        return extract(found, made, job, out, _runner(workers, ray), tell)
+        return extract(found, made, plan, out, _runner(workers, ray), tell)
 
 
 def describe(summary: Summary, out: Path) -> list[str]:
@@ -109,7 +112,7 @@ def _runner(workers: int, ray: str | None) -> Runner:
 
 
 class _Teller:
-    """Turns what workers say into a bar; counts bytes, shows videos."""
+    """Turns what workers tell into a bar; counts bytes, shows videos."""
 
     def __init__(self, progress: Progress, description: str, sizes: Sequence[int]) -> None:
         self._progress = progress
@@ -117,34 +120,33 @@ class _Teller:
             description, total=max(sum(sizes), 1), videos=f"0/{len(sizes)}"
         )
         self._videos = len(sizes)
-        # By video: some units are tried video by video. Sums are kept, not added up anew: a
-        # hundred thousand videos have much to tell.
-        self._reached: dict[str, float] = {}
+        # Of videos that are begun. Sums are kept, not added up anew: there may be a hundred
+        # thousand videos.
+        self._shares: dict[str, float] = {}
         self._bytes = 0.0
-        self._finished = 0
-        self._named: set[str] = set()
+        self._finished = self._skipped = 0
 
-    def __call__(self, unit: Unit, share: float, done: Done | None) -> None:
-        for video in unit.videos:
-            before = self._reached.get(video.vid, 0.0)
-            self._reached[video.vid] = share
-            self._bytes += (share - before) * video.size
-            self._finished += int(share >= 1.0) - int(before >= 1.0)
+    def __call__(self, video: VideoFile, share: float, skipped: str) -> None:
+        before = self._shares.pop(video.vid, 0.0)
+        self._bytes += (share - before) * video.size
+        if share < 1.0:
+            self._shares[video.vid] = share
+        else:
+            self._finished += 1
         self._progress.update(
             self._task, completed=self._bytes, videos=f"{self._finished}/{self._videos}"
         )
-        for path, reason in done.skipped if done else ():
-            if path not in self._named:
-                self._named.add(path)
-                self._name(path, reason)
+        if skipped:
+            self._skipped += 1
+            self._name(str(video.path), skipped)
 
     def _name(self, path: str, reason: str) -> None:
         # Errors are of one line, names of files need not be.
         shown, reason = _shown(path), _shown(reason)
         line = f"skipped {reason if shown in reason else f'{shown}: {reason}'}"
-        if len(self._named) > _NAMED:
+        if self._skipped > _NAMED:
             return
-        if len(self._named) == _NAMED:
+        if self._skipped == _NAMED:
             line = f"skipped more than can be named here; {REPORT} will list them"
         _print(self._progress.console, line)
 

@@ -1,4 +1,4 @@
-"""Which videos there are in files and folders, what each is called, and pieces of work of them."""
+"""Which videos there are in files and folders, and what each is called."""
 
 import hashlib
 import os
@@ -17,10 +17,6 @@ SUFFIXES = frozenset(
         *("mpeg", "mpg", "mts", "ogv", "ts", "webm", "wmv"),
     )
 )
-# A piece is lost when its worker is killed, and costs a file of its own: small enough to lose,
-# large enough that short videos fill a network's batches together.
-_UNIT_FILES = 32
-_UNIT_BYTES = 64_000_000
 
 
 @dataclass(frozen=True)
@@ -39,26 +35,11 @@ class VideoFile:
     size: int
     changed_ns: int = 0
 
-
-@dataclass(frozen=True)
-class Unit:
-    """Some videos that are encoded together, and stored in one file until the pack is whole."""
-
-    videos: tuple[VideoFile, ...]
-
     @property
     def key(self) -> str:
-        """Changes with the list and with any of its files."""
-        total = hashlib.sha256()
-        for video in self.videos:
-            text = f"{video.vid}\0{video.path}\0{video.size}\0{video.changed_ns}\0"
-            total.update(text.encode("utf-8", "surrogateescape"))
-        return total.hexdigest()[:20]
-
-    @property
-    def size(self) -> int:
-        """Bytes of all its files."""
-        return sum(video.size for video in self.videos)
+        """Changes with the file's name, place, size and time of writing."""
+        text = f"{self.vid}\0{self.path}\0{self.size}\0{self.changed_ns}"
+        return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:20]
 
 
 @dataclass(frozen=True)
@@ -127,21 +108,6 @@ def find_videos(sources: Sequence[Path]) -> Found:
     names = {path: _text(path) if name in twice else name for path, name in names.items()}
     videos = [_look(name, path) for path, name in names.items()]
     return Found(tuple(sorted(videos, key=lambda video: video.vid)), tuple(closed))
-
-
-def cut_into_units(videos: Sequence[VideoFile]) -> list[Unit]:
-    """Neighbours in the list, up to 32 files or 64 MB; a longer file stands alone."""
-    units: list[Unit] = []
-    gathered: list[VideoFile] = []
-    for video in videos:
-        full = len(gathered) == _UNIT_FILES or Unit((*gathered, video)).size > _UNIT_BYTES
-        if gathered and full:
-            units.append(Unit(tuple(gathered)))
-            gathered = []
-        gathered.append(video)
-    if gathered:
-        units.append(Unit(tuple(gathered)))
-    return units
 
 
 def _walk(folder: Path, closed: list[str]) -> Iterator[Path]:

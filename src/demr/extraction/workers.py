@@ -1,235 +1,179 @@
-"""Worker processes for an extraction; one that dies takes nothing with it.
+"""Worker processes for an extraction; one that dies or hangs takes no other video with it.
 
-A decoder can crash on a file that was made or damaged to do so, and memory can run out. So files
-are read in processes of their own. A unit whose worker died is tried again; if that fails too,
-its videos are tried one by one, and the one that kills its worker twice is skipped.
+A decoder can crash or go round in circles on a file that was made or damaged to do so, and memory
+can run out. So videos are encoded in processes of a pool (pebble: of the well-kept ones, it alone
+outlives the death of a worker and knows whose task it was). A video whose worker died is tried
+once more, behind the others; if that fails too, it is skipped.
 """
 
+import ctypes
 import multiprocessing
 import os
 import threading
 from collections import deque
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
-from demr.encoders import EncoderIdentity
+import torch
+from pebble import ProcessExpired, ProcessPool
+
 from demr.encoders.model_folder import brief
 from demr.errors import DemrError, ModelError
-from demr.extraction.units import (
-    Done,
-    Job,
-    Outcome,
-    Tell,
-    encode_unit,
-    has_part,
-    read_part,
-    skipped_video,
-    write_part,
-)
-from demr.extraction.videos import Unit
+from demr.extraction.parts import ExtractionPlan, Outcome, Tell, encode_video, write_part
+from demr.extraction.videos import VideoFile
 from demr.machine.processes import ignored_interrupts
-
-if TYPE_CHECKING:
-    from multiprocessing.context import SpawnProcess
+from demr.video import TIMED_OUT, decoder_watchdog, probe_video, watch_decoding
 
 _TRIES = 2
-# Of a progress message to the next, as a share of the unit.
-_STEP = 0.01
-
-
-def run_workers(units: Sequence[Unit], job: Job, tell: Tell, *, workers: int = 1) -> None:
-    """Work on all units; each becomes a file among the job's parts.
-
-    Args:
-        units: What is to be done.
-        job: What workers need to know.
-        tell: Told how far each unit is.
-        workers: Processes; they share the cores.
-
-    Raises:
-        DemrError: What no other unit would do better with: damaged weights, a full disk.
-    """
-    pool = _Pool(job, max(1, min(workers, len(units))))
-    pending = deque(_Task(unit) for unit in units)
-    split: list[_Split] = []
-    try:
-        while pending or pool.busy:
-            pool.give(pending)
-            for task, message in pool.listen():
-                if isinstance(message, float):
-                    tell(task.unit, message, None)
-                elif isinstance(message, Done):
-                    tell(task.unit, 1.0, message)
-                elif isinstance(message, DemrError):
-                    raise message
-                else:
-                    pending.extend(_once_more(task, str(message), job, split, tell))
-            split = [whole for whole in split if not whole.finish(job, tell)]
-    finally:
-        pool.stop()
+_BAR_S = 0.2
+# The bar counts bytes. Within smaller files it would not be seen to move, and looking up how long
+# a file lasts takes a tenth of the work on short ones.
+_SHOWN_WITHIN = 20_000_000
+_Shares = Any  # an array of float64 in memory that the workers share; ctypes has no name for it
 
 
 @dataclass(frozen=True)
 class _Task:
-    """A unit, and how often it has cost a worker."""
+    """A video that a worker has, or will have next.
 
-    unit: Unit
-    deaths: int = 0
+    Attributes:
+        video: Which.
+        tries: How many there were before.
+        slot: Where its worker writes how far it is.
+    """
 
-
-@dataclass(frozen=True)
-class _Split:
-    """A unit whose videos are tried one by one."""
-
-    unit: Unit
-    singles: tuple[Unit, ...]
-
-    def finish(self, job: Job, tell: Tell) -> bool:
-        """Put the unit together once all its videos have been tried."""
-        if not all(has_part(job.parts, single) for single in self.singles):
-            return False
-        outcomes: list[Outcome] = []
-        for single in self.singles:
-            outcomes += read_part(job.parts, single)
-        tell(self.unit, 1.0, write_part(job.parts, self.unit, outcomes))
-        return True
+    video: VideoFile
+    tries: int
+    slot: int
 
 
-def _once_more(task: _Task, cause: str, job: Job, split: list[_Split], tell: Tell) -> list[_Task]:
-    """What to do about a unit whose worker died."""
-    if task.deaths + 1 < _TRIES:
-        return [_Task(task.unit, task.deaths + 1)]
-    if len(task.unit.videos) > 1:
-        singles = tuple(Unit((video,)) for video in task.unit.videos)
-        split.append(_Split(task.unit, singles))
-        return [_Task(single) for single in singles if not has_part(job.parts, single)]
-    (video,) = task.unit.videos
-    identity = EncoderIdentity.from_dict(job.identity)
-    outcome = skipped_video(video, f"the process that read it {cause}", identity)
-    tell(task.unit, 1.0, write_part(job.parts, task.unit, [outcome]))
+def run_workers(
+    videos: Sequence[VideoFile], plan: ExtractionPlan, tell: Tell, *, workers: int = 1
+) -> None:
+    """Encode videos; each becomes a file among the plan's parts.
+
+    Args:
+        videos: What is to be done.
+        plan: What workers need to know.
+        tell: Told how far each video is.
+        workers: Processes; they share the cores.
+
+    Raises:
+        DemrError: What no other video would do better with: damaged weights, a full disk.
+    """
+    workers = max(1, min(workers, len(videos)))
+    context = multiprocessing.get_context("spawn")
+    # One more a worker, so that none has to wait for the next.
+    free = deque(range(2 * workers))
+    shares: _Shares = context.RawArray(ctypes.c_double, len(free))
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    pool = ProcessPool(
+        workers, initializer=_start, initargs=(plan, shares, threads), context=context
+    )
+    pending = deque((video, 0) for video in videos)
+    running: dict[Future[str], _Task] = {}
+    try:
+        while pending or running:
+            while pending and free:
+                task = _Task(*pending.popleft(), free.popleft())
+                shares[task.slot] = 0.0
+                with ignored_interrupts():  # the first one starts the pool
+                    running[pool.schedule(_work, (task.video, task.slot))] = task
+            done = wait(running, _BAR_S, FIRST_COMPLETED).done
+            for future in done:
+                task = running.pop(future)
+                free.append(task.slot)
+                pending.extend(_finish(task, future, plan, tell))
+            for task in running.values():
+                tell(task.video, shares[task.slot], "")
+    finally:
+        pool.stop()
+        pool.join()
+
+
+def _finish(
+    task: _Task, future: Future[str], plan: ExtractionPlan, tell: Tell
+) -> list[tuple[VideoFile, int]]:
+    """Tell of a finished video; what is to be tried again."""
+    error = future.exception()
+    if error is None:
+        tell(task.video, 1.0, future.result())
+        return []
+    if isinstance(error, DemrError):
+        raise error
+    if isinstance(error, BrokenProcessPool):
+        raise ModelError(
+            f"--encoder {plan.encoder}",
+            expected="worker processes that start",
+            got=brief(error),
+            remedy="look for what ends them (memory?), and run the same command again: it goes "
+            "on where it was",
+        ) from error
+    if task.tries + 1 < _TRIES:
+        tell(task.video, 0.0, "")
+        return [(task.video, task.tries + 1)]
+    reason = f"the process that read it {_cause(error, plan.timeout_s)}"
+    write_part(plan.parts, task.video, Outcome(error=reason))
+    tell(task.video, 1.0, reason)
     return []
 
 
-class _Pool:
-    """Processes, each with a pipe, and what each is at."""
-
-    def __init__(self, job: Job, workers: int) -> None:
-        self._job = job
-        self._workers = workers
-        self._threads = max(1, (os.cpu_count() or 1) // workers)
-        self._context = multiprocessing.get_context("spawn")
-        self._processes: dict[Connection, SpawnProcess] = {}
-        self.busy: dict[Connection, _Task] = {}
-
-    def give(self, pending: deque[_Task]) -> None:
-        """Give every idle worker something to do; start more if there is more."""
-        while pending:
-            idle = next((pipe for pipe in self._processes if pipe not in self.busy), None)
-            if idle is None and len(self._processes) < self._workers:
-                idle = self._start()
-            if idle is None:
-                return
-            task = pending.popleft()
-            self.busy[idle] = task
-            # Where it died idle, listening finds out.
-            with suppress(OSError):
-                idle.send(task.unit)
-
-    def listen(self) -> list[tuple[_Task, Any]]:
-        """What busy workers have to say; in words, how one died."""
-        heard: list[tuple[_Task, Any]] = []
-        for pipe in cast("list[Connection]", wait(list(self.busy))):
-            task = self.busy[pipe]
-            try:
-                message = pipe.recv()
-            except (EOFError, OSError):
-                message = ""
-            if isinstance(message, str):
-                message = self._bury(pipe, message)
-            if not isinstance(message, float):
-                self.busy.pop(pipe)
-            heard.append((task, message))
-        return heard
-
-    def stop(self) -> None:
-        """End all workers, whatever they are at."""
-        for pipe, process in self._processes.items():
-            pipe.close()
-            process.terminate()
-        for process in self._processes.values():
-            process.join()
-
-    def _start(self) -> Connection:
-        here, there = self._context.Pipe()
-        process = self._context.Process(
-            target=_work, args=(there, self._job, self._threads), daemon=True
-        )
-        with ignored_interrupts():
-            process.start()
-        there.close()
-        self._processes[here] = process
-        return here
-
-    def _bury(self, pipe: Connection, last_words: str) -> str:
-        process = self._processes.pop(pipe)
-        process.join()
-        pipe.close()
-        code = process.exitcode or 0
-        return last_words or (
-            f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
-        )
+def _cause(error: BaseException, timeout_s: float) -> str:
+    if not isinstance(error, ProcessExpired):
+        return f"failed: {brief(error)}"
+    if error.exitcode == -TIMED_OUT:
+        return f"got no frame out of it for {timeout_s:g} s"
+    if error.exitcode < 0:
+        return f"was killed by signal {-error.exitcode}"
+    return f"ended with code {error.exitcode}"
 
 
-def _work(pipe: Connection, job: Job, threads: int) -> None:
-    """What a worker does: encode units until the pipe closes."""
-    import torch
+class _Worker:
+    """What a worker process holds: its plan, its encoder once there is one, the bar's shares."""
 
+    here: "_Worker"
+
+    def __init__(self, plan: ExtractionPlan, shares: _Shares) -> None:
+        self.plan = plan
+        self.shares = shares
+        self._encoder: Any = None
+
+    def encode(self, video: VideoFile, slot: int) -> str:
+        """Encode and store a video; why it was skipped, if it was."""
+        if self._encoder is None:
+            self._encoder = self.plan.make_encoder()
+        with watch_decoding(self._watcher(video, slot)):
+            outcome = encode_video(self._encoder, video, self.plan)
+        write_part(self.plan.parts, video, outcome)
+        return outcome.error
+
+    def _watcher(self, video: VideoFile, slot: int) -> Callable[[float], None] | None:
+        if video.size < _SHOWN_WITHIN:
+            return None
+        try:
+            with decoder_watchdog(self.plan.timeout_s):
+                duration_s = probe_video(video.path).duration_s
+        except DemrError:  # as encoding it will say
+            return None
+
+        def reached(second: float) -> None:
+            self.shares[slot] = min(second / duration_s, 0.99)
+
+        return reached
+
+
+def _start(plan: ExtractionPlan, shares: _Shares, threads: int) -> None:
+    """What a worker begins with."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
-    try:
-        encoder = job.make_encoder()
-        while True:
-            unit = pipe.recv()
-            told = 0.0
-
-            def tell(share: float) -> None:
-                nonlocal told
-                if share >= told + _STEP:
-                    told = share
-                    pipe.send(share)
-
-            done = write_part(job.parts, unit, encode_unit(encoder, unit, tell))
-            pipe.send(done)
-    except DemrError as error:
-        pipe.send(error)
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        return
-    except _device_errors() as error:
-        # Pictures of all files are of one size there: the next file would be skipped as well,
-        # and so would all others.
-        pipe.send(
-            ModelError(
-                f"--device {job.device}",
-                expected="one that works, with room for the networks of all workers",
-                got=brief(error),
-                remedy="free its memory or use fewer --workers, and run the same command again: "
-                "it goes on where it was",
-            )
-        )
-    except Exception as error:  # noqa: BLE001  (whatever it is, the unit and not the run has failed)
-        pipe.send(f"failed: {brief(error)}")
+    _Worker.here = _Worker(plan, shares)
 
 
-def _device_errors() -> tuple[type[Exception], ...]:
-    """What PyTorch raises where an accelerator is full or lost."""
-    import torch
-
-    # The second has come with PyTorch 2.8.
-    lost = getattr(torch, "AcceleratorError", torch.OutOfMemoryError)
-    return (torch.OutOfMemoryError, lost)
+def _work(video: VideoFile, slot: int) -> str:
+    return _Worker.here.encode(video, slot)
 
 
 def _end_with_parent() -> None:

@@ -14,9 +14,11 @@ from demr.video.reading import (
     watch_decoding,
 )
 from demr.video.source import DamagedVideoWarning
+from demr.video.watchdog import TIMED_OUT, decoder_watchdog
 from demr.video.writing import VideoWriter, cut_clip
 
 __all__ = [
+    "TIMED_OUT",
     "DamagedVideoWarning",
     "Frame",
     "Pixels",
@@ -24,6 +26,7 @@ __all__ = [
     "VideoInfo",
     "VideoWriter",
     "cut_clip",
+    "decoder_watchdog",
     "iter_frames",
     "probe_video",
     "watch_decoding",

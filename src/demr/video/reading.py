@@ -23,6 +23,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from demr.errors import InputError
 from demr.video.orientation import Orientation, Pixels, orientation_of
 from demr.video.source import Source
+from demr.video.watchdog import decoder_call
 
 # Hours are decoded inside encoders, which have no reason to know of progress bars.
 _watcher: ContextVar[Callable[[float], None] | None] = ContextVar("watcher", default=None)
@@ -86,7 +87,8 @@ class Video:
     def __init__(
         self, path: str | os.PathLike[str], damaged: Callable[[str], None] | None = None
     ) -> None:
-        self._source = Source(path, damaged)
+        with decoder_call(Path(path)):
+            self._source = Source(path, damaged)
         self._frames = self._source.frames()
         self._is_read = False
 
@@ -98,11 +100,15 @@ class Video:
 
     @cached_property
     def _first(self) -> tuple[float, VideoFrame]:
-        first = next(self._frames, None)
+        first = self._next()
         if first is None:
             self._source.container.close()
             raise self._source.no_frame()
         return first
+
+    def _next(self) -> tuple[float, VideoFrame] | None:
+        with decoder_call(self._source.path):
+            return next(self._frames, None)
 
     @cached_property
     def info(self) -> VideoInfo:
@@ -116,9 +122,11 @@ class Video:
         width, height = frame.width, frame.height
         if orientation.transpose:
             width, height = height, width
+        with decoder_call(source.path):
+            duration_s = source.duration_s()
         return VideoInfo(
             path=source.path,
-            duration_s=source.duration_s(),
+            duration_s=duration_s,
             width=width,
             height=height,
             fps=source.fps,
@@ -158,9 +166,9 @@ class Video:
                 return
             source.wanted_s = time_s
             shown_pts, shown = self._first
-            convert = _Converter(shown, height, width)
+            convert = _Converter(source.path, shown, height, width)
             rgb: Pixels | None = None
-            for pts_s, frame in self._frames:
+            for pts_s, frame in iter(self._next, None):
                 while time_s < pts_s:
                     if rgb is None:
                         rgb = convert(shown)
@@ -259,7 +267,10 @@ def _checked(times_s: Iterable[float]) -> Iterator[float]:
 class _Converter:
     """Turns decoded frames into upright RGB of one size, with one scaler for all."""
 
-    def __init__(self, frame: VideoFrame, height: int | None, width: int | None) -> None:
+    def __init__(
+        self, path: Path, frame: VideoFrame, height: int | None, width: int | None
+    ) -> None:
+        self.path = path
         self.orientation = orientation_of(frame)
         full_h, full_w = frame.height, frame.width
         if self.orientation.transpose:
@@ -286,13 +297,14 @@ class _Converter:
         self.reformatter = VideoReformatter()
 
     def __call__(self, frame: VideoFrame) -> Pixels:
-        converted = self.reformatter.reformat(
-            frame,
-            width=self.width,
-            height=self.height,
-            format="rgb24",
-            interpolation=self.interpolation,
-            threads=1,
-        )
-        rgb: Pixels = converted.to_ndarray()  # type: ignore[assignment]
+        with decoder_call(self.path):
+            converted = self.reformatter.reformat(
+                frame,
+                width=self.width,
+                height=self.height,
+                format="rgb24",
+                interpolation=self.interpolation,
+                threads=1,
+            )
+            rgb: Pixels = converted.to_ndarray()  # type: ignore[assignment]
         return rgb if self.is_upright else self.orientation.upright(rgb)

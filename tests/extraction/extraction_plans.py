@@ -1,10 +1,10 @@
-"""Jobs whose encoders do what a broken file or a full machine would do to a worker."""
+"""Plans whose encoders do what a broken file or a full machine would do to a worker."""
 
 import os
 import signal
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,9 @@ import torch
 
 from demr.encoders import Encoder, EncoderIdentity, QueryFeatures, VideoFeatures
 from demr.errors import ModelError, VideoError
-from demr.extraction.units import Job
-from demr.extraction.videos import Unit, VideoFile
+from demr.extraction.parts import ExtractionPlan
+from demr.extraction.videos import Found, VideoFile
+from demr.video import watchdog
 
 IDENTITY = EncoderIdentity("names", "1", 1.0, (("names", 2),), 2, "none")
 
@@ -35,6 +36,9 @@ class NameEncoder:
         if "slow" in name:
             Path(path).with_name("pid").write_text(f"{os.getpid()}\n")
             time.sleep(60)
+        if "hang" in name:
+            with watchdog.decoder_call(Path(path)):
+                time.sleep(60)
         if "bug" in name:
             raise RuntimeError("no kernel\nfor this")
         if "gpu" in name:
@@ -53,21 +57,20 @@ class NameEncoder:
 
 
 @dataclass(frozen=True)
-class NameJob(Job):
+class NamePlan(ExtractionPlan):
     """Makes that encoder in workers."""
 
     def make_encoder(self) -> Encoder:
         return NameEncoder()
 
 
-def name_job(parts: Path) -> NameJob:
-    return NameJob("names", "cpu", IDENTITY.to_dict(), parts)
+def name_plan(parts: Path, timeout_s: float = 60) -> NamePlan:
+    return NamePlan("names", "cpu", IDENTITY.to_dict(), parts, timeout_s)
 
 
-def unit_of(folder: Path, *names: str) -> Unit:
-    return Unit(tuple(VideoFile(name, folder / f"{name}.mp4", 10) for name in names))
+def named(folder: Path, *names: str) -> tuple[VideoFile, ...]:
+    return tuple(VideoFile(name, folder / f"{name}.mp4", 10) for name in names)
 
 
-def touched(unit: Unit) -> Unit:
-    """The same files, written later."""
-    return Unit(tuple(replace(video, changed_ns=video.changed_ns + 1) for video in unit.videos))
+def found(folder: Path, *names: str) -> Found:
+    return Found(named(folder, *names))
