@@ -29,7 +29,6 @@ import numpy as np
 import torch
 from decoding_videos import CLIP_S as FILE_S
 from decoding_videos import make_clips
-from demr.extraction.parts import ExtractionPlan, encode_video, write_part
 from encoder_models import build
 from safetensors import safe_open
 from torch.utils.flop_counter import FlopCounterMode
@@ -38,6 +37,7 @@ import demr.encoders.frames
 from demr.encoders import Encoder, get_encoder
 from demr.encoders.frames import Block, FrameEncoder, read_blocks
 from demr.extraction.job import extract, parts_folder
+from demr.extraction.parts import ExtractionPlan, encode_video, write_part
 from demr.extraction.videos import find_videos
 from demr.video.reading import Frame, Video
 

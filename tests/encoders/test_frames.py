@@ -110,17 +110,13 @@ def test_streams_get_their_own_frames_from_one_pass(
     assert [stream.blocks[0] for stream in streams] == [(4, 1, 3, 4, 32), (4, 4, 3, 4, 32)]
 
 
-def test_blocks_are_of_one_video_and_one_size(
-    grey: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_blocks_are_of_one_video_and_one_size(grey: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = Means("one", [0.5], batch=4, size=0)
     sizes = [block.pixels.shape for block in read_blocks(Video(grey), [stream])]
     assert sizes == [(4, 1, 3, 16, 32), (4, 1, 3, 16, 32), (2, 1, 3, 16, 32)]
     # A stream of frames that change their size, as broadcasts do.
     pictures = iter([*[(3, 16, 32)] * 5, *[(3, 64, 48)] * 5])
-    monkeypatch.setattr(
-        stream, "prepare", lambda _: torch.zeros(next(pictures), dtype=torch.uint8)
-    )
+    monkeypatch.setattr(stream, "prepare", lambda _: torch.zeros(next(pictures), dtype=torch.uint8))
     blocks = list(read_blocks(Video(grey), [stream]))
     assert [len(block.rows) for block in blocks] == [4, 1, 4, 1]
     assert np.concatenate([block.rows for block in blocks]).tolist() == list(range(10))

@@ -253,6 +253,16 @@ def test_files_that_kill_or_hang_their_worker_are_skipped(tmp_path: Path) -> Non
     assert sorted(told) == sorted((vid, outcome.error) for vid, outcome in outcomes.items())
 
 
+def test_workers_that_never_start_end_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "_start", end_at_once)
+    with pytest.raises(ModelError, match="--workers 2: expected processes that start"):
+        run_workers(named(tmp_path, "a", "b"), name_plan(tmp_path), untold, workers=2)
+
+
+def end_at_once(*_: object) -> None:
+    os._exit(1)
+
+
 def test_shares_of_a_long_video_are_told(
     film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,7 +25,8 @@ from demr.errors import DemrError, ModelError
 from demr.extraction.parts import ExtractionPlan, Outcome, Tell, encode_video, write_part
 from demr.extraction.videos import VideoFile
 from demr.machine.processes import ignored_interrupts
-from demr.video import TIMED_OUT, decoder_watchdog, probe_video, watch_decoding
+from demr.video import decoder_watchdog, probe_video, watch_decoding
+from demr.video.watchdog import TIMED_OUT
 
 _TRIES = 2
 _BAR_S = 0.2
@@ -64,7 +65,29 @@ def run_workers(
     Raises:
         DemrError: What no other video would do better with: damaged weights, a full disk.
     """
-    workers = max(1, min(workers, len(videos)))
+    pending = deque((video, 0) for video in videos)
+    broken = 0
+    while pending:
+        before = len(pending)
+        _run_pool(pending, plan, tell, max(1, min(workers, before)))
+        broken = broken + 1 if len(pending) == before else 0
+        if broken == _TRIES:
+            raise ModelError(
+                f"--workers {workers}",
+                expected="processes that start",
+                got="all of them ended before they had a video",
+                remedy="look for what ends them, such as a lack of memory, and run the same "
+                "command again: it goes on where it was",
+            )
+
+
+def _run_pool(
+    pending: deque[tuple[VideoFile, int]], plan: ExtractionPlan, tell: Tell, workers: int
+) -> None:
+    """Encode what is pending, until all is done or workers died that had no video.
+
+    The pool cannot go on then: what is left is pending again.
+    """
     context = multiprocessing.get_context("spawn")
     # One more a worker, so that none has to wait for the next.
     free = deque(range(2 * workers))
@@ -73,25 +96,28 @@ def run_workers(
     pool = ProcessPool(
         workers, initializer=_start, initargs=(plan, shares, threads), context=context
     )
-    pending = deque((video, 0) for video in videos)
     running: dict[Future[str], _Task] = {}
     try:
-        while pending or running:
-            while pending and free:
+        with ignored_interrupts():
+            is_alive = pool.active  # asking starts it
+        while is_alive and (pending or running):
+            while pending and free and pool.active:
                 task = _Task(*pending.popleft(), free.popleft())
                 shares[task.slot] = 0.0
-                with ignored_interrupts():  # the first one starts the pool
-                    running[pool.schedule(_work, (task.video, task.slot))] = task
+                running[pool.schedule(_work, (task.video, task.slot))] = task
             done = wait(running, _BAR_S, FIRST_COMPLETED).done
+            is_alive = pool.active
             for future in done:
-                task = running.pop(future)
-                free.append(task.slot)
-                pending.extend(_finish(task, future, plan, tell))
+                if not isinstance(future.exception(), BrokenProcessPool):
+                    task = running.pop(future)
+                    free.append(task.slot)
+                    pending.extend(_finish(task, future, plan, tell))
             for task in running.values():
                 tell(task.video, shares[task.slot], "")
     finally:
         pool.stop()
         pool.join()
+        pending.extend((task.video, task.tries) for task in running.values())
 
 
 def _finish(
@@ -104,14 +130,6 @@ def _finish(
         return []
     if isinstance(error, DemrError):
         raise error
-    if isinstance(error, BrokenProcessPool):
-        raise ModelError(
-            f"--encoder {plan.encoder}",
-            expected="worker processes that start",
-            got=brief(error),
-            remedy="look for what ends them (memory?), and run the same command again: it goes "
-            "on where it was",
-        ) from error
     if task.tries + 1 < _TRIES:
         tell(task.video, 0.0, "")
         return [(task.video, task.tries + 1)]

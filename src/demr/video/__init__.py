@@ -14,11 +14,10 @@ from demr.video.reading import (
     watch_decoding,
 )
 from demr.video.source import DamagedVideoWarning
-from demr.video.watchdog import TIMED_OUT, decoder_watchdog
+from demr.video.watchdog import decoder_watchdog
 from demr.video.writing import VideoWriter, cut_clip
 
 __all__ = [
-    "TIMED_OUT",
     "DamagedVideoWarning",
     "Frame",
     "Pixels",
