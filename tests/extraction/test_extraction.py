@@ -68,15 +68,15 @@ def pack(
 ) -> Path:
     """The pack of that folder, made undisturbed."""
     out = tmp_path_factory.mktemp("packs") / "whole"
-    assert command(folder, clip_models["clip"], out).wait() == 1
+    assert command(folder, f"clip:{clip_models['clip']}", out).wait() == 1
     return out
 
 
-def command(folder: Path, model: Path, out: Path, *options: str) -> "subprocess.Popen[str]":
+def command(folder: Path, encoder: str, out: Path) -> "subprocess.Popen[str]":
     """Begin an extraction in a process of its own."""
-    line = [sys.executable, "-m", "demr", "extract", str(folder), "--encoder", f"clip:{model}"]
+    line = [sys.executable, "-m", "demr", "extract", str(folder), "--encoder", encoder]
     return subprocess.Popen(
-        [*line, "--out", str(out), "--device", "cpu", *options],
+        [*line, "--out", str(out), "--device", "cpu"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -185,18 +185,15 @@ def test_the_bar_counts_each_video_once(tmp_path: Path) -> None:
     ]
 
 
-def test_a_stopped_extraction_goes_on_to_the_same_bytes(
-    pack: Path,
-    folder: Path,
-    clip_models: dict[str, Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_stopped_extraction_goes_on_to_the_same_bytes(folder: Path, tmp_path: Path) -> None:
     """By Ctrl-C, by the death of the command, and by that of all its workers."""
-    out = tmp_path / "pack"
-    parts = parts_folder(out)
+    found, encoder = find_videos([folder]), get_encoder("builtin")
+    whole, out = tmp_path / "whole", tmp_path / "pack"
+    identity, parts = encoder.identity.to_dict(), parts_folder(out)
+    plan = ExtractionPlan("builtin", "cpu", identity, parts_folder(whole))
+    assert extract(found, encoder, plan, whole, in_process, untold).videos == 10
     for signalled, finished in ((signal.SIGINT, 1), (signal.SIGKILL, 3)):
-        begun = command(folder, clip_models["clip"], out)
+        begun = command(folder, "builtin", out)
         while begun.poll() is None and len(list(parts.glob("video-*"))) < finished:
             time.sleep(0.005)
         begun.send_signal(signalled)
@@ -204,9 +201,6 @@ def test_a_stopped_extraction_goes_on_to_the_same_bytes(
         assert begun.returncode in (-signalled, 130)
         assert "Traceback" not in complaint
         assert not out.exists()
-    spec = f"clip:{clip_models['clip']}"
-    encoder = get_encoder(spec, device="cpu")
-    plan = ExtractionPlan(spec, "cpu", encoder.identity.to_dict(), parts)
     before, killed = len(list(parts.glob("video-*"))), list[int]()
     told: list[VideoFile] = []
 
@@ -217,11 +211,11 @@ def test_a_stopped_extraction_goes_on_to_the_same_bytes(
                 killed.append(process.pid or 0)
                 os.kill(killed[-1], signal.SIGKILL)
 
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    extract(find_videos([folder]), encoder, plan, out, partial(run_workers, workers=2), kill)
+    plan = replace(plan, parts=parts)
+    extract(found, encoder, plan, out, partial(run_workers, workers=2), kill)
     assert len(killed) == 2
     assert len(told) == len(set(told)) == 12
-    assert contents(out) == contents(pack)
+    assert contents(out) == contents(whole)
     assert not parts.exists()
 
 
@@ -255,8 +249,8 @@ def test_files_that_kill_or_hang_their_worker_are_skipped(tmp_path: Path) -> Non
 
 def test_workers_that_never_start_end_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "_start", end_at_once)
-    with pytest.raises(ModelError, match="--workers 2: expected processes that start"):
-        run_workers(named(tmp_path, "a", "b"), name_plan(tmp_path), untold, workers=2)
+    with pytest.raises(ModelError, match="--workers 1: expected processes that start"):
+        run_workers(named(tmp_path, "a"), name_plan(tmp_path), untold)
 
 
 def end_at_once(*_: object) -> None:
@@ -351,8 +345,9 @@ def test_parts_hold_what_was_made(tmp_path: Path) -> None:
 
 
 def in_process(videos: Any, plan: Any, tell: Any) -> None:
+    encoder = plan.make_encoder()
     for video in videos:
-        outcome = encode_video(NameEncoder(), video, plan)
+        outcome = encode_video(encoder, video, plan)
         write_part(plan.parts, video, outcome)
         tell(video, 1.0, outcome.error)
 

@@ -1,9 +1,10 @@
 """Worker processes for an extraction; one that dies or hangs takes no other video with it.
 
 A decoder can crash or go round in circles on a file that was made or damaged to do so, and memory
-can run out. So videos are encoded in processes of a pool (pebble: of the well-kept ones, it alone
-outlives the death of a worker and knows whose task it was). A video whose worker died is tried
-once more, behind the others; if that fails too, it is skipped.
+can run out. So videos are encoded in other processes, which pebble starts and watches. Each has a
+pool to itself: workers of one pool share a lock, and one that is killed while it holds it would
+keep the others waiting for minutes. A video whose worker died is tried once more, after the
+others; if that fails too, it is skipped.
 """
 
 import ctypes
@@ -11,7 +12,7 @@ import multiprocessing
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -38,12 +39,12 @@ _Shares = Any  # an array of float64 in memory that the workers share; ctypes ha
 
 @dataclass(frozen=True)
 class _Task:
-    """A video that a worker has, or will have next.
+    """What a worker is at.
 
     Attributes:
-        video: Which.
+        video: Its video.
         tries: How many there were before.
-        slot: Where its worker writes how far it is.
+        slot: Of the worker, and of the share that it tells.
     """
 
     video: VideoFile
@@ -66,58 +67,93 @@ def run_workers(
         DemrError: What no other video would do better with: damaged weights, a full disk.
     """
     pending = deque((video, 0) for video in videos)
-    broken = 0
-    while pending:
-        before = len(pending)
-        _run_pool(pending, plan, tell, max(1, min(workers, before)))
-        broken = broken + 1 if len(pending) == before else 0
-        if broken == _TRIES:
+    running: dict[Future[str], _Task] = {}
+    fleet = _Fleet(plan, max(1, min(workers, len(videos))))
+    try:
+        while pending or running:
+            for slot in fleet.idle(running.values()):
+                if pending:
+                    task = _Task(*pending.popleft(), slot)
+                    running[fleet.give(task)] = task
+            wait(running, _BAR_S, FIRST_COMPLETED)
+            for future, task in list(running.items()):
+                if not future.done() and fleet.is_alive(task.slot):
+                    tell(task.video, fleet.shares[task.slot], "")
+                    continue
+                del running[future]
+                if fleet.has_lost(task.slot, future):
+                    pending.appendleft((task.video, task.tries))
+                else:
+                    pending.extend(_finish(task, future, plan, tell))
+    finally:
+        fleet.stop()
+
+
+class _Fleet:
+    """Workers, each a pool of one process that is replaced when it dies."""
+
+    def __init__(self, plan: ExtractionPlan, workers: int) -> None:
+        self._context = multiprocessing.get_context("spawn")
+        self.shares: _Shares = self._context.RawArray(ctypes.c_double, workers)
+        threads = max(1, (os.cpu_count() or 1) // workers)
+        self._begin = plan, self.shares, threads
+        self._pools: dict[int, ProcessPool] = {}
+        self._workers = workers
+        self._lost = 0
+
+    def idle(self, tasks: Iterable[_Task]) -> list[int]:
+        """Slots without a task."""
+        busy = {task.slot for task in tasks}
+        return [slot for slot in range(self._workers) if slot not in busy]
+
+    def give(self, task: _Task) -> Future[str]:
+        """Have a worker encode a video; start it where there is none."""
+        self.shares[task.slot] = 0.0
+        if not self.is_alive(task.slot):
+            self._drop(task.slot)
+            self._pools[task.slot] = ProcessPool(
+                1, initializer=_start, initargs=self._begin, context=self._context
+            )
+        with ignored_interrupts():
+            return self._pools[task.slot].schedule(_work, (task.video, task.slot))
+
+    def is_alive(self, slot: int) -> bool:
+        """Whether a slot has a worker, or will have it again."""
+        return slot in self._pools and self._pools[slot].active
+
+    def has_lost(self, slot: int, future: Future[str]) -> bool:
+        """Whether a worker ended before it had begun with its video; see to it that it is replaced.
+
+        Raises:
+            ModelError: If one after the other does.
+        """
+        error = future.exception() if future.done() else BrokenProcessPool()
+        if isinstance(error, ProcessExpired | BrokenProcessPool):
+            self._drop(slot)
+        is_lost = isinstance(error, BrokenProcessPool)
+        self._lost = self._lost + 1 if is_lost else 0
+        if self._lost > _TRIES * self._workers:
             raise ModelError(
-                f"--workers {workers}",
+                f"--workers {self._workers}",
                 expected="processes that start",
-                got="all of them ended before they had a video",
+                got="one after the other ended before it had a video",
                 remedy="look for what ends them, such as a lack of memory, and run the same "
                 "command again: it goes on where it was",
             )
+        return is_lost
 
+    def stop(self) -> None:
+        """End all workers, whatever they are at."""
+        for pool in self._pools.values():
+            pool.stop()
+        for slot in list(self._pools):
+            self._drop(slot)
 
-def _run_pool(
-    pending: deque[tuple[VideoFile, int]], plan: ExtractionPlan, tell: Tell, workers: int
-) -> None:
-    """Encode what is pending, until all is done or workers died that had no video.
-
-    The pool cannot go on then: what is left is pending again.
-    """
-    context = multiprocessing.get_context("spawn")
-    # One more a worker, so that none has to wait for the next.
-    free = deque(range(2 * workers))
-    shares: _Shares = context.RawArray(ctypes.c_double, len(free))
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    pool = ProcessPool(
-        workers, initializer=_start, initargs=(plan, shares, threads), context=context
-    )
-    running: dict[Future[str], _Task] = {}
-    try:
-        with ignored_interrupts():
-            is_alive = pool.active  # asking starts it
-        while is_alive and (pending or running):
-            while pending and free and pool.active:
-                task = _Task(*pending.popleft(), free.popleft())
-                shares[task.slot] = 0.0
-                running[pool.schedule(_work, (task.video, task.slot))] = task
-            done = wait(running, _BAR_S, FIRST_COMPLETED).done
-            is_alive = pool.active
-            for future in done:
-                if not isinstance(future.exception(), BrokenProcessPool):
-                    task = running.pop(future)
-                    free.append(task.slot)
-                    pending.extend(_finish(task, future, plan, tell))
-            for task in running.values():
-                tell(task.video, shares[task.slot], "")
-    finally:
-        pool.stop()
-        pool.join()
-        pending.extend((task.video, task.tries) for task in running.values())
+    def _drop(self, slot: int) -> None:
+        pool = self._pools.pop(slot, None)
+        if pool is not None:
+            pool.stop()
+            pool.join()
 
 
 def _finish(

@@ -9,18 +9,17 @@ from types import FrameType
 
 @contextmanager
 def ignored_interrupts() -> Iterator[None]:
-    """Processes started within inherit that they ignore Ctrl-C, from their first instruction on.
+    """Ctrl-C does not reach processes started within, from their first instruction on.
 
-    Ctrl-C reaches every process of a terminal, but only the parent is to answer it.
+    It is sent to every process of a terminal, but only the parent is to answer it; what comes
+    within is answered after the block. Threads started within pass this on to the processes that
+    they start.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
