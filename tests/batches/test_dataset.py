@@ -160,10 +160,10 @@ def test_videos_without_a_query_are_counted(pack: FeaturePack) -> None:
 
 
 def masked_dataset(
-    pack: FeaturePack, *, at_input: bool, words: int = 1, known: Sequence[str] = ("dog", "food")
+    pack: FeaturePack, *, at_input: bool, known: Sequence[str] = ("dog", "food")
 ) -> tuple[MomentDataset, FakeEncoder]:
     encoder = FakeEncoder()
-    masking = Masking(Vocabulary.build(known), frozenset({"noun"}), words, at_input, encoder, 5)
+    masking = Masking(Vocabulary.build(known), frozenset({"noun"}), at_input, encoder, 5)
     queries = ["a dog eats food", "the dog runs", "somebody runs away quickly"]
     annotations = [asked(str(i), "a", query=query) for i, query in enumerate(queries)]
     return MomentDataset(annotations, pack, encoder, masking), encoder
@@ -197,7 +197,7 @@ def test_masking_at_the_input_hides_the_word_from_every_token(pack: FeaturePack)
 
 
 def test_words_that_cannot_be_predicted_stay(pack: FeaturePack) -> None:
-    dataset, encoder = masked_dataset(pack, at_input=True, words=3, known=("food",))
+    dataset, encoder = masked_dataset(pack, at_input=True, known=("food",))
     masked = [item.masked for item in (dataset[0], dataset[1], dataset[2])]
     assert [m.sum().item() for m in masked if m is not None] == [1, 0, 0]
     assert encoder.hidden == [{3}]

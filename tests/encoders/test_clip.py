@@ -192,7 +192,7 @@ def test_reconstruction_hides_all_tokens_of_a_word_at_the_input(
         writer.add(encoder.encode_video(film))
     query = "someone opens the zigzag"
     annotation = Annotation("0", query, "film", 9.0, ((1.0, 4.0),))
-    masking = Masking(Vocabulary(("zigzag",)), frozenset({"noun"}), 1, True, encoder, seed=0)
+    masking = Masking(Vocabulary(("zigzag",)), frozenset({"noun"}), True, encoder, seed=0)
     dataset = MomentDataset([annotation], FeaturePack(tmp_path / "pack"), encoder, masking)
     item = dataset[0]
     assert item.masked is not None

@@ -214,7 +214,6 @@ class MomentDataset(Dataset[Item]):
             query.token_word,
             maskable_words(query.query, query.words, masking.pos),
             masking.vocabulary,
-            masking.words,
             np.random.default_rng((masking.seed, self.epoch, index)),
         )
         text = item.text

@@ -1,4 +1,4 @@
-"""Which words of a query are hidden in query reconstruction, and their vocabulary."""
+"""Which word of a query is hidden in query reconstruction, and the vocabulary of all."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -93,12 +93,11 @@ class MaskPlan:
 
 @dataclass(frozen=True)
 class Masking:
-    """Which words stage 1 hides.
+    """Which word of each query stage 1 hides.
 
     Attributes:
         vocabulary: Words that can be predicted.
         pos: Parts of speech that may be masked.
-        words: Words masked in a query.
         at_input: Hide the word from the encoder instead of zeroing its feature.
         encoder: Needed to encode a query with hidden words.
         seed: With the epoch and the item, decides the choice.
@@ -106,33 +105,9 @@ class Masking:
 
     vocabulary: Vocabulary
     pos: frozenset[str]
-    words: int
     at_input: bool
     encoder: Encoder
     seed: int
-
-
-def choose_mask(
-    candidates: tuple[int, ...], count: int, generator: torch.Generator | np.random.Generator
-) -> tuple[int, ...]:
-    """Draw the words to hide, each set of ``count`` words equally likely.
-
-    Args:
-        candidates: Indices of the words that may be hidden.
-        count: How many to draw; all of them if there are fewer.
-        generator: Source of the draw (a torch one on the CPU).
-
-    Returns:
-        Increasing word indices.
-    """
-    drawn = min(count, len(candidates))
-    if drawn <= 0:
-        return ()
-    if isinstance(generator, torch.Generator):
-        order = torch.randperm(len(candidates), generator=generator).tolist()
-    else:
-        order = generator.permutation(len(candidates)).tolist()
-    return tuple(sorted(candidates[index] for index in order[:drawn]))
 
 
 def plan_mask(
@@ -140,18 +115,16 @@ def plan_mask(
     token_word: Tensor | np.ndarray,
     candidates: tuple[int, ...],
     vocabulary: Vocabulary,
-    count: int,
-    generator: torch.Generator | np.random.Generator,
+    generator: np.random.Generator,
 ) -> MaskPlan:
-    """Choose words of one query that the vocabulary knows, and mark all tokens of each.
+    """Choose one word of a query that the vocabulary knows, and mark all its tokens.
 
     Args:
         words: The query's words.
         token_word: Index into ``words`` of each token, -1 for special tokens, ``(T,)``.
         candidates: Words whose part of speech may be hidden.
         vocabulary: What can be predicted.
-        count: How many words to hide at most.
-        generator: Source of the draw.
+        generator: Source of the draw; each candidate that is known is equally likely.
 
     Returns:
         The plan; it hides nothing if no candidate is known.
@@ -162,6 +135,7 @@ def plan_mask(
     ids = {i: vocabulary.id_of(words[i]) for i in candidates if i in reached}
     known = {i: word_id for i, word_id in ids.items() if word_id is not None}
     label = torch.full_like(token_word, IGNORED, dtype=torch.int64)
-    for index in choose_mask(tuple(known), count, generator):
+    if known:
+        index = tuple(known)[generator.permutation(len(known))[0]]
         label[token_word == index] = known[index]
     return MaskPlan(masked=label != IGNORED, label=label)

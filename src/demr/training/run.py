@@ -268,7 +268,6 @@ def make_masking(config: TrainConfig, train: MomentDataset, encoder: Any) -> Mas
     return Masking(
         vocabulary=Vocabulary.build(words),
         pos=frozenset(stage.pos),
-        words=1,
         at_input=stage.masking == "input",
         encoder=encoder,
         seed=config.seed,
