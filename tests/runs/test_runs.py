@@ -5,6 +5,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,14 @@ def test_nothing_is_rendered_where_the_data_are_missing(
     assert line.startswith("demr: data/elsewhere: expected the run's data folder")
     assert "run this in the folder that training was started in, or train first" in line
     assert not (tmp_path / "data").exists()
+
+
+def test_a_split_whose_answers_are_not_public_is_predicted(own_run: Path, world: Path) -> None:
+    hidden = [replace(a, windows_s=None) for a in read_annotations(world / "iid.jsonl")]
+    metrics = evaluate_run(own_run, splits={"test": hidden})
+    assert metrics["test"] == {}
+    lines = (own_run / "predictions.jsonl").read_text().splitlines()
+    assert len(lines) == len([a for a in hidden if a.kind != "vague"])
 
 
 def test_calibrating_again_gives_the_same_file(own_run: Path) -> None:

@@ -148,6 +148,13 @@ def believing(retriever: MomentRetriever) -> MomentRetriever:
     return MomentRetriever(retriever.pretrained, calibration, device="cpu")
 
 
+def test_a_level_that_was_not_fitted_is_refused_before_a_video_is_read(
+    run: Path,
+) -> None:
+    with pytest.raises(InputError, match=r"labelled queries support, got 0.9999"):
+        MomentRetriever.from_pretrained(run, device="cpu", level=0.9999)
+
+
 def test_unknown_words_are_named_and_never_found(
     retriever: MomentRetriever, video: EncodedVideo, queries: list[str]
 ) -> None:

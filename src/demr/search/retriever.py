@@ -91,7 +91,7 @@ class MomentRetriever:
         encoder: The encoder it was trained on; made from what the model says about it if not given.
 
     Raises:
-        InputError: If ``max_clips`` is below 1.
+        InputError: If ``max_clips`` is below 1, or intervals were not fitted for ``level``.
         ModelError: If the calibration has no intervals, or the encoder is another one. One
             without presence (no absent queries were there to fit it) still searches: ``present``
             is then the foreground probability of the best moment, the verdict ``uncertain``, and
@@ -119,6 +119,8 @@ class MomentRetriever:
                 got="one without",
                 remedy="run demr calibrate",
             )
+        if level != DEFAULT_LEVEL:
+            calibration.interval.check_level(level)
         self.pretrained = pretrained
         self.calibration = calibration
         self.level = level
