@@ -4,11 +4,16 @@ It imports :mod:`demr.batches` and :mod:`demr.evidential`. Begin with ``model.py
 of it, and of its losses, stands in ``settings.py``.
 """
 
-from demr.network.fusion import ConcatFusion, ReflectiveFlippedFusion, RFFLayer
-from demr.network.losses import LossBreakdown, giou, retrieval_loss, saliency_loss
-from demr.network.model import DemrModel, ModelOutput
-from demr.network.reconstruction import ReconstructionHead, reconstruction_loss
-from demr.network.settings import Architecture, LossWeights
+from typing import TYPE_CHECKING
+
+from demr.machine.lazy import import_on_use
+
+if TYPE_CHECKING:
+    from demr.network.fusion import ConcatFusion, ReflectiveFlippedFusion, RFFLayer
+    from demr.network.losses import LossBreakdown, giou, retrieval_loss, saliency_loss
+    from demr.network.model import DemrModel, ModelOutput
+    from demr.network.reconstruction import ReconstructionHead, reconstruction_loss
+    from demr.network.settings import Architecture, LossWeights
 
 __all__ = [
     "Architecture",
@@ -25,3 +30,32 @@ __all__ = [
     "retrieval_loss",
     "saliency_loss",
 ]
+
+__getattr__ = import_on_use(
+    __name__,
+    {
+        "fusion": (
+            "ConcatFusion",
+            "RFFLayer",
+            "ReflectiveFlippedFusion",
+        ),
+        "losses": (
+            "LossBreakdown",
+            "giou",
+            "retrieval_loss",
+            "saliency_loss",
+        ),
+        "model": (
+            "DemrModel",
+            "ModelOutput",
+        ),
+        "reconstruction": (
+            "ReconstructionHead",
+            "reconstruction_loss",
+        ),
+        "settings": (
+            "Architecture",
+            "LossWeights",
+        ),
+    },
+)
