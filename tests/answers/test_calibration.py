@@ -17,6 +17,7 @@ from scipy import special, stats
 
 from demr.answers import intervals
 from demr.answers.calibration import Calibration, check_counts
+from demr.answers.covariates import Standardizer
 from demr.answers.intervals import IntervalCalibrator
 from demr.answers.presence import PresenceCalibrator
 from demr.errors import InputError, ModelError
@@ -256,6 +257,89 @@ def test_exact_hits_and_absurd_covariates_stay_finite() -> None:
         widest = max(widest, float((high - low).max()))
     factor = np.exp(np.array(usual.bounds)[2, :, 1] + np.array(usual.shift)[2]).max()
     assert 0 < widest <= 2 * 0.3 * special.stdtrit(5, 0.95) * factor * (1 + 1e-9)
+
+
+def by_hand(**changes: Any) -> IntervalCalibrator:
+    """Two levels of one covariate x, seen from -3 to 3: log factors of start and end are given.
+
+    At level 0.5 those of start are x held in -1..2, plus 0.25, and of end 0; at level 0.9 they
+    are -x held in -2..1, plus 0.5, and 1.
+    """
+    fields: dict[str, Any] = {
+        "scaler": Standardizer(("x",), (0.0,), (1.0,), (-3.0,), (3.0,)),
+        "levels": (0.5, 0.9),
+        "weights": (((0.0, 1.0), (0.0, 0.0)), ((0.0, -1.0), (1.0, 0.0))),
+        "shift": ((0.25, 0.0), (0.5, 0.0)),
+        "bounds": (((-1.0, 2.0), (-1.0, 1.0)), ((-2.0, 1.0), (0.0, 2.0))),
+        "points": 50,
+    }
+    return IntervalCalibrator(**(fields | changes))
+
+
+def log_widening(calibrator: IntervalCalibrator, x: float, level: float) -> FloatArray:
+    """By how much, in logarithms, intervals of start and end are wider than the Student-t's."""
+    scale, dof = np.array([[0.5, 2.0]]), np.array([[3.0, 8.0]])
+    low, high = calibrator.interval([[10.0, 20.0]], scale, dof, [[x]], level)
+    np.testing.assert_allclose((low + high) / 2, [[10.0, 20.0]])
+    half = scale * special.stdtrit(dof, 0.5 + level / 2)
+    result: FloatArray = np.log((high - low) / 2 / half)[0]
+    return result
+
+
+@pytest.mark.parametrize(
+    ("x", "start"),
+    [
+        (0.5, 0.5 + 0.25),
+        (1.9, 1.9 + 0.25),
+        (2.5, 2 + 0.25),  # held at the greatest factor seen in fitting
+        (-0.9, -0.9 + 0.25),
+        (-1.5, -1 + 0.25),  # held at the least
+        (9.0, 2 + 0.25),
+    ],
+)
+def test_the_factor_is_held_inside_what_fitting_saw(x: float, start: float) -> None:
+    np.testing.assert_allclose(log_widening(by_hand(), x, 0.5), [start, 0], atol=1e-9)
+
+
+def test_a_covariate_is_held_inside_what_fitting_saw() -> None:
+    wide = by_hand(bounds=(((-9.0, 9.0), (-9.0, 9.0)),) * 2)
+    np.testing.assert_allclose(log_widening(wide, 100.0, 0.5)[0], 3 + 0.25)
+    np.testing.assert_allclose(log_widening(wide, -np.inf, 0.9)[0], 3 + 0.5)
+
+
+def test_a_higher_level_is_never_narrower() -> None:
+    # At x = 3 the factor of start would be exp(2.25) at 0.5 and exp(-1.5) at 0.9, and an
+    # interval of 0.9 narrower than one of 0.5: it is as wide instead. Student-t's with 3
+    # degrees of freedom reach 2.353 and 0.765 scales.
+    reach = special.stdtrit(3.0, np.array([0.75, 0.95]))
+    np.testing.assert_allclose(reach, [0.765, 2.353], atol=1e-3)
+    widened = log_widening(by_hand(), 3.0, 0.9)
+    np.testing.assert_allclose(widened, [2.25 + math.log(reach[0] / reach[1]), 1])
+
+
+def test_between_two_levels_the_factor_is_that_far_between_theirs() -> None:
+    # At x = -1 the log factors of start are -0.75 and 1.5, those of end 0 and 1. Of the way from
+    # the Student-t's log width at 0.5 to that at 0.9, that at 0.7 is `far` for each.
+    dof = np.array([3.0, 8.0])
+    half, seven, nine = (np.log(special.stdtrit(dof, 0.5 + v / 2)) for v in (0.5, 0.7, 0.9))
+    far = (seven - half) / (nine - half)
+    assert (far > 0.3).all()
+    assert (far < 0.6).all()
+    expected = np.array([-0.75, 0.0]) + far * np.array([1.5 + 0.75, 1.0])
+    np.testing.assert_allclose(log_widening(by_hand(), -1.0, 0.7), expected)
+
+
+def test_the_bounds_are_the_factors_that_fitting_saw() -> None:
+    # All residuals of start are 2 to 8 times the half width of the Student-t at 50 %, those of
+    # end twice that.
+    n = 120
+    factor = np.linspace(2, 8, n)[:, None] * np.array([1, 2])
+    dof = np.full((n, 2), 4.0)
+    residual = factor * special.stdtrit(4.0, 0.75)
+    fitted = IntervalCalibrator.fit(
+        residual, np.ones((n, 2)), dof, np.arange(n)[:, None], ["x"], levels=(0.5,)
+    )
+    np.testing.assert_allclose(fitted.bounds, [np.log([[2, 8], [4, 16]])])
 
 
 def test_interval_garbage() -> None:

@@ -146,6 +146,16 @@ def test_repairs_of_retrieval_are_counted() -> None:
     assert all(math.isnan(v) for k, v in metrics.retrieval_metrics([], []).items() if "mAP" in k)
 
 
+def test_a_reversed_or_empty_prediction_is_a_miss() -> None:
+    # Over the hull the first would fit perfectly; its union with the truth is negative.
+    predictions = [[(8, 2, 0.9), (2, 8, 0.5)], [(3, 3, 0.9), (2, 8, 0.5)]]
+    got = metrics.retrieval_metrics(predictions, [[(2, 8)]] * 2)
+    assert (got["R1@0.3"], got["mIoU"], got["R5@0.7"]) == (0, 0, 100)
+    assert got["mAP"] == 50
+    discounted = metrics.discounted_recall(predictions, [[(2, 8)]] * 2, [10.0, 10.0])
+    assert (discounted["dR1@0.3"], discounted["dR5@0.3"]) == (0, 100)
+
+
 def test_garbage_is_named_by_its_index() -> None:
     with pytest.raises(ValueError, match=r"predictions\[1\] row 0 .*nan"):
         metrics.retrieval_metrics([[(0, 1, 1)], [(0, 1, math.nan)]], [[(0, 1)]] * 2)

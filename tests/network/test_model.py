@@ -244,6 +244,30 @@ def test_saliency_is_the_cosine_of_projected_clip_and_pooled_query() -> None:
             assert output.saliency[row, index].item() == pytest.approx(cosine, abs=1e-5)
 
 
+def test_features_are_standardised_by_hand() -> None:
+    model, batch = build(), collate([item(3, 2)])
+    # Eight features: so that a typical clip has unit length, deviations are root 8 times as long.
+    root = math.sqrt(8)
+    mean = torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])
+    deviation = torch.tensor([1.0, 2.0, 1e-9, 0.0, 1.0, 1.0, 1.0, 1.0])
+    model.set_feature_statistics(mean, deviation)
+    given: list[Tensor] = []
+    model.video_projection.register_forward_hook(lambda _m, seen, _o: given.append(seen[0]))
+    video = torch.zeros(1, 3, VIDEO_DIM)
+    video[0, 0] = torch.tensor([0.5, 5.0, 1e-3, 2e-3, 0, 0, 0, 0, 0.25, 400.0])
+    video[0, 1] = torch.tensor([-50.0, 1e6, 0.5, 0, 0, 0, 0, 0, -400.0, 1.0])
+    model.embed(replace(batch, video=video))
+    expected = torch.zeros(3, VIDEO_DIM)
+    # 0.5 and 2 deviations; what hardly varied in training counts as if it had by 0.001.
+    expected[0] = torch.tensor([0.5, 2.0, 1, 2, 0, 0, 0, 0, 0, 0]) / root
+    # Cut off at 10 deviations.
+    expected[1] = torch.tensor([-10.0, 10.0, 10, 0, 0, 0, 0, 0, 0, 0]) / root
+    expected[1:, 1][expected[1:, 1] == 0] = -0.5 / root
+    # The two appended fractions pass as they are.
+    expected[:, 8:] = video[0, :, 8:]
+    torch.testing.assert_close(given[0][0], expected)
+
+
 def test_queries_of_one_video_share_it_and_are_answered_as_if_alone() -> None:
     model, one = build("extended"), item(7, 3)
     items = [one, replace(item(7, 5), video=one.video), item(4, 2), replace(one, text=one.text * 2)]

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,15 +17,24 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from demr.answers.domain import describe_domain
 from demr.answers.pretrained import APPENDED_DIMS
+from demr.batches.batch import collate
 from demr.batches.dataset import MomentDataset
+from demr.encoders.words import split_words
 from demr.errors import ConfigError, ModelError
-from demr.network.losses import LossBreakdown, retrieval_loss
+from demr.network.losses import LossBreakdown, evidential_terms, retrieval_loss
 from demr.network.model import DemrModel
 from demr.runs.config import TrainConfig, load_config
 from demr.runs.data import open_data
 from demr.training import stages as training
-from demr.training.run import make_masking, train_run, train_stages
+from demr.training.run import (
+    _describe,
+    make_masking,
+    open_training_data,
+    train_run,
+    train_stages,
+)
 from demr.training.stages import rate_factor
 from demr.training.trainer import AtomicCheckpointIO, use_bf16
 
@@ -218,6 +228,46 @@ def test_the_refit_changes_the_evidential_head_alone(run: Path) -> None:
     refit = torch.load(checkpoints / "refit" / "last.ckpt", weights_only=True)
     trained = sum(len(group["params"]) for group in refit["optimizer_states"][0]["param_groups"])
     assert trained == 2
+
+
+def test_the_refit_runs_the_network_as_a_prediction_does(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With dropout its evidence would be that of a noisier network than the one that answers."""
+    config, data, train, _ = data_of(recipe, **{"model.input_dropout": 0.5})
+    identity = data.encoder.identity
+    model = DemrModel(identity.video_dim + APPENDED_DIMS, identity.text_dim, config.model)
+    stage = training.RefitStage(model, config, train)
+    monkeypatch.setattr(stage, "log_dict", lambda *_args, **_named: None)
+    batch = collate([train[row] for row in range(6)])
+    stage.train()  # as Lightning leaves it before the first step
+    assert model.training
+    loss = stage.training_step(batch, 0)
+    model.eval()
+    nll, regularizer = evidential_terms(model(batch), batch, stage.weights)
+    torch.testing.assert_close(loss, nll + stage.weights.lambda_geom * regularizer)
+
+
+def test_what_is_known_of_the_training_data(recipe: Path) -> None:
+    config = load_config(recipe, ["retrieval.refit_epochs=0"])
+    opened = open_training_data(config)
+    pack, asked = opened.data.pack, opened.data.read(config.data.train)
+    present = [one for one in asked if one.windows_s]
+    strange = replace(present[0], qid="strange", query="a zebra juggles", windows_s=())
+    opened = replace(opened, train=opened.data.dataset([*present, strange], training=True, seed=3))
+    model = DemrModel(4, 4, config.model)
+    known = _describe(config, model, opened)
+    # "zebra" stood in a query whose moment is not in its video: no clip ever showed one.
+    assert known.known_words
+    assert not known.known_words & {"zebra", "juggles"}
+    assert known.known_words == {word for one in present for word in split_words(one.query)}
+    # The edge of the domain is where videos lie that were not trained on.
+    shown, held_out = (
+        [pack[vid].features for vid in sorted({one.vid for one in part})]
+        for part in (present, opened.splits["val"])
+    )
+    assert known.domain == describe_domain(shown, held_out)
+    assert known.domain != describe_domain(shown, [])
 
 
 def test_the_best_epoch_is_kept(run: Path) -> None:
