@@ -42,11 +42,8 @@ MODELS = {
     "rff": SMALL,
     "concat": replace(SMALL, fusion="concat", matching=True, text_layers=1),
 }
-# The bundled model is of reflective flipped fusion too.
-KINDS = [
-    *(("shapes", "onnx"), ("shapes", "pt2"), ("concat", "onnx"), ("concat", "pt2")),
-    ("rff", "onnx"),
-]
+# Both formats hold both fusions; the bundled model is of reflective flipped fusion.
+KINDS = [("shapes", "onnx"), ("rff", "pt2"), ("concat", "onnx"), ("concat", "pt2")]
 SENTENCE = "a red circle"
 
 
@@ -196,7 +193,7 @@ def test_a_file_tells_nothing_of_this_machine(file_format: str, exports: Exports
 def test_sizes_have_names(exports: Exports) -> None:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(exports("rff", "onnx"))
+    session = onnxruntime.InferenceSession(exports("concat", "onnx"))
     shapes = {part.name: part.shape for part in (*session.get_inputs(), *session.get_outputs())}
     assert tuple(shapes) == (*INPUTS, *OUTPUTS)
     assert shapes["video"] == ["B", "L", 7]
@@ -419,7 +416,7 @@ def test_what_cannot_be_exported(
 ) -> None:
     before = sorted(tmp_path.rglob("*"))
     filled = [part.replace("{own}", str(own)).replace("{tmp}", str(tmp_path)) for part in arguments]
-    assert expected in cli("export", *filled).one_line()
+    assert expected in cli("export", *filled).one_line().lower()  # older typer: RUN
     assert sorted(tmp_path.rglob("*")) == before
 
 
