@@ -503,6 +503,49 @@ def test_missing_newer_and_foreign_files(tmp_path: Path, calibrated: Calibration
         Calibration.load(tmp_path)
 
 
+@pytest.mark.parametrize("change", [{"version": 0}, {"ranking": 3}, {"note": math.nan}])
+def test_files_that_no_demr_wrote(
+    tmp_path: Path, calibrated: Calibration, change: dict[str, Any]
+) -> None:
+    path = tmp_path / "calibration.json"
+    path.write_text(json.dumps(calibrated.to_dict() | change))
+    with pytest.raises(ModelError, match="damaged"):
+        Calibration.load(path)
+
+
+def test_a_file_of_the_first_format(tmp_path: Path) -> None:
+    path = tmp_path / "calibration.json"
+    former = {"interval": None, "presence": None, "ranking": "score", "thresholds": {"found": 0.6}}
+    path.write_text(json.dumps(former | {"version": 1, "tau": 0}))
+    assert Calibration.load(path) == Calibration(thresholds={"found": 0.6})
+    assert Calibration().disagreement == 1
+    assert Calibration().tau == 0
+
+
+def test_covariates_by_hand() -> None:
+    # Floats near 1e9 lie 1.2e-7 apart: the second column varies by rounding alone.
+    x = np.array([[1.0, 1e9], [3.0, np.nextafter(1e9, 2e9)], [1.0, 1e9], [3.0, 1e9]])
+    fitted = Standardizer.fit(x, ("varies", "rounding"))
+    assert fitted.mean[0] == 2
+    assert fitted.std == (1.0, 0.0)
+    assert (fitted.low, fitted.high) == ((-1.0, 0.0), (1.0, 0.0))
+    found = fitted.transform([[2.5, 0.0], [9.0, 2e9], [-math.inf, 1e9]])
+    np.testing.assert_array_equal(found, [[0.5, 0], [1, 0], [-1, 0]])
+    for wrong in (np.zeros(2), np.zeros((2, 3)), np.zeros((1, 2, 2))):
+        with pytest.raises(ValueError, match=r"covariates must be \(N, 2\)"):
+            fitted.transform(wrong)
+    with pytest.raises(ValueError, match="covariate 'rounding' of row 1 is NaN"):
+        fitted.transform([[0.0, 0.0], [1.0, math.nan]])
+
+
+@pytest.mark.parametrize(
+    "levels", [(), (0.0, 0.5), (0.5, 1.0), (0.5, 1.5), (-0.1,), (0.9, 0.8), (0.5, 0.5)]
+)
+def test_levels_rise_between_0_and_1(levels: tuple[float, ...]) -> None:
+    with pytest.raises(InputError, match="rising numbers between 0 and 1"):
+        IntervalCalibrator.fit(*world(20, 0).inputs, NAMES, levels=levels)
+
+
 def test_a_cut_file_is_damaged(tmp_path: Path, calibrated: Calibration) -> None:
     path = tmp_path / "calibration.json"
     calibrated.save(path)

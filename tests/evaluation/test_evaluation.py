@@ -110,6 +110,13 @@ def test_covariates_do_not_depend_on_how_many_moments_are_listed(ranking: str, t
     np.testing.assert_array_equal(usual.moments.window_s[:shared], other.moments.window_s[:shared])
 
 
+@pytest.mark.parametrize(("length_s", "expected"), [(0.5, 0.5), (0.05, 0.1), (0.0, 0.1)])
+def test_lengths_count_from_a_tenth_of_a_second(length_s: float, expected: float) -> None:
+    record = proposals([(10.0, 10.0 + length_s)], [0.9])
+    found = rank_moments(RawPrediction(record, np.zeros(1))).presence
+    assert found[COVARIATES.index("log length")] == pytest.approx(math.log(expected))
+
+
 def test_the_median_logit_is_that_of_the_clips_that_propose_the_same_moment() -> None:
     # The second overlaps the top window by 8/12, the third by 6/10, the last two by less.
     windows = [(10.0, 20.0), (12.0, 22.0), (10.0, 16.0), (17.0, 30.0), (60.0, 70.0)]
@@ -538,6 +545,9 @@ def test_chance_in_many_stretches_does_not_add_up_to_found() -> None:
     assert somewhere(np.array([0.99] + [0.05] * 999)) > 0.9
     assert somewhere(np.full(1000, 0.5)) < 0.2
     assert somewhere(np.array([0.7])) == 0.7
+    # No odds are so low, or so high, that a number of stretches could not lower them.
+    assert somewhere(np.array([0.0, 0.0])) == pytest.approx(1e-12 / 2**0.3, rel=1e-3)
+    assert somewhere(np.array([1.0, 1.0])) < 1 - 1e-12
     assert 0 <= somewhere(np.array([1.0, 0.0])) <= 1
 
 

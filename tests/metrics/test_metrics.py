@@ -240,12 +240,23 @@ def test_highlights_name_garbage() -> None:
         metrics.highlight_metrics([[1.0], [1.0, 2.0, math.nan]], [[[1, 2]], [[1, 2]]])
     with pytest.raises(ValueError, match="annotators"):
         metrics.highlight_metrics([[1.0], [1.0]], [[[1, 2]], [[1, 2, 3]]])
+    with pytest.raises(ValueError, match="as many predictions as truths are needed, got 1 and 2"):
+        metrics.highlight_metrics([[1.0]], [[[1, 2]], [[1, 2]]])
+    with pytest.raises(ValueError, match=r"predictions\[0\] must be one score a clip"):
+        metrics.highlight_metrics([[[1.0]]], [[[1, 2]]])
     assert math.isnan(metrics.highlight_metrics([], [])["Fair/mAP"])
 
 
 def test_saliency_truth_drops_clips_past_the_end() -> None:
     got = metrics.saliency_truth(5, [0, 2, 7], [[1, 2], [3, 4], [4, 4]])
     assert got.tolist() == [[1, 2], [0, 0]]
+    # Nor is the clip before the first one the last.
+    assert metrics.saliency_truth(5, [-1, 1], [[4, 4], [3, 2]]).tolist() == [[0, 0], [3, 2]]
+    assert metrics.saliency_truth(4, [], np.zeros((0, 3))).tolist() == [[0.0] * 3] * 2
+    assert metrics.saliency_truth(3, [2], [[4]], clip_s=1.0).tolist() == [[0], [0], [4]]
+    for scores in ([4, 4], [[4], [3], [2]]):
+        with pytest.raises(ValueError, match=r"scores must be \(2, annotators\)"):
+            metrics.saliency_truth(5, [0, 1], scores)
 
 
 # Golden files: predictions of published models and the numbers published with them.

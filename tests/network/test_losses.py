@@ -197,8 +197,8 @@ def test_foreground_loss_against_the_loop() -> None:
                 terms.append(-math.log(p) if foreground[b, i] else -0.1 * math.log(1 - p))
     assert len(terms) == 9
     expected = sum(terms) / len(terms)
-    garbage = torch.where(valid, logit, torch.tensor(1e4))
-    for scores in (logit, garbage):
+    padded = [torch.where(valid, logit, garbage) for garbage in (1e4, math.inf, math.nan)]
+    for scores in (logit, *padded):
         got = foreground_loss(scores, foreground, valid, 0.1).item()
         assert got == pytest.approx(expected, rel=1e-5)
 
