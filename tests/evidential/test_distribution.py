@@ -10,7 +10,7 @@ from tests.evidential.nig_samples import random_nig, random_target, wide_grid
 from torch import Tensor
 from torch.distributions import StudentT
 
-from demr.evidential import NormalInverseGamma, der_regularizer, nig_nll
+from demr.evidential import NormalInverseGamma, der_regularizer, nig_nll, student_t
 from demr.evidential import distribution as distribution_module
 from demr.evidential import head as head_module
 
@@ -62,6 +62,39 @@ def test_residual_gradient_is_not_damped() -> None:
     nig_nll(NormalInverseGamma(loc, 1.0, 2.0, 0.01), torch.tensor(0.1)).backward()
     assert loc.grad is not None
     assert loc.grad.item() == pytest.approx(-10.0, rel=1e-6)
+
+
+@pytest.mark.parametrize("residual", [1e8, 1e9, 1e10, 1e15])
+def test_far_residuals_have_the_likelihood_of_torchs_student_t(residual: float) -> None:
+    loc, nu, alpha, beta = torch.tensor([0.0, 2.0, 1.5, 0.3], dtype=torch.float64)
+    nig = NormalInverseGamma(loc, nu, alpha, beta)
+    value = torch.tensor(residual, dtype=torch.float64)
+    expected = StudentT(2 * alpha, loc, (beta * (1 + nu) / (nu * alpha)).sqrt()).log_prob(value)
+    torch.testing.assert_close(nig.log_prob(value), expected, rtol=1e-12, atol=0)
+
+
+def test_the_series_has_eulers_numbers() -> None:
+    # By their recurrence: sum over k of binomial(2n, 2k) E_2k is 0 for every n above 0.
+    euler = [1, *map(int, student_t._EULER)]
+    for n in range(1, len(euler)):
+        assert sum(math.comb(2 * n, 2 * k) * euler[k] for k in range(n + 1)) == 0
+
+
+@pytest.mark.parametrize("alpha", [1.0, 1.25, 1.5, 2.0, 3.0, 4.5])
+def test_the_quotient_of_gammas_keeps_its_digits(alpha: float) -> None:
+    ratio, correction = student_t._gamma_ratio(torch.tensor(alpha, dtype=torch.float64))
+    expected = math.lgamma(alpha + 0.5) - math.lgamma(alpha)
+    assert 0.5 * math.log(ratio.item()) + correction.item() == pytest.approx(expected, abs=3e-15)
+
+
+def test_garbage_is_refused_where_arguments_are_validated() -> None:
+    nothing = torch.tensor(math.nan)
+    checked = NormalInverseGamma(0.0, 1.0, 2.0, 1.0, validate_args=True)
+    with pytest.raises(ValueError, match="Expected value argument"):
+        checked.log_prob(nothing)
+    unchecked = NormalInverseGamma(nothing, 1.0, 2.0, 1.0, validate_args=False)
+    assert unchecked.log_prob(torch.tensor(0.0)).isnan()
+    assert unchecked.predictive().log_prob(torch.tensor(0.0)).isnan()
 
 
 def test_far_residual_overflows_nothing() -> None:

@@ -23,6 +23,21 @@ def test_head_is_one_linear_layer_and_softplus() -> None:
     assert torch.equal(nig.loc, loc)
 
 
+@pytest.mark.parametrize("targets", [1, 3, 4, 7])
+def test_a_head_has_three_numbers_for_each_of_its_targets(targets: int) -> None:
+    torch.manual_seed(0)
+    head = EvidentialHead(2, targets=targets)
+    with torch.no_grad():
+        head.linear.weight.zero_()
+        # softplus(-100) is nothing: what is left is eps, 1e-6 unless one asks for more.
+        head.linear.bias.copy_(torch.cat([torch.zeros(targets), torch.full((2 * targets,), -100)]))
+    # What padding holds is not looked at.
+    nig = head(torch.zeros(5, 2), torch.full((5, targets), math.nan))
+    torch.testing.assert_close(nig.nu, torch.full((5, targets), math.log(2) + 1e-6))
+    for name in ("excess", "beta"):
+        torch.testing.assert_close(getattr(nig, name), torch.full((5, targets), 1e-6))
+
+
 @pytest.mark.parametrize("features", [torch.float32, torch.bfloat16])
 def test_head_stays_float32_under_autocast(features: torch.dtype) -> None:
     torch.manual_seed(0)

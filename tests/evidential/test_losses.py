@@ -234,3 +234,12 @@ def test_shapes_and_types_are_checked() -> None:
             loss(nig, target, torch.ones(3, 2, 1, dtype=torch.bool))
         with pytest.raises(TypeError, match="mask must be bool"):
             loss(nig, target, torch.ones(3))
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (5, 3), (3,), (4, 5, 1)])
+def test_a_mask_of_other_dimensions_is_refused(shape: tuple[int, ...]) -> None:
+    nig = random_nig(4, 5)
+    with pytest.raises(ValueError, match="leading dimensions"):
+        der_regularizer(
+            nig, torch.zeros(4, 5, dtype=nig.loc.dtype), torch.ones(shape, dtype=torch.bool)
+        )

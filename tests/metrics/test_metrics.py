@@ -180,6 +180,7 @@ def test_discounted_recall_by_hand() -> None:
     # IoU 8/10; starts 2 s off in 20 s: (1 - 0.1) * 1. Of query 1 only the second is a hit.
     predictions: list[list[Scored]] = [[(2, 10, 1)], [(50, 60, 1), (0, 12, 0.5)], []]
     got = metrics.discounted_recall(predictions, [[(0, 10)]] * 3, [20, 60, 10])
+    assert set(got) == {f"dR{n}@{m}" for n in (1, 5) for m in (0.3, 0.5, 0.7)}
     assert got["dR1@0.5"] == pytest.approx(100 * 0.9 / 3)
     assert got["dR5@0.5"] == pytest.approx(100 * (0.9 + 58 / 60) / 3)
     assert math.isnan(metrics.discounted_recall([[]], [[]], [10])["dR1@0.5"])
