@@ -203,6 +203,17 @@ def test_resume_with_another_config_is_refused(
     assert "config this run was started with" in line
 
 
+def test_a_run_killed_as_it_began_is_resumed(recipe: Path, tmp_path: Path) -> None:
+    """Its config was created, to claim the folder, and not yet written."""
+    run, config = tmp_path / "run", load_config(recipe)
+    run.mkdir()
+    (run / "config.yaml").touch()
+    runs.check_folder(config, run, resume=True)
+    runs.claim_folder(config, run, resume=True)
+    assert load_config(run / "config.yaml") == config
+    assert [path.name for path in run.iterdir()] == ["config.yaml"]
+
+
 def test_resuming_what_is_no_run_is_refused(recipe: Path, tmp_path: Path, cli: Cli) -> None:
     out = tmp_path / "nothing"
     assert "run to resume" in cli("train", recipe, "--out", out, "--resume").one_line()

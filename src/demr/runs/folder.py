@@ -5,6 +5,7 @@ from pathlib import Path
 
 from demr.answers.pretrained import Pretrained, load_pretrained
 from demr.errors import ConfigError, ModelError
+from demr.machine.files import atomic_path
 from demr.runs.config import TrainConfig, load_config, load_stored_config
 
 _FOLDER_VARIABLE = "DEMR_RUN_FOLDER"
@@ -27,7 +28,8 @@ def check_folder(config: TrainConfig, run: Path, resume: bool) -> None:
                 got="a folder without config.yaml",
                 remedy="start it without --resume",
             )
-        if load_config(path) != config:
+        # An empty one is of a run that was killed as it began: there is nothing to differ from.
+        if path.stat().st_size and load_config(path) != config:
             raise ConfigError(
                 str(path),
                 expected="the config this run was started with",
@@ -45,10 +47,15 @@ def claim_folder(config: TrainConfig, run: Path, resume: bool) -> None:
     Raises:
         ConfigError: If the folder was taken meanwhile.
     """
-    if resume or not is_main_process():
+    path = run / "config.yaml"
+    if not is_main_process():
+        return
+    if resume:
+        if not path.stat().st_size:
+            with atomic_path(path) as temporary:
+                temporary.write_text(config.to_yaml(), encoding="utf-8")
         return
     run.mkdir(parents=True, exist_ok=True)
-    path = run / "config.yaml"
     try:
         # "x": of two runs that begin at the same moment, one gets the folder.
         with path.open("x", encoding="utf-8") as stream:
