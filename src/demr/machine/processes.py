@@ -4,6 +4,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from types import FrameType
 
 
@@ -15,6 +16,8 @@ def ignored_interrupts() -> Iterator[None]:
     within is answered after the block. Threads started within pass this on to the processes that
     they start.
     """
+    # Where it starts only within, it lets the signal through again.
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
