@@ -114,11 +114,11 @@ def test_what_the_command_says(
     few.mkdir()
     for name in ("film00.mp4", "film05.mp4"):
         shutil.copyfile(folder / name, few / name)
-    line = ("extract", few, "--encoder", f"clip:{clip_models['clip']}", "--out", tmp_path / "pack")
+    line = ("extract", few, "--encoder", "builtin", "--out", tmp_path / "pack")
     done = cli(*line)
     assert done.code == 1
     first, second, third = done.out.splitlines()
-    assert first.startswith(f"{tmp_path / 'pack'}: 1 video, 5 clips of 2 s, clip@1:")
+    assert first.startswith(f"{tmp_path / 'pack'}: 1 video, 9 clips of 1 s, builtin@1")
     assert second == "skipped: 1 file"
     assert third == f"which, and why: {tmp_path / 'pack' / REPORT}"
     assert done.err.count("demr: skipped") == 1
@@ -137,17 +137,15 @@ def test_what_the_command_says(
     shutil.copyfile(folder / "film00.mp4", few / "film05.mp4")
     assert "a pack of other files than the 2 asked for" in cli(*line).one_line()
     (few / "film05.mp4").write_bytes(b"")
-    other = cli(*line[:3], "builtin", *line[4:]).one_line()
-    assert re.search(r"new folder .* got a pack by clip@1:.*, where builtin@1 .* asked for", other)
+    other = cli(*line[:3], f"clip:{clip_models['clip']}", *line[4:]).one_line()
+    assert re.search(r"new folder .* got a pack by builtin@1 .*, where clip@1:.* asked for", other)
     assert contents(tmp_path / "pack") == before
     (few / "film05.mp4").unlink()
     done = cli(*line[:-1], tmp_path / "good")
     assert (done.code, done.out.count("\n")) == (0, 1)
 
 
-def test_odd_names_make_one_line_each(
-    cli: Cli, folder: Path, clip_models: dict[str, Path], tmp_path: Path
-) -> None:
+def test_odd_names_make_one_line_each(cli: Cli, folder: Path, tmp_path: Path) -> None:
     odd = tmp_path / "odd"
     odd.mkdir()
     shutil.copyfile(folder / "film00.mp4", odd / "good.mp4")
@@ -156,7 +154,7 @@ def test_odd_names_make_one_line_each(
         (odd / name).write_text("not a video")
     # Through a folder that is not there yet, and back.
     out = tmp_path / "new" / ".." / "pack"
-    done = cli("extract", odd, "--encoder", f"clip:{clip_models['clip']}", "--out", out)
+    done = cli("extract", odd, "--encoder", "builtin", "--out", out)
     assert done.code == 1
     lines = sorted(line for line in done.err.splitlines() if line.startswith("demr: skipped"))
     for line, name in zip(lines, ("?.mp4", "?[31mred.mp4", "new line.mp4"), strict=True):
