@@ -364,6 +364,21 @@ def test_voting_by_hand() -> None:
     np.testing.assert_allclose(voted.aleatoric, alone.aleatoric)
 
 
+def test_votes_of_sure_voters_by_hand() -> None:
+    # Scales of 0.1, 0.2 and 0.2 s (nu counts for nothing): weights of 100, 25 and 25. The third
+    # overlaps the first by 3/10 and just has a vote on it.
+    windows = np.array([[10.0, 20.0], [12.0, 22.0], [10.0, 13.0]]) / 100
+    every, level = np.ones((3, 2)), np.full(3, 0.8)
+    beta = np.array([[4e-6], [16e-6], [16e-6]]) * every
+    record = Proposals(
+        windows, level, 1e9 * every, 4 * every, beta, np.arange(3), level, duration_s=100.0
+    )
+    np.testing.assert_allclose(record.scale_s[:, 0], [0.1, 0.2, 0.2])
+    moved = select(record, ranking="voting", after=1).window_s
+    start, end = (100 * 10 + 25 * 12 + 25 * 10) / 150, (100 * 20 + 25 * 22 + 25 * 13) / 150
+    np.testing.assert_allclose(moved, [[start, end]])
+
+
 def test_the_voters_spread_counts_as_often_as_it_is_told_to() -> None:
     alone, once, thrice = (
         select(two(), ranking="voting", disagreement=times) for times in (0.0, 1.0, 3.0)

@@ -252,7 +252,7 @@ def test_saliency_truth_drops_clips_past_the_end() -> None:
     got = metrics.saliency_truth(5, [0, 2, 7], [[1, 2], [3, 4], [4, 4]])
     assert got.tolist() == [[1, 2], [0, 0]]
     # Nor is the clip before the first one the last.
-    assert metrics.saliency_truth(5, [-1, 1], [[4, 4], [3, 2]]).tolist() == [[0, 0], [3, 2]]
+    assert metrics.saliency_truth(5, [-1, 0], [[4, 4], [3, 2]]).tolist() == [[3, 2], [0, 0]]
     assert metrics.saliency_truth(4, [], np.zeros((0, 3))).tolist() == [[0.0] * 3] * 2
     assert metrics.saliency_truth(3, [2], [[4]], clip_s=1.0).tolist() == [[0], [0], [4]]
     for scores in ([4, 4], [[4], [3], [2]]):
