@@ -39,6 +39,11 @@ def test_the_edge_is_where_videos_lie_that_were_held_out() -> None:
     assert measure_strangeness(held_out, None) == 0
 
 
+def test_the_range_is_stored_in_four_digits() -> None:
+    domain = describe_domain([np.array([[1 / 3], [1 / 3]])], [])
+    assert (domain["low"], domain["high"]) == ([0.3333], [0.3333])
+
+
 def test_the_range_has_some_slack() -> None:
     # 1 % of the range and 1e-4: up to 10.1001 and down to -0.1001 lies inside.
     domain = {"low": [0.0], "high": [10.0], "edge": 1.0}

@@ -71,7 +71,7 @@ def test_verdicts_by_hand(
     assert told.present == pytest.approx(present)
     assert told.verdict == verdict
     assert bool(told.notes) == (strangeness > 1)
-    assert (FAMILIAR.strangeness, FAMILIAR.unknown_words) == (0, ())
+    assert Familiarity() == FAMILIAR == Familiarity(0.0, ())
 
 
 def test_what_is_not_calibrated_is_uncertain_whatever_it_says() -> None:

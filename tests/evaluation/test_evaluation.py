@@ -546,7 +546,7 @@ def test_chance_in_many_stretches_does_not_add_up_to_found() -> None:
     assert somewhere(np.full(1000, 0.5)) < 0.2
     assert somewhere(np.array([0.7])) == 0.7
     # No odds are so low, or so high, that a number of stretches could not lower them.
-    assert somewhere(np.array([0.0, 0.0])) == pytest.approx(1e-12 / 2**0.3, rel=1e-3)
+    assert somewhere(np.array([0.0, 0.0])) == pytest.approx(1e-12 / 2**0.3, rel=1e-3, abs=0)
     assert somewhere(np.array([1.0, 1.0])) < 1 - 1e-12
     assert 0 <= somewhere(np.array([1.0, 0.0])) <= 1
 
