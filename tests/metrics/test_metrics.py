@@ -184,6 +184,11 @@ def test_discounted_recall_by_hand() -> None:
     assert got["dR1@0.5"] == pytest.approx(100 * 0.9 / 3)
     assert got["dR5@0.5"] == pytest.approx(100 * (0.9 + 58 / 60) / 3)
     assert math.isnan(metrics.discounted_recall([[]], [[]], [10])["dR1@0.5"])
+    # A query of one true window counts beside one of two: half of the two are hit.
+    several = metrics.discounted_recall(
+        [[(0, 10, 1)], []], [[(0, 10)], [(0, 5), (9, 10)]], [20, 20]
+    )
+    assert several["dR1@0.7"] == 50
     with pytest.raises(ValueError, match=r"durations_s\[1\]"):
         metrics.discounted_recall([[], []], [[], []], [10, 0])
 
@@ -426,6 +431,14 @@ def test_consistency_bins_keep_ties_together() -> None:
     np.testing.assert_allclose(error, [3, 7, 9])
 
 
+def test_consistency_is_that_of_ten_bins() -> None:
+    # One of the 45 pairs of ten answers is out of order; nine bins would have 36 pairs.
+    order, error = np.arange(10), [1.0, 0, 2, 3, 4, 5, 6, 7, 8, 9]
+    got = metrics.uncertainty_metrics(error, order, order)
+    assert got["consistency/EU"] == pytest.approx(44 / 45)
+    assert metrics.uncertainty_metrics(error, order, order, bins=5)["consistency/EU"] == 1
+
+
 def test_uncertainty_garbage() -> None:
     with pytest.raises(ValueError, match=r"epistemic\[1\] must be finite"):
         metrics.uncertainty_metrics([1, 2], [1, 2], [1, math.nan], [1, 2])
@@ -445,6 +458,8 @@ def test_probability_metrics_by_hand() -> None:
     # Two of equal mass: 0.085 against 0, 0.59 against 1.
     assert metrics.ece(prob, label, bins=2, adaptive=True) == pytest.approx((0.17 + 0.82) / 4)
     assert metrics.ece([0.7] * 10, [1] * 7 + [0] * 3, adaptive=True) == pytest.approx(0)
+    # Ten bins unless one asks for others: of nine, the second would hold both.
+    assert metrics.ece([0.12, 0.21], [0, 1]) == pytest.approx((0.12 + 0.79) / 2)
     with pytest.raises(ValueError, match=r"prob\[1\]"):
         metrics.ece([0.5, 1.1], [0, 1])
     with pytest.raises(ValueError, match=r"label\[0\]"):
@@ -460,6 +475,9 @@ def test_interval_coverage_and_width_by_hand() -> None:
     assert metrics.interval_width(low, high) == {"start": 2, "end": 3, "mean": 2.5}
     with pytest.raises(ValueError, match="shapes differ"):
         metrics.interval_coverage(low, high[:2], truth)
+    for wrong in (np.zeros((2, 3)), np.zeros(2), np.zeros((0, 2))):
+        with pytest.raises(ValueError, match=r"low must be \(N, 2\) with N >= 1"):
+            metrics.interval_width(wrong, wrong)
     with pytest.raises(ValueError, match=r"truth\[0\]"):
         metrics.interval_coverage(low, high, truth * math.nan)
 
