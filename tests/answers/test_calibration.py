@@ -652,6 +652,11 @@ def test_a_level_that_was_not_fitted_is_refused() -> None:
             covered(calibrator, world(5, 1), level)
 
 
+def test_labels_that_are_enough_for_no_level_are_refused() -> None:
+    with pytest.raises(InputError, match="expected labels enough for 99%, got 20 queries"):
+        IntervalCalibrator.fit(*world(20, 2).inputs, NAMES, levels=(0.99,))
+
+
 def test_a_high_level_covers_as_often_as_it_says() -> None:
     """Extrapolated from 0.95, intervals of 0.99 held in 0.978 of the cases."""
     shares = [
