@@ -6,6 +6,7 @@ import math
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -159,6 +160,14 @@ def test_quantile_regression_finds_the_best_line() -> None:
             slope = (y[i] - y[j]) / (x[i] - x[j])
             best = min(best, slow_pinball(y, y[i] + slope * (x - x[i]), level))
         assert got == pytest.approx(best, rel=1e-6)
+
+
+def test_without_a_solution_the_regression_is_a_constant(monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = SimpleNamespace(status=4)
+    monkeypatch.setattr("scipy.optimize.linprog", lambda *_args, **_named: failed)
+    z = np.random.default_rng(0).normal(size=(5, 2))
+    y = np.array([4.0, 1.0, 3.0, 0.0, 2.0])
+    np.testing.assert_allclose(intervals._quantile_regression(z, y, 0.75), [3, 0, 0])
 
 
 def test_quantile_regression_survives_collinear_and_constant_covariates() -> None:
