@@ -661,6 +661,13 @@ def test_a_level_that_was_not_fitted_is_refused() -> None:
             covered(calibrator, world(5, 1), level)
 
 
+def test_scales_and_degrees_of_freedom_are_two_a_query() -> None:
+    residual, scale, dof, covariates = world(20, 2).inputs
+    for spread, freedom in ((scale[:, :1], dof), (scale, dof[:, :1])):
+        with pytest.raises(InputError, match=r"expected shape \(20, 2\), got \(20, 1\)"):
+            IntervalCalibrator.fit(residual, spread, freedom, covariates, NAMES)
+
+
 def test_labels_that_are_enough_for_no_level_are_refused() -> None:
     with pytest.raises(InputError, match="expected labels enough for 99%, got 20 queries"):
         IntervalCalibrator.fit(*world(20, 2).inputs, NAMES, levels=(0.99,))
