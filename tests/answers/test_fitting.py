@@ -9,7 +9,7 @@ from demr.annotations.annotations import Annotation
 from demr.answers.fitting import fit_calibration
 from demr.answers.inference import RawPrediction
 from demr.answers.judging import presence_probability
-from demr.answers.predictions import rank_moments
+from demr.answers.predictions import rank_all, rank_moments
 from demr.answers.proposals import Proposals
 from demr.errors import InputError
 
@@ -157,6 +157,10 @@ def test_the_least_tau_that_is_right_is_chosen(ratio: float, tau: float) -> None
     ]
     fitted = fit_calibration(raw, annotations)
     assert (fitted.ranking, fitted.tau, fitted.disagreement) == ("uncertainty", tau, 1.0)
+    np.testing.assert_allclose(rank_all(raw, fitted)[0].moments.window_s[0], (10, 20))
+    plain = rank_moments(raw[0], ranking="uncertainty")
+    np.testing.assert_allclose(plain.moments.window_s[0], (70, 80))
+    assert plain.moments.score[0] == 0.4 * ratio
     forced = fit_calibration(raw, annotations, ranking="score")
     assert (forced.ranking, forced.tau) == ("score", 0.0)
     forced = fit_calibration(raw, annotations, ranking="voting")
