@@ -93,6 +93,9 @@ class _Fleet:
     """Workers, each a pool of one process that is replaced when it dies."""
 
     def __init__(self, plan: ExtractionPlan, workers: int) -> None:
+        # Inherited by workers. Threads that spin while they wait for each other, layer by layer,
+        # take the cores that they wait for: on a busy machine three times the work.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         self._context = multiprocessing.get_context("spawn")
         self.shares: _Shares = self._context.RawArray(ctypes.c_double, workers)
         threads = max(1, (os.cpu_count() or 1) // workers)
