@@ -1,6 +1,5 @@
 """The forms in which queries are published -> records with the field's keys."""
 
-import gzip
 import json
 import re
 import zlib
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from demr.errors import AnnotationError
+from demr.machine.reading import read_records
 
 # A record, where it stood (for messages), and the ending of its qid if it has none.
 Located = tuple[str, str, Mapping[str, Any]]
@@ -28,9 +28,7 @@ def read_text(source: Path, kind: str = "queries") -> str:
         AnnotationError: If it cannot be read or is no such text.
     """
     try:
-        data = source.read_bytes()
-        if data[:2] == b"\x1f\x8b":
-            data = gzip.decompress(data)
+        data = read_records(source)
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1

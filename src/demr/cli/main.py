@@ -18,6 +18,7 @@ from demr.cli.data import app as data_app
 from demr.cli.models import app as models_app
 from demr.cli.options import Device
 from demr.errors import DemrError, InputError
+from demr.machine.reading import read_text
 from demr.machine.terminal import console, plain, printable, status
 
 if TYPE_CHECKING:
@@ -189,12 +190,12 @@ def _collect_queries(given: Sequence[str], file: Path | None) -> list[str]:
     sentences = list(given)
     if file is not None:
         try:
-            text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8-sig")
+            text = sys.stdin.read() if str(file) == "-" else read_text(file, encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(
                 f"--queries {file}",
                 expected="a UTF-8 text file with one sentence a line",
-                got=type(error).__name__,
+                got=str(error),
                 remedy="check the path and the encoding",
             ) from error
         sentences += [line.strip() for line in text.splitlines() if line.strip()]

@@ -2,19 +2,31 @@
 
 It knows nothing of videos, imports only :mod:`demr.errors`, and loads torch, rich or the hub's
 client when a function needs them. Begin with :func:`atomic_path` in ``files.py``, through which
-everything is written.
+everything is written, and :func:`read_bytes` in ``reading.py``, through which files of others are
+read.
 """
 
 from demr.machine.devices import has_fast_bfloat16, resolve_device
 from demr.machine.files import UNREADABLE_ARRAYS, atomic_path, sync, write_json
 from demr.machine.hub import ask, fetch
+from demr.machine.memory import memory_left, readable_size
 from demr.machine.processes import ignored_interrupts, late_interrupts
+from demr.machine.reading import (
+    check_regular,
+    check_regular_tree,
+    open_regular,
+    read_bytes,
+    read_records,
+    read_text,
+)
 from demr.machine.terminal import clock, console, counted, need_extra, plain, printable, status
 
 __all__ = [
     "UNREADABLE_ARRAYS",
     "ask",
     "atomic_path",
+    "check_regular",
+    "check_regular_tree",
     "clock",
     "console",
     "counted",
@@ -22,9 +34,15 @@ __all__ = [
     "has_fast_bfloat16",
     "ignored_interrupts",
     "late_interrupts",
+    "memory_left",
     "need_extra",
+    "open_regular",
     "plain",
     "printable",
+    "read_bytes",
+    "read_records",
+    "read_text",
+    "readable_size",
     "resolve_device",
     "status",
     "sync",
