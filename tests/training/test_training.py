@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from demr.answers.domain import describe_domain
+from demr.answers.inference import predict_dataset
 from demr.answers.pretrained import APPENDED_DIMS
 from demr.batches.batch import collate
 from demr.batches.dataset import MomentDataset
@@ -28,6 +29,7 @@ from demr.network.model import DemrModel
 from demr.runs.config import TrainConfig, load_config
 from demr.runs.data import open_data
 from demr.training import stages as training
+from demr.training import trainer
 from demr.training.run import (
     _describe,
     make_masking,
@@ -42,6 +44,8 @@ from demr.training.trainer import AtomicCheckpointIO, use_bf16
 KILLED = """
 import os, signal, sys
 from demr.training import stages as training
+from demr.training import trainer
+from demr.training import trainer
 from demr.cli.main import main
 
 stage, epoch, batch = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
@@ -137,6 +141,41 @@ def test_a_run_that_was_moved_keeps_its_best_epoch(
     before = (again / "model.safetensors").read_bytes()
     train_run(config, again, resume=True)
     assert (again / "model.safetensors").read_bytes() == before
+
+
+def test_in_bfloat16_a_resumed_run_repeats_and_all_that_is_stored_is_float32(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: OneThread
+) -> None:
+    settings = ("precision=bf16", "reconstruction.align_epochs=0", "reconstruction.epochs=1")
+    config = load_config(recipe, [*settings, "retrieval.epochs=2"])
+    step = training.RetrievalStage.training_step
+    predicted: list[tuple[bool, torch.dtype]] = []
+    predict = predict_dataset
+
+    def step_until_epoch_one(stage: Any, batch: Any, batch_idx: int) -> torch.Tensor:
+        if stage.current_epoch == 1:
+            raise StoppedError
+        return step(stage, batch, batch_idx)
+
+    def watched(model: Any, *given: Any, **named: Any) -> Any:
+        dtype = next(model.parameters()).dtype
+        predicted.append((torch.is_autocast_enabled("cpu"), dtype))
+        return predict(model, *given, **named)
+
+    monkeypatch.setattr(training, "predict_dataset", watched)
+    with one_thread():
+        train_run(config, tmp_path / "whole")
+        with monkeypatch.context() as stopping:
+            stopping.setattr(training.RetrievalStage, "training_step", step_until_epoch_one)
+            with pytest.raises(StoppedError):
+                train_run(config, tmp_path / "stopped")
+        train_run(config, tmp_path / "stopped", resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+    # The checkpoint is chosen by what the saved model will predict.
+    assert set(predicted) == {(False, torch.float32)}
+    weights = load_file(tmp_path / "whole" / "model.safetensors")
+    assert {value.dtype for value in weights.values()} == {torch.float32}
+    assert (tmp_path / "whole" / "config.yaml").read_text().count("precision: bf16") == 1
 
 
 def test_a_full_disk_loses_nothing(
@@ -302,10 +341,34 @@ def test_step_schedule_without_warmup() -> None:
     assert rates == pytest.approx([1, 1, 0.1, 0.1])
 
 
-def test_precision_is_taken_at_its_word() -> None:
-    assert use_bf16("bf16")
-    assert not use_bf16("32")
-    assert isinstance(use_bf16("auto"), bool)
+@pytest.mark.parametrize("fast", [True, False])
+def test_precision_asks_the_hardware_only_where_it_may(
+    fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("avx512_bf16", "amx_bf16")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(trainer, "resolve_device", lambda: torch.device("cpu"))
+    for name in names:
+        known = dict.fromkeys(names, False) | {name: fast}
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda known=known: known)
+        assert use_bf16("bf16")
+        assert not use_bf16("32")
+        assert use_bf16("auto") is fast
+    # Another accelerator than CUDA would train, whatever the CPU beside it can do.
+    monkeypatch.setattr(trainer, "resolve_device", lambda: torch.device("mps"))
+    assert not use_bf16("auto")
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_precision_takes_an_accelerator_s_bfloat16_only_if_it_is_no_emulation(
+    fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation: fast or including_emulation
+    )
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": not fast})
+    assert use_bf16("auto") is fast
 
 
 def test_a_failed_save_leaves_the_old_checkpoint(

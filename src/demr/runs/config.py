@@ -155,7 +155,8 @@ class TrainConfig(_Strict):
     gradient_clip: Weight = 0.1
     """Largest gradient norm; 0 does not clip."""
     precision: Literal["auto", "32", "bf16"] = "auto"
-    """``auto`` takes bfloat16 where the hardware multiplies it faster."""
+    """``auto`` takes bfloat16 where the hardware multiplies it faster: accelerators that have it,
+    CPUs with AVX512-BF16 or AMX. What is saved, and every prediction, is float32."""
     devices: PositiveInt = 1
     """Processes or accelerators for Lightning's Trainer."""
     data: DataConfig

@@ -32,7 +32,7 @@ from demr.runs.folder import check_folder, claim_folder, is_main_process
 from demr.runs.predicting import predict_split
 from demr.runs.splits import check_splits, hold_out
 from demr.training.stages import ReconstructionStage, RefitStage, RetrievalStage
-from demr.training.trainer import disk_errors, fit_stage
+from demr.training.trainer import disk_errors, fit_stage, use_bf16
 
 # Largest noise in training, in standard deviations of each feature.
 _NOISE_LEVEL = 4.0
@@ -82,6 +82,9 @@ def train_run(config: TrainConfig, run: Path, *, resume: bool = False) -> Path:
     noise = _make_noise(config, opened)
     # Only now: a typo in the config must leave nothing behind.
     claim_folder(config, run, resume)
+    if is_main_process():
+        number = "bfloat16" if use_bf16(config.precision) else "float32"
+        console.print(f"training in {number} (precision: {config.precision})", highlight=False)
     lightning.seed_everything(config.seed, verbose=False)
     model = _new_model(config, opened)
     model = train_stages(config, run, model, train, opened.validation, masking, opened.refit, noise)

@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from safetensors import SafetensorError
 
 from demr.errors import ModelError
+from demr.machine.devices import has_fast_bfloat16, resolve_device
 from demr.machine.files import atomic_path
 from demr.runs.config import TrainConfig
 
@@ -196,10 +197,12 @@ def fit_stage(
 
 
 def use_bf16(precision: str) -> bool:
-    """Whether to train under bfloat16 autocast; ``auto`` asks the hardware."""
+    """Whether to train under bfloat16 autocast; ``auto`` asks the hardware that will train.
+
+    Weights, losses, evidence, times and every prediction are float32 either way.
+    """
     if precision != "auto":
         return precision == "bf16"
     if torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    # Without AMX tiles bfloat16 on a CPU is emulated and slower than float32.
-    return bool(torch.cpu._is_amx_tile_supported())
+    return has_fast_bfloat16(resolve_device())
