@@ -41,7 +41,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_model_comes_back(tmp_path: Path) -> None:
-    given = make(known_words=frozenset({"dog", "eats"}), domain=DOMAIN)
+    domain = {"scales": [DOMAIN | {"clips": 1}, DOMAIN | {"clips": 10}]}
+    given = make(known_words=frozenset({"dog", "eats"}), domain=domain)
     save_pretrained(tmp_path / "deep" / "run", given)
     found = load_pretrained(tmp_path / "deep" / "run")
     assert torch.equal(outputs(found.model), outputs(given.model))

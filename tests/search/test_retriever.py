@@ -236,7 +236,8 @@ def test_a_video_unlike_the_training_ones_is_trusted_less(
 
 
 def test_strangeness_by_hand() -> None:
-    domain = {"low": [0.0, 0.0], "high": [1.0, 1.0], "edge": 0.125}
+    scale = {"clips": 1, "low": [0.0, 0.0], "high": [1.0, 1.0], "edge": 0.125}
+    domain = {"scales": [scale]}
     features = np.array([[0.5, 0.5], [2.0, 0.5], [0.5, -1.0], [1.005, 0.0]], np.float32)
     # 2 of 8 values lie outside, a hair's breadth does not count; twice the edge.
     assert measure_strangeness(features, domain) == pytest.approx(2.0)

@@ -36,9 +36,8 @@ class Pretrained:
         architecture: Size and wiring of ``model``.
         known_words: Words of the training queries, or None where the encoder can place words
             that were never trained on.
-        domain: ``low`` and ``high``, the range of every raw feature in the training videos, and
-            ``edge``, the share of values outside it that is still theirs; see
-            :func:`demr.answers.domain.describe_domain`.
+        domain: The range of every raw feature in the training videos, see
+            :func:`demr.answers.domain.describe_domain`; None in models that do not say it.
         max_clips: Clips of the longest video it was trained on, or of the longest stretch; longer
             videos are read by stretches of so many. Models that do not say so get
             :data:`demr.batches.stretches.MAX_CLIPS`.
