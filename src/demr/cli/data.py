@@ -8,7 +8,7 @@ import typer
 
 from demr.cli.options import Device, check_at_least
 from demr.errors import InputError
-from demr.machine.terminal import need_extra, status
+from demr.machine.terminal import need_extra, say, status
 
 app = typer.Typer()
 import_app = typer.Typer(
@@ -54,7 +54,7 @@ def extract(
     summary = extract_with_progress(
         sources, encoder, out, workers=workers, ray=ray, device=device, timeout_s=timeout
     )
-    typer.echo("\n".join(describe(summary, out)))
+    say(*describe(summary, out))
     if summary.skipped:
         raise typer.Exit(1)
 
@@ -97,7 +97,7 @@ def import_annotations(
     )
     annotations, report = read_annotations_with_report(file, durations_s=lengths)
     write_annotations(out, annotations)
-    typer.echo(f"{out}: {report.summary()}")
+    say(f"{out}: {report.summary()}")
 
 
 @import_app.command("features")
@@ -138,7 +138,7 @@ def import_features(
             text_dim=text_dim,
             normalization="none" if raw else "l2",
         )
-    typer.echo(f"{out}: {done.summary()}")
+    say(f"{out}: {done.summary()}")
 
 
 def _check(is_right: bool, option: str, expected: str, got: str) -> None:

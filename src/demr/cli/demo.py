@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 
 from demr.errors import VideoError
-from demr.machine.terminal import console, plain, status
+from demr.machine.terminal import console, say, status
 from demr.report import Windows, search_table, to_json, write_html_report
 from demr.report.output import write_output
 from demr.search.result import SearchResult
@@ -46,7 +46,7 @@ def run_demo(out: Path, seed: int) -> Path:
             title="demr demo: what happens when?",
         )
     console().print(search_table(result, truth))
-    console(soft_wrap=True).print(plain(f"report: {report}"))
+    say(f"report: {report}")
     return report
 
 

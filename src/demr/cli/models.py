@@ -9,7 +9,7 @@ import typer
 
 from demr.cli.options import check_at_least
 from demr.errors import ConfigError, InputError
-from demr.machine.terminal import console, need_extra, status
+from demr.machine.terminal import complain, console, need_extra, say, status
 
 app = typer.Typer()
 
@@ -50,7 +50,7 @@ def train(
     run = train_run(loaded, out or default_run_folder(loaded.name), resume=resume)
     if not is_main_process():
         return
-    typer.echo(f"run finished: {run}", err=True)
+    say(f"run finished: {run}", stderr=True)
     _print_metrics(json.loads((run / "metrics.json").read_text(encoding="utf-8")))
 
 
@@ -131,7 +131,7 @@ def calibrate(
             )
     points = 0 if fitted.interval is None else fitted.interval.points
     presence = "no" if fitted.presence is None else str(fitted.presence.points)
-    typer.echo(
+    say(
         f"{folder / 'calibration.json'}: ranking {fitted.ranking} (tau {fitted.tau:g}), "
         f"intervals from {points} queries, presence from {presence} queries"
     )
@@ -166,7 +166,7 @@ def balance(
     """Measure how uncertainty answers to noise on video and on text (dVar)."""
     from demr.runs.balance import balance_run
 
-    typer.echo(balance_run(run, split, limit, device))
+    say(*balance_run(run, split, limit, device).split("\n"))
 
 
 @app.command()
@@ -213,15 +213,15 @@ def ablate(
     grids = dict(load_grid(name) for name in names)
     ablation = plan_ablation(config, grids, _seeds(seeds), overrides or [], out)
     if list_grids:
-        typer.echo(ablation.describe())
+        say(*ablation.describe().split("\n"))
         return
     noise = None if balance == "none" else NoiseCurves(balance, limit)
     if noise:
         ablation.check_split(noise.split)
     failed = [] if report_only else ablation.train(jobs=jobs, noise=noise)
-    typer.echo(ablation.write_report())
+    say(str(ablation.write_report()))
     if failed:
-        typer.echo(f"demr: {len(failed)} runs failed; the same command tries them again", err=True)
+        complain(f"{len(failed)} runs failed; the same command tries them again")
         raise typer.Exit(1)
 
 
@@ -245,7 +245,7 @@ def export(
 
     with status(f"exporting {run}"):
         exported = export_model(run, file_format.value, out)
-    typer.echo(exported.summary())
+    say(exported.summary())
 
 
 def _seeds(text: str) -> list[int]:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     Progress,
@@ -21,7 +20,7 @@ from demr.extraction.job import REPORT, Runner, Summary, extract, parts_folder
 from demr.extraction.parts import DECODER_TIMEOUT_S, ExtractionPlan
 from demr.extraction.videos import VideoFile, find_videos
 from demr.extraction.workers import run_workers
-from demr.machine.terminal import counted
+from demr.machine.terminal import console, counted, shortened
 
 # Lines about skipped files; a terminal does not hold a hundred thousand.
 _NAMED = 50
@@ -65,11 +64,11 @@ def extract_with_progress(
             remedy="choose another folder",
         )
     plan = ExtractionPlan(encoder, device, made.identity.to_dict(), parts_folder(out), timeout_s)
-    console = Console(stderr=True)
+    screen = console(stderr=True, soft_wrap=True)
     for closed in found.closed:
-        _print(console, f"skipped {_shown(closed)}")
+        screen.print(_skipped(closed))
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.fields[videos]} videos"),
         TaskProgressColumn(),
@@ -77,8 +76,8 @@ def extract_with_progress(
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    quiet = not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=quiet) as progress:
+    quiet = not screen.is_terminal
+    with Progress(*columns, console=screen, transient=True, disable=quiet) as progress:
         tell = _Teller(progress, made.identity.spec, [video.size for video in found.videos])
         return extract(found, made, plan, out, _runner(workers, ray), tell)
 
@@ -141,20 +140,15 @@ class _Teller:
             self._name(str(video.path), skipped)
 
     def _name(self, path: str, reason: str) -> None:
-        # Errors are of one line, names of files need not be.
-        shown, reason = _shown(path), _shown(reason)
-        line = f"skipped {reason if shown in reason else f'{shown}: {reason}'}"
         if self._skipped > _NAMED:
             return
+        # Errors are of one line, names of files need not be.
+        is_named = " ".join(path.split()) in reason
+        line = reason if is_named else f"{path}: {reason}"
         if self._skipped == _NAMED:
-            line = f"skipped more than can be named here; {REPORT} will list them"
-        _print(self._progress.console, line)
+            line = f"more than can be named here; {REPORT} will list them"
+        self._progress.console.print(_skipped(line))
 
 
-def _print(console: Console, line: str) -> None:
-    console.print(f"demr: {line}", markup=False, highlight=False, soft_wrap=True)
-
-
-def _shown(text: str) -> str:
-    """A line of text that does nothing to a terminal, whatever names of files are in it."""
-    return "".join(sign if sign.isprintable() else "?" for sign in " ".join(text.split()))
+def _skipped(line: str) -> str:
+    return shortened(f"demr: skipped {line}")

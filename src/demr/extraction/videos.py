@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from demr.errors import InputError
+from demr.video.opening import is_url, url_error
 
 SUFFIXES = frozenset(
     f".{kind}"
@@ -62,7 +63,7 @@ def find_videos(sources: Sequence[Path]) -> Found:
             videos. Hidden files and folders are passed over, as are links to folders.
 
     Raises:
-        InputError: If a source does not exist, or there is no video at all.
+        InputError: If a source does not exist or is a URL, or there is no video at all.
     """
     closed: list[str] = []
     places: dict[Path, str] = {}
@@ -86,6 +87,8 @@ def find_videos(sources: Sequence[Path]) -> Found:
                     seen.add(there / place)
                     places[path.absolute()] = _text(place)
         else:
+            if is_url(str(source)):
+                raise url_error(str(source))
             raise InputError(
                 str(source), expected="a video or a folder", got="nothing", remedy="check the path"
             )

@@ -6,9 +6,12 @@ import csv
 import io
 import json
 import math
-from typing import TYPE_CHECKING, Final
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
 
+from demr.machine.terminal import printable
 from demr.report.wording import SHORT_VERDICT, moments_to_show, presence_text
+from demr.search.several import order_videos, rank_videos
 
 if TYPE_CHECKING:
     from demr.search.result import Moment, SearchResult
@@ -31,25 +34,69 @@ _CSV_COLUMNS: Final = (
     "epistemic_end",
 )
 
+# Excel, LibreOffice and others begin a formula at these; full-width ones in East Asian editions.
+_FORMULA_SIGNS: Final = tuple("=+-@\t\r\n＝＋－＠")  # noqa: RUF001
+# Players take these in subtitles for tags and commands, and --> for the times of another cue.
+_SRT_SIGNS: Final = str.maketrans("<>{}", "‹›()")  # noqa: RUF001
 
-def to_json(result: SearchResult) -> str:
-    """Return the JSON object of a search on one line, in ASCII so that any terminal carries it."""
-    return json.dumps(result.to_dict(), allow_nan=False)
+
+def to_json(results: SearchResult | Sequence[SearchResult]) -> str:
+    """Return a search as JSON on one line, in ASCII so that any terminal carries it.
+
+    Args:
+        results: Of one video its JSON object. Of several an array of such objects, the video with
+            the surest answer first; each answer has its ``rank`` among the videos there, from 1.
+    """
+    if isinstance(results, Sequence):
+        values: Any = _ranked_dicts(results)
+    else:
+        values = results.to_dict()
+    # Of what terminals obey JSON leaves only this one as it is.
+    return json.dumps(values, allow_nan=False).replace("\x7f", "\\u007f")
 
 
-def to_csv(result: SearchResult) -> str:
-    """Return one row a moment; a sentence that is not in the video keeps a row without times."""
+def _ranked_dicts(results: Sequence[SearchResult]) -> list[dict[str, Any]]:
+    ordered = order_videos(results)
+    values = {result.video: result.to_dict() for result in ordered}
+    for number in range(len(ordered[0].answers)):
+        for rank, result in enumerate(rank_videos(ordered, number), start=1):
+            values[result.video]["answers"][number]["rank"] = rank
+    return list(values.values())
+
+
+def to_csv(results: SearchResult | Sequence[SearchResult]) -> str:
+    """Return one row a moment; a sentence that is not in the video keeps a row without times.
+
+    Of several videos the first column names the video, and the rows of each sentence begin with
+    its surest video. Text that spreadsheets would take for a formula has an apostrophe before it,
+    and control characters are written as escapes.
+    """
+    several = isinstance(results, Sequence)
+    searched = results if isinstance(results, Sequence) else [results]
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(_CSV_COLUMNS)
-    for answer in result.answers:
-        head = (answer.query, answer.verdict, _number(answer.present))
-        moments = () if SHORT_VERDICT[answer.verdict] == "absent" else answer.moments
-        for rank, moment in enumerate(moments, start=1):
-            writer.writerow((*head, rank, *map(_number, _moment_numbers(moment))))
-        if not moments:
-            writer.writerow((*head, *[""] * (len(_CSV_COLUMNS) - len(head))))
+    writer.writerow(("video", *_CSV_COLUMNS) if several else _CSV_COLUMNS)
+    for number in range(len(searched[0].answers)):
+        for result in rank_videos(searched, number):
+            answer = result.answers[number]
+            name = (_cell(result.video),) if several else ()
+            head = (*name, _cell(answer.query), answer.verdict, _number(answer.present))
+            moments = () if SHORT_VERDICT[answer.verdict] == "absent" else answer.moments
+            for rank, moment in enumerate(moments, start=1):
+                writer.writerow((*head, rank, *map(_number, _moment_numbers(moment))))
+            if not moments:
+                writer.writerow((*head, *[""] * (len(_CSV_COLUMNS) - 3)))
     return stream.getvalue()
+
+
+def _cell(text: str) -> str:
+    """Text of others, as a spreadsheet shows it and does not run it.
+
+    >>> _cell("=1+1"), _cell("-5 degrees"), _cell("a = b")
+    ("'=1+1", "'-5 degrees", 'a = b')
+    """
+    shown = printable(text)
+    return f"'{shown}" if text.startswith(_FORMULA_SIGNS) else shown
 
 
 def _moment_numbers(moment: Moment) -> tuple[float, ...]:
@@ -72,17 +119,21 @@ def _number(value: float) -> str:
 def to_srt(result: SearchResult) -> str:
     """Return the moments worth showing as subtitles by start, for any player beside the video."""
     cues = [
-        (moment, f"{' '.join(answer.query.split())}\n{answer.verdict}, {presence_text(answer)}")
+        (moment, f"{_srt_text(answer.query)}\n{answer.verdict}, {presence_text(answer)}")
         for answer in result.answers
         if SHORT_VERDICT[answer.verdict] != "absent"
         for moment in moments_to_show(answer)
     ]
     cues.sort(key=lambda cue: (cue[0].start, cue[0].end))
     return "\n".join(
-        # An arrow inside the text would start another cue; the query has lost its blank lines.
-        f"{number}\n{_srt_times(moment)}\n{text.replace('-->', '→')}\n"
+        f"{number}\n{_srt_times(moment)}\n{text}\n"
         for number, (moment, text) in enumerate(cues, start=1)
     )
+
+
+def _srt_text(text: str) -> str:
+    """A query on one line that no player takes for anything else."""
+    return printable(" ".join(text.split())).replace("-->", "→").translate(_SRT_SIGNS)
 
 
 def _srt_times(moment: Moment) -> str:

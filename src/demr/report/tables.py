@@ -20,7 +20,7 @@ from demr.report.wording import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from demr.search.result import Answer, Moment, SearchResult
 
@@ -61,15 +61,15 @@ def search_table(
             the moment is not in the video.
         every: Whether moments far below the best, or repeating a better one, have rows too.
     """
-    table = _empty_search_table(level_text(result), truth is not None)
+    table = empty_table(level_text(result), ("query",), has_truth=truth is not None)
     for answer in result.answers:
         moments = answer.moments if every else moments_to_show(answer)
         if SHORT_VERDICT[answer.verdict] == "absent":
             moments = ()
-        rows = [_moment_cells(moment) for moment in moments] or [[Text("–")] * 4]
+        rows = [moment_cells(moment) for moment in moments] or [[Text("–")] * 4]
         for number, cells in enumerate(rows):
             if number == 0:
-                heads = [plain(answer.query), _verdict_cell(answer)]
+                heads = [plain(answer.query), verdict_cell(answer)]
                 tails = [] if truth is None else [_truth_cell(truth.get(answer.query))]
             else:
                 heads = [Text(), Text()]
@@ -78,22 +78,32 @@ def search_table(
     return table
 
 
-def _empty_search_table(level: str, has_truth: bool) -> Table:
+def empty_table(level: str, heads: Sequence[str], *, has_truth: bool = False) -> Table:
+    """The columns of a search.
+
+    Args:
+        level: Of the intervals, as text.
+        heads: Names of the columns before the verdict.
+        has_truth: Whether a column of the truth follows.
+    """
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("query", min_width=8, overflow="fold")
-    table.add_column("verdict\npresent", min_width=10)
+    for name in heads:
+        table.add_column(name, min_width=8, overflow="fold")
+    table.add_column(Text("verdict\npresent"), min_width=10)
     names = [f"start\n{level}".rstrip(), f"end\n{level}".rstrip(), "± s model\n/ footage", "score"]
     for name in [*names, "truth"] if has_truth else names:
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(Text(name), justify="right", no_wrap=True)
     return table
 
 
-def _verdict_cell(answer: Answer) -> Text:
+def verdict_cell(answer: Answer) -> Text:
+    """Verdict and presence on two lines."""
     cell = plain(answer.verdict, _STYLE[SHORT_VERDICT[answer.verdict]])
     return cell.append(f"\n{presence_text(answer)}", style="default not bold")
 
 
-def _moment_cells(moment: Moment) -> list[Text]:
+def moment_cells(moment: Moment) -> list[Text]:
+    """Start, end, deviations and score, each on two lines."""
     return [
         _two_lines(clock(moment.start), window_text(*moment.start_interval)),
         _two_lines(clock(moment.end), window_text(*moment.end_interval)),

@@ -94,19 +94,36 @@ def best_iou(moment: Moment, windows: Windows) -> float:
     return float(window_iou(np.array([[moment.start, moment.end]]), table).max(initial=0.0))
 
 
-def unique_notes(result: SearchResult) -> list[str]:
-    """What limits the trust in the answers, once each; a note on some queries alone names them."""
-    queries_of: dict[str, list[str]] = {}
-    for answer in result.answers:
-        for note in answer.notes:
-            queries_of.setdefault(note, []).append(answer.query)
-    return [
-        f"note: {note}"
-        if len(queries) == len(result.answers)
+def unique_notes(results: SearchResult | Sequence[SearchResult]) -> list[str]:
+    """What limits the trust in the answers, once each.
+
+    A note on some queries or videos alone names them; of many, the first few.
+    """
+    searched = results if isinstance(results, Sequence) else [results]
+    noted: dict[str, list[tuple[str, str]]] = {}
+    for result in searched:
+        for answer in result.answers:
+            for note in answer.notes:
+                noted.setdefault(note, []).append((answer.query, result.video))
+    return [f"{_scope(places, searched)}: {note}" for note, places in noted.items()]
+
+
+def _scope(places: Sequence[tuple[str, str]], results: Sequence[SearchResult]) -> str:
+    """On which queries and videos a note is, where it is not on all."""
+    queries = list(dict.fromkeys(query for query, _ in places))
+    videos = list(dict.fromkeys(video for _, video in places))
+    named = []
+    if len(queries) < len(results[0].answers):
         # Quoted, so that a query cannot be taken for our own words.
-        else f"note on {', '.join(repr(query) for query in queries)}: {note}"
-        for note, queries in queries_of.items()
-    ]
+        named.append(_first_few([repr(query) for query in queries]))
+    if len(videos) < len(results):
+        named.append(_first_few(videos))
+    return f"note on {' in '.join(named)}" if named else "note"
+
+
+def _first_few(names: Sequence[str], most: int = 5) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def explain_answer(answer: Answer, result: SearchResult) -> str:

@@ -1,11 +1,12 @@
 """Search: a video and a sentence in, moments with intervals and a verdict out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self, overload
+from typing import Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -19,14 +20,18 @@ from demr.answers.pretrained import DEFAULT_MODEL, Pretrained, find_model, load_
 from demr.answers.proposals import Proposals
 from demr.batches.batch import Item
 from demr.encoders import Encoder, EncoderIdentity, VideoFeatures
-from demr.encoders.frames import encode_noting_damage
-from demr.errors import FeatureError, InputError, ModelError
+from demr.errors import FeatureError, ModelError
 from demr.features.prepare import prepare_query, prepare_video
 from demr.machine.devices import resolve_device
-from demr.machine.terminal import clock
-from demr.search.queries import check_queries
+from demr.search.base import Retriever
+from demr.search.queries import (
+    check_count,
+    check_encoder,
+    check_level,
+    check_path,
+    wrong_value,
+)
 from demr.search.result import UNKNOWN, Answer, Moment, SearchResult
-from demr.video.reading import watch_decoding
 
 __all__ = [
     "Answer",
@@ -78,7 +83,7 @@ class EncodedVideo:
         return self.identity.spec
 
 
-class MomentRetriever:
+class MomentRetriever(Retriever[EncodedVideo]):
     """Find moments in videos.
 
     Args:
@@ -91,12 +96,15 @@ class MomentRetriever:
         encoder: The encoder it was trained on; made from what the model says about it if not given.
 
     Raises:
-        InputError: If ``max_clips`` is below 1, or intervals were not fitted for ``level``.
+        InputError: If an argument is of another kind, ``max_clips`` is below 1, or intervals were
+            not fitted for ``level``.
         ModelError: If the calibration has no intervals, or the encoder is another one. One
             without presence (no absent queries were there to fit it) still searches: ``present``
             is then the foreground probability of the best moment, the verdict ``uncertain``, and
             a note says so.
     """
+
+    _kind = EncodedVideo
 
     def __init__(
         self,
@@ -108,10 +116,7 @@ class MomentRetriever:
         max_clips: int | None = None,
         encoder: Encoder | None = None,
     ) -> None:
-        if max_clips is not None and max_clips < 1:
-            raise InputError(
-                "max_clips", expected="at least 1", got=str(max_clips), remedy="leave it out"
-            )
+        _check_options(device, level, max_clips, encoder)
         if calibration.interval is None:
             raise ModelError(
                 pretrained.name,
@@ -151,10 +156,13 @@ class MomentRetriever:
                 then.
 
         Raises:
-            InputError: If ``max_clips`` is below 1.
+            InputError: If an argument is of another kind, ``level`` is not between 0 and 1, or
+                ``max_clips`` is below 1; before anything is read.
             ModelError: If there is no such model, it is damaged or of a newer format, or the
                 encoder is not the one it was trained on.
         """
+        check_path(source, "model", "runs/mine")
+        _check_options(device, level, max_clips, encoder)
         folder = find_model(source)
         return cls(
             load_pretrained(folder),
@@ -176,25 +184,12 @@ class MomentRetriever:
             self._encoder = self.pretrained.load_encoder(str(self.device))
         return self._encoder
 
-    def encode_video(
-        self, path: str | Path, *, progress: Callable[[float], None] | None = None
-    ) -> EncodedVideo:
-        """Decode a video and describe its clips; do this once and search many times.
-
-        Args:
-            path: Any video file.
-            progress: Called with the second of the video that was reached.
-
-        Raises:
-            VideoError: If the file cannot be decoded.
-        """
-        with watch_decoding(progress):
-            features, notes = encode_noting_damage(self.encoder, path)
+    def _notes(self) -> tuple[str, ...]:
         identity = self.encoder.identity
         if identity.digest and not self.pretrained.identity.digest:
             # Features of two sets of weights look alike and mean nothing to each other.
-            notes += (UNKNOWN_WEIGHTS_NOTE.format(model=identity.model),)
-        return self.prepare(features, str(path), notes)
+            return (UNKNOWN_WEIGHTS_NOTE.format(model=identity.model),)
+        return ()
 
     def prepare(
         self, features: VideoFeatures, path: str, notes: tuple[str, ...] = ()
@@ -218,53 +213,21 @@ class MomentRetriever:
             strangeness,
         )
 
-    @overload
-    def search(
-        self,
-        video: EncodedVideo | str | Path,
-        query: str,
-        *,
-        top: int = 5,
-        progress: Progress | None = None,
-    ) -> Answer: ...
+    def result(self, video: EncodedVideo, answers: Sequence[Answer]) -> SearchResult:
+        """Bundle answers with what they are about."""
+        return SearchResult(
+            video.path,
+            video.duration_s,
+            video.clip_s,
+            self.pretrained.name,
+            video.encoder,
+            self.level,
+            tuple(answers),
+        )
 
-    @overload
-    def search(
-        self,
-        video: EncodedVideo | str | Path,
-        query: list[str] | tuple[str, ...],
-        *,
-        top: int = 5,
-        progress: Progress | None = None,
-    ) -> list[Answer]: ...
-
-    def search(
-        self,
-        video: EncodedVideo | str | Path,
-        query: str | list[str] | tuple[str, ...],
-        *,
-        top: int = 5,
-        progress: Progress | None = None,
-    ) -> Answer | list[Answer]:
-        """Find the moments that a sentence, or each of several, describes.
-
-        Args:
-            video: Encoded, or a path (which is then decoded each time).
-            query: One sentence or many; many are answered in batches.
-            top: Most moments to return for a query.
-            progress: Called now and then with the share of the search that is done.
-
-        Returns:
-            One answer for a sentence, a list for a list.
-
-        Raises:
-            InputError: If a query is empty, has no word or too many.
-            VideoError: If the video cannot be decoded.
-        """
-        queries = [query] if isinstance(query, str) else list(query)
-        check_queries(queries, top)
-        if not isinstance(video, EncodedVideo):
-            video = self.encode_video(video)
+    def _answer_all(
+        self, video: EncodedVideo, queries: Sequence[str], top: int, progress: Progress
+    ) -> list[Answer]:
         if not video.identity.fits(self.pretrained.identity):
             raise FeatureError(
                 video.path,
@@ -278,57 +241,10 @@ class MomentRetriever:
             part = queries[low : low + size]
 
             def report(share: float, done: int = low, more: int = len(part)) -> None:
-                if progress is not None:
-                    progress((done + share * more) / len(queries))
+                progress((done + share * more) / len(queries))
 
             answers += self._answer(video, part, top, report)
-        return answers[0] if isinstance(query, str) else answers
-
-    def result(self, video: EncodedVideo, answers: Sequence[Answer]) -> SearchResult:
-        """Bundle answers with what they are about."""
-        return SearchResult(
-            video.path,
-            video.duration_s,
-            video.clip_s,
-            self.pretrained.name,
-            video.encoder,
-            self.level,
-            tuple(answers),
-        )
-
-    def search_file(
-        self,
-        path: str | Path,
-        queries: Sequence[str],
-        *,
-        top: int = 5,
-        tell: Callable[[str], None] | None = None,
-    ) -> SearchResult:
-        """Encode a video, ask it all queries, and bundle the answers.
-
-        Args:
-            path: Any video file.
-            queries: Sentences.
-            top: Most moments to return for a query.
-            tell: Called with what is being done, in words.
-
-        Raises:
-            InputError: As :meth:`search` does.
-            VideoError: If the file cannot be decoded.
-        """
-        name = Path(path).name
-
-        def reached(second: float) -> None:
-            if tell is not None:
-                tell(f"reading {name}: {clock(second)}")
-
-        def searched(share: float) -> None:
-            if tell is not None:
-                tell(f"searching {name}: {share:.0%}")
-
-        video = self.encode_video(path, progress=reached)
-        answers = self.search(video, list(queries), top=top, progress=searched)
-        return self.result(video, answers)
+        return answers
 
     def _answer(
         self, video: EncodedVideo, queries: Sequence[str], top: int, progress: Progress | None
@@ -362,6 +278,18 @@ class MomentRetriever:
                 queries, predictions, judgements, familiarity, strict=True
             )
         ]
+
+
+def _check_options(
+    device: str, level: float, max_clips: int | None, encoder: Encoder | None
+) -> None:
+    if not isinstance(device, str | torch.device):
+        raise wrong_value("device", "auto, cpu, or an accelerator", device, "try 'auto'")
+    check_level(level)
+    if max_clips is not None:
+        check_count("max_clips", max_clips)
+    if encoder is not None:
+        check_encoder(encoder)
 
 
 def _moments(proposals: Proposals, intervals: NDArray[np.float64]) -> tuple[Moment, ...]:

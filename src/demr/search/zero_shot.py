@@ -1,22 +1,19 @@
 """Search without a trained model: how similar each clip is to the query, and nothing more."""
 
 import math
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import overload
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from demr.answers.inference import Progress
 from demr.encoders import AlignedEncoder, Encoder, VideoFeatures
-from demr.encoders.frames import encode_noting_damage
 from demr.errors import FeatureError, InputError
 from demr.features.prepare import prepare_video
-from demr.machine.terminal import clock
-from demr.search.queries import check_queries
+from demr.search.base import Retriever
+from demr.search.queries import check_encoder
 from demr.search.result import UNKNOWN, Answer, Moment, SearchResult
 from demr.search.similarity import localise
-from demr.video.reading import watch_decoding
 
 MODEL_NAME = "zero-shot"
 NOTE = (
@@ -60,7 +57,7 @@ class ZeroShotVideo:
         self.notes = notes
 
 
-class ZeroShotRetriever:
+class ZeroShotRetriever(Retriever[ZeroShotVideo]):
     """Find moments with an encoder whose queries and clips lie in one space.
 
     Answers have the form of :class:`~demr.search.retriever.MomentRetriever`'s. What only a
@@ -71,29 +68,21 @@ class ZeroShotRetriever:
         encoder: Such as :class:`~demr.encoders.clip.clip.ClipEncoder`.
 
     Raises:
-        InputError: If its queries and clips do not compare.
+        InputError: If it is no encoder, or its queries and clips do not compare.
     """
 
+    _kind = ZeroShotVideo
+
     def __init__(self, encoder: Encoder) -> None:
+        check_encoder(encoder)
         if not isinstance(encoder, AlignedEncoder):
             raise untrained(encoder.identity.spec)
-        self.encoder = encoder
+        self._encoder = encoder
 
-    def encode_video(
-        self, path: str | Path, *, progress: Callable[[float], None] | None = None
-    ) -> ZeroShotVideo:
-        """Decode a video and embed its clips; do this once and search many times.
-
-        Args:
-            path: Any video file.
-            progress: Called with the second of the video that was reached.
-
-        Raises:
-            VideoError: If the file cannot be decoded.
-        """
-        with watch_decoding(progress):
-            features, notes = encode_noting_damage(self.encoder, path)
-        return self.prepare(features, str(path), notes)
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder it was made with."""
+        return self._encoder
 
     def prepare(
         self, features: VideoFeatures, path: str, notes: tuple[str, ...] = ()
@@ -116,48 +105,6 @@ class ZeroShotRetriever:
             )
         return ZeroShotVideo(path, features, unit[: seen[-1] + 1], notes)
 
-    @overload
-    def search(self, video: ZeroShotVideo | str | Path, query: str, *, top: int = 5) -> Answer: ...
-
-    @overload
-    def search(
-        self, video: ZeroShotVideo | str | Path, query: list[str] | tuple[str, ...], *, top: int = 5
-    ) -> list[Answer]: ...
-
-    def search(
-        self,
-        video: ZeroShotVideo | str | Path,
-        query: str | list[str] | tuple[str, ...],
-        *,
-        top: int = 5,
-    ) -> Answer | list[Answer]:
-        """Find the stretches most similar to a sentence, or to each of several.
-
-        Args:
-            video: Encoded, or a path (which is then decoded each time).
-            query: One sentence or many.
-            top: Most moments to return for a query.
-
-        Returns:
-            One answer for a sentence, a list for a list.
-
-        Raises:
-            InputError: If a query is empty, has no word or too many.
-            VideoError: If the video cannot be decoded.
-        """
-        queries = [query] if isinstance(query, str) else list(query)
-        check_queries(queries, top)
-        if not isinstance(video, ZeroShotVideo):
-            video = self.encode_video(video)
-        rows = self.encoder.embed_queries(queries)
-        rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-6)
-        curves = rows.astype(np.float64) @ video.clips.T.astype(np.float64)
-        answers = [
-            self._answer(video, text, curve, top)
-            for text, curve in zip(queries, curves, strict=True)
-        ]
-        return answers[0] if isinstance(query, str) else answers
-
     def result(self, video: ZeroShotVideo, answers: Sequence[Answer]) -> SearchResult:
         """Bundle answers with what they are about."""
         return SearchResult(
@@ -170,33 +117,17 @@ class ZeroShotRetriever:
             tuple(answers),
         )
 
-    def search_file(
-        self,
-        path: str | Path,
-        queries: Sequence[str],
-        *,
-        top: int = 5,
-        tell: Callable[[str], None] | None = None,
-    ) -> SearchResult:
-        """Encode a video, ask it all queries, and bundle the answers.
-
-        Args:
-            path: Any video file.
-            queries: Sentences.
-            top: Most moments to return for a query.
-            tell: Called with what is being done, in words.
-
-        Raises:
-            InputError: As :meth:`search` does.
-            VideoError: If the file cannot be decoded.
-        """
-
-        def reached(second: float) -> None:
-            if tell is not None:
-                tell(f"reading {Path(path).name}: {clock(second)}")
-
-        video = self.encode_video(path, progress=reached)
-        return self.result(video, self.search(video, list(queries), top=top))
+    def _answer_all(
+        self, video: ZeroShotVideo, queries: Sequence[str], top: int, progress: Progress
+    ) -> list[Answer]:
+        rows = self._encoder.embed_queries(queries)
+        rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-6)
+        curves = rows.astype(np.float64) @ video.clips.T.astype(np.float64)
+        progress(1.0)
+        return [
+            self._answer(video, text, curve, top)
+            for text, curve in zip(queries, curves, strict=True)
+        ]
 
     def _answer(
         self, video: ZeroShotVideo, query: str, curve: NDArray[np.float64], top: int
