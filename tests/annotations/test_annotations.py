@@ -57,7 +57,7 @@ def test_a_record_with_the_required_keys_alone(file: Maker) -> None:
 @pytest.mark.parametrize("name", ["q.jsonl", "q.jsonl.gz", "q.json", "q"])
 def test_names_and_compression_do_not_matter(file: Maker, name: str) -> None:
     found = read_annotations(file(lines(RECORD, RECORD | {"qid": "x"}), name))
-    assert [annotation.qid for annotation in found] == ["7", "x"]
+    assert [annotation.qid for annotation in found] == [7, "x"]
 
 
 def test_a_list_of_records(file: Maker) -> None:
@@ -182,7 +182,7 @@ def test_queries_are_tidied() -> None:
         (RECORD | {"kind": None}, "text under 'event' and 'kind'"),
         ([RECORD], "one JSON object a line"),
         (3, "one JSON object a line"),
-        (RECORD | {"query": "another"}, "qid '7' again"),
+        (RECORD | {"query": "another"}, "qid 7 again"),
     ],
 )
 def test_a_broken_record_is_named_by_file_and_line(
@@ -395,7 +395,7 @@ def test_the_caption_form(file: Maker, key: str) -> None:
     assert (report.clipped, report.tidied) == (1, 1)
     for change, message in (
         ({"sentences": ["one"]}, "2 and 1"),
-        ({"sentences": "ab"}, "lists of"),
+        ({"sentences": "ab"}, "a list under 'sentences'"),
         ({key: None}, "a number as duration"),
     ):
         with pytest.raises(AnnotationError, match=message):
@@ -439,7 +439,7 @@ def test_published_files(data_dir: Path, name: str, counts: dict[str, int]) -> N
 @pytest.mark.data
 def test_published_highlights(data_dir: Path) -> None:
     first = read_annotations(data_dir / "annotations/qvhighlights/val.jsonl")[0]
-    assert (first.qid, first.windows_s) == ("2579", ((82.0, 150.0),))
+    assert (first.qid, first.windows_s) == (2579, ((82.0, 150.0),))
     assert first.saliency is not None
     assert len(first.saliency) == 34
     assert first.saliency[41] == pytest.approx(4 / 12)  # votes 1, 1, 2
@@ -451,3 +451,113 @@ def test_tvsum_counts_clips_where_others_count_seconds(data_dir: Path) -> None:
     assert first.duration_s == 132
     assert first.saliency is not None
     assert sorted(first.saliency) == list(range(66))
+
+
+ABSENT = {"relevant_clip_ids": [], "saliency_scores": [[]], "relevant_windows": [[0, 0]]}
+
+
+@pytest.mark.parametrize(
+    ("change", "windows"),
+    [
+        (ABSENT, ()),
+        ({"relevant_windows": [[0, 0]]}, ()),
+        ({"relevant_windows": [[0.0, 0.0]], "relevant_clip_ids": []}, ()),
+        ({**ABSENT, "relevant_windows": []}, ()),
+        ({**ABSENT, "saliency_scores": []}, ()),
+        ({**ABSENT, "kind": "absent"}, ()),
+        ({**ABSENT, "relevant_windows": None}, None),
+        # A moment was scored, or is said to be there; another window has a length; zero elsewhere.
+        ({"relevant_windows": [[0, 0]], "relevant_clip_ids": [0], "saliency_scores": [[1]]}, None),
+        ({"relevant_windows": [[0, 0]], "kind": "present"}, None),
+        ({**ABSENT, "relevant_windows": [[0, 0], [3, 4]]}, ((3.0, 4.0),)),
+        ({**ABSENT, "relevant_windows": [[5, 5]]}, None),
+    ],
+)
+def test_absence_as_the_negative_benchmarks_write_it(
+    file: Maker, change: dict[str, Any], windows: tuple[tuple[float, float], ...] | None
+) -> None:
+    (found,), report = read_annotations_with_report(file(lines(RECORD | change)))
+    assert found.windows_s == windows
+    assert report.absent == (windows == ())
+    assert found.kind == ("absent" if windows == () else "present")
+
+
+NEGATIVE = RECORD | ABSENT | {"vid": "v2", "duration": 150}
+
+
+def test_a_qid_is_used_again_for_the_negative(file: Maker, tmp_path: Path) -> None:
+    other_sentence = NEGATIVE | {"vid": "v1", "query": "an eagle hunts"}
+    records = (RECORD, NEGATIVE, other_sentence, NEGATIVE | {"vid": "v3"}, NEGATIVE)
+    found, report = read_annotations_with_report(file(lines(*records)))
+    assert [(a.qid, a.vid, a.windows_s) for a in found] == [
+        (7, "v1", ((2.0, 5.5),)),
+        (7, "v2", ()),
+        (7, "v1", ()),
+        (7, "v3", ()),
+    ]
+    assert (report.shared_qids, report.repeated, report.absent) == (3, 1, 4)
+    assert "3 share a qid with a query they negate" in report.summary()
+    write_annotations(tmp_path / "out.jsonl", found)
+    assert read_annotations(tmp_path / "out.jsonl") == found
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"vid": "v2"},
+        {"query": "a dog barks"},
+        {"relevant_windows": [[1, 2]]},
+        ABSENT,
+        {"qid": "7", "vid": "v2"},
+    ],
+)
+def test_other_repeated_qids_are_refused(
+    file: Maker, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    with pytest.raises(AnnotationError, match="expected a qid of its own"):
+        read_annotations(file(lines(RECORD, RECORD | change)))
+    found = [
+        *read_annotations(file(lines(RECORD))),
+        *read_annotations(file(lines(RECORD | change))),
+    ]
+    with pytest.raises(AnnotationError, match="expected unique qids"):
+        write_annotations(tmp_path / "out.jsonl", found)
+
+
+@pytest.mark.parametrize("qid", [2579, "2579", 0, -3, 2**70, "test0", "\u00e9"])
+def test_a_qid_keeps_its_type(file: Maker, tmp_path: Path, qid: int | str) -> None:
+    (found,) = read_annotations(file(lines(RECORD | {"qid": qid})))
+    write_annotations(tmp_path / "out.jsonl", [found])
+    again = json.loads((tmp_path / "out.jsonl").read_text("utf-8"))["qid"]
+    assert (found.qid, type(found.qid), again, type(again)) == (qid, type(qid), qid, type(qid))
+
+
+def test_windows_as_annotated_survive_clipping_and_writing(file: Maker, tmp_path: Path) -> None:
+    windows = [[31, 26], [40, 50], [4, 4], [1, 2]]
+    found = read_annotations(
+        file(
+            lines(
+                RECORD | {"relevant_windows": windows},
+                RECORD | {"qid": 8, "relevant_windows": [[40, 50]]},
+                RECORD | {"qid": 9},
+            )
+        )
+    )
+    assert [a.windows_s for a in found] == [((26.0, 30.0), (1.0, 2.0)), None, ((2.0, 5.5),)]
+    annotated = [((26.0, 31.0), (40.0, 50.0), (4.0, 4.0), (1.0, 2.0)), ((40.0, 50.0),), None]
+    assert [a.annotated_s for a in found] == annotated
+    write_annotations(tmp_path / "out.jsonl", found)
+    again, report = read_annotations_with_report(tmp_path / "out.jsonl")
+    assert again == found
+    assert [a.annotated_s for a in again] == annotated
+    assert report.clipped == 0
+
+
+def test_labels_of_youtube_highlights_are_kept(file: Maker, tmp_path: Path) -> None:
+    labels = {"label": [[0], [1], [1]], "match": [-1, 1, 1], "domain": "dog", "fps": 30.0}
+    record = RECORD | {"duration": 4.9, "relevant_windows": None, **labels}
+    (found,), report = read_annotations_with_report(file(lines(record)))
+    assert (found.duration_s, found.saliency, found.extra) == (4.9, None, labels)
+    assert report.summary().endswith("further keys kept: domain (1), fps (1), label (1), match (1)")
+    write_annotations(tmp_path / "out.jsonl", [found])
+    assert read_annotations(tmp_path / "out.jsonl")[0].extra == labels

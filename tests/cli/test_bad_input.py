@@ -59,24 +59,24 @@ def test_all_is_well(evaluate: Any) -> None:
     [
         (
             [*ANSWERED, *({**ANSWERED[0], "qid": qid} for qid in (77, 78))],
-            "2 predictions for queries that the annotations do not have: ignored (such as '77')",
+            "2 predictions for queries that the annotations do not have: ignored (such as 77)",
             100.0,
         ),
         (
             ANSWERED[:2],
-            "2 of 4 annotated queries without a prediction: counted as misses (such as '2')",
+            "2 of 4 annotated queries without a prediction: counted as misses (such as 2)",
             50.0,
         ),
         (
             [*ANSWERED[:3], {**ANSWERED[3], "pred_relevant_windows": []}],
-            "1 predictions without windows: counted as misses (such as '3')",
+            "1 predictions without windows: counted as misses (such as 3)",
             75.0,
         ),
         (
             [*ANSWERED[:3], {**ANSWERED[3], "pred_relevant_windows": [[6, 2, 0.9]]}],
             (
                 "1 predictions with windows of no length or reversed: they overlap nothing (such "
-                "as '3')"
+                "as 3)"
             ),
             75.0,
         ),
@@ -101,7 +101,7 @@ def test_what_can_be_measured_is_measured_and_counted(
             [{**record, "qid": f"x{record['qid']}"} for record in ANSWERED],
             ASKED,
             (
-                "expected at least one query in both, got no common qid (such as 'x0' and '0'); "
+                "expected at least one query in both, got no common qid (such as 'x0' and 0); "
                 "choose the annotations that were predicted"
             ),
         ),
@@ -140,13 +140,13 @@ def test_what_can_be_measured_is_measured_and_counted(
         (
             [*ANSWERED, ANSWERED[1]],
             ASKED,
-            "p.jsonl:5: expected one prediction a query, got qid '1' again",
+            "p.jsonl:5: expected one prediction a query, got qid 1 again",
         ),
         (
             ANSWERED,
             [*ASKED, {**ASKED[1], "query": "a cat sleeps"}],
             (
-                "a.jsonl:5: expected a qid of its own, got qid '1' again, with other content; "
+                "a.jsonl:5: expected a qid of its own, got qid 1 again, with other content; "
                 "rename one of the two"
             ),
         ),

@@ -1,11 +1,13 @@
 import gzip
 import json
 import math
+import re
 import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,19 @@ from hypothesis import strategies as st
 from demr.annotations.annotations import Annotation, read_annotations, write_annotations
 from demr.errors import AnnotationError
 from demr.evaluation.measuring import PredictionWarning, evaluate_predictions, measure
-from demr.evaluation.predictions import PredictionRecord, read_predictions
+from demr.evaluation.predictions import PredictionRecord, read_predictions, write_predictions
 
 RECORD: dict[str, Any] = {
     "qid": 7,
     "query": "a man opens a door",
     "vid": "v1",
     "pred_relevant_windows": [[2, 6, 0.9], [20, 25.5, 0.1]],
+}
+QUERY: dict[str, Any] = {
+    "query": "a man opens a door",
+    "vid": "v1",
+    "duration": 30,
+    "relevant_windows": [[2, 6]],
 }
 OWN: dict[str, Any] = {
     "intervals": [[[1, 3], [5, 7]], [[19, 21], [25, 26]]],
@@ -40,13 +48,13 @@ def save(path: Path, records: Sequence[object]) -> Path:
 
 
 def asked(
-    qid: str, windows: Sequence[tuple[float, float]] | None = ((2.0, 6.0),), vid: str = "v1"
+    qid: int | str, windows: Sequence[tuple[float, float]] | None = ((2.0, 6.0),), vid: str = "v1"
 ) -> Annotation:
     known = None if windows is None else tuple(windows)
     return Annotation(qid, "a man opens a door", vid, 30.0, known)
 
 
-def predicted(qid: str, *windows: tuple[float, float, float], **own: Any) -> PredictionRecord:
+def predicted(qid: int | str, *windows: tuple[float, float, float], **own: Any) -> PredictionRecord:
     table = np.array(windows, dtype=np.float64).reshape(-1, 3)
     arrays: dict[str, Any] = {key: np.asarray(value, np.float64) for key, value in own.items()}
     return PredictionRecord(qid, table, **arrays)
@@ -59,7 +67,7 @@ def test_all_keys_are_read(tmp_path: Path, name: str) -> None:
         [RECORD | OWN | {"pred_saliency_scores": [1, -2.5]}, {**RECORD, "qid": "x"}],
     )
     first, second = read_predictions(path)
-    assert (first.qid, first.vid, first.query) == ("7", "v1", "a man opens a door")
+    assert (first.qid, first.vid, first.query) == (7, "v1", "a man opens a door")
     np.testing.assert_array_equal(first.windows, [[2, 6, 0.9], [20, 25.5, 0.1]])
     assert first.saliency is not None
     assert first.saliency.tolist() == [1, -2.5]
@@ -119,7 +127,8 @@ def test_null_is_a_missing_key_and_no_window_is_an_answer(tmp_path: Path) -> Non
         (RECORD | OWN | {"present": math.nan}, "a probability in 0..1"),
         (RECORD | OWN | {"present": True}, "a probability in 0..1"),
         ([RECORD], "one JSON object a line"),
-        (RECORD | {"query": "another"}, "qid '7' again, first at"),
+        (RECORD, "qid 7 again, first at"),
+        (RECORD | {"qid": "7", "vid": None}, "qid '7' again, first at"),
     ],
 )
 def test_damage_is_named_by_file_and_line(tmp_path: Path, record: object, message: str) -> None:
@@ -290,7 +299,7 @@ def test_saliency_of_other_clips_or_annotators_is_not_compared() -> None:
 
 def test_files_become_metrics_and_warnings(tmp_path: Path) -> None:
     truth = tmp_path / "a.jsonl"
-    write_annotations(truth, [asked("7"), asked("8", ((20.0, 25.5),))])
+    write_annotations(truth, [asked(7), asked(8, ((20.0, 25.5),))])
     path = save(tmp_path / "p.jsonl", [RECORD])
     with pytest.warns(PredictionWarning, match="1 of 2 annotated queries") as caught:
         assert evaluate_predictions(path, truth)["R1@0.5"] == 50
@@ -298,11 +307,133 @@ def test_files_become_metrics_and_warnings(tmp_path: Path) -> None:
     save(
         truth, [{"qid": 7, "query": "x", "vid": "v1", "duration": 5, "relevant_windows": [[2, 6]]}]
     )
-    with pytest.warns(PredictionWarning, match="annotations: 1 queries: 1 windows clipped"):
+    with pytest.warns(PredictionWarning) as caught:
         assert evaluate_predictions(path, truth)["R1@0.7"] == 100
-    write_annotations(truth, [asked("9")])
+    assert str(caught[0].message) == "annotations: 1 queries: 1 windows clipped to the duration"
+    write_annotations(truth, [asked(9)])
     with pytest.raises(AnnotationError, match=r"p\.jsonl and .*a\.jsonl: expected at least one"):
         evaluate_predictions(path, truth)
+
+
+def test_qids_of_written_predictions_are_those_of_the_annotations(tmp_path: Path) -> None:
+    """The field's evaluator stops unless the two sets of qids are equal."""
+    save(tmp_path / "a.jsonl", [{**QUERY, "qid": 2579}, {**QUERY, "qid": "2580"}])
+    annotations = read_annotations(tmp_path / "a.jsonl")
+    records = [PredictionRecord(a.qid, np.array([[2.0, 6.0, 1.0]]), a.vid) for a in annotations]
+    write_predictions(tmp_path / "p.jsonl", records)
+    written, given = (
+        {json.loads(line)["qid"] for line in (tmp_path / name).read_text().splitlines()}
+        for name in ("p.jsonl", "a.jsonl")
+    )
+    assert written == given == {2579, "2580"}
+    assert {p.qid for p in read_predictions(tmp_path / "p.jsonl")} == given
+
+
+@pytest.mark.parametrize(("left", "right"), [(7, "7"), ("7", 7)])
+def test_a_number_joins_its_digits_and_that_is_said_once(left: int | str, right: int | str) -> None:
+    predictions = [predicted(left, (2, 6, 0.9)), predicted("b", (2, 6, 0.9))]
+    found = measure(predictions, [asked(right), asked("b")])
+    assert found.metrics["R1@0.7"] == 100
+    assert found.notes == (
+        (
+            "1 qids are numbers in one file and text in the other: joined all the same, which the "
+            f"field's evaluator does not (such as {right!r})"
+        ),
+    )
+
+
+def negative(vid: str, query: str = "a man opens a door") -> Annotation:
+    return Annotation(7, query, vid, 30.0, ())
+
+
+def of_video(vid: str | None, window: tuple[float, float, float], **own: Any) -> PredictionRecord:
+    return replace(predicted(7, window), vid=vid, place="p.jsonl:4", **own)
+
+
+def test_a_shared_qid_is_joined_by_its_video(tmp_path: Path) -> None:
+    annotations = [asked(7), negative("v2"), negative("v3"), negative("v1", "an eagle hunts")]
+    predictions = [
+        of_video("v2", (9, 20, 0.1), present=0.1),
+        of_video("v1", (2, 6, 0.9), present=0.8, query="a man  opens a door"),
+        of_video("v1", (9, 20, 0.2), present=0.2, query="an eagle hunts"),
+        of_video("v4", (2, 6, 0.9), present=0.8),
+    ]
+    found = measure(predictions, annotations)
+    assert (found.metrics["R1@0.7"], found.metrics["absent_queries"]) == (100, 3)
+    assert found.metrics["presence/AUROC"] == 1
+    assert found.notes == (
+        "1 predictions for queries that the annotations do not have: ignored (such as 7)",
+        "1 of 4 annotated queries without a prediction: counted as misses (such as 7)",
+    )
+    write_predictions(tmp_path / "p.jsonl", predictions)
+    again = measure(read_predictions(tmp_path / "p.jsonl"), annotations)
+    assert again.metrics == pytest.approx(found.metrics, nan_ok=True)
+    with pytest.raises(AnnotationError, match=r"p\.jsonl:4: expected the video beside qid 7"):
+        measure([of_video(None, (2, 6, 0.9))], annotations)
+    write_predictions(tmp_path / "p.jsonl", [predictions[0], of_video(None, (2, 6, 0.9))])
+    with pytest.raises(AnnotationError, match="expected one prediction a query, got qid 7 again"):
+        read_predictions(tmp_path / "p.jsonl")
+
+
+def test_the_ending_of_a_video_s_file_does_not_matter() -> None:
+    prediction = replace(predicted("a", (2, 6, 0.9)), vid="v1.mp4")
+    assert measure([prediction], [asked("a")]).metrics["R1@0.7"] == 100
+
+
+def test_windows_as_annotated_are_measured_on_request(tmp_path: Path) -> None:
+    windows = {
+        1: [[20, 40]],  # in 30 s: IoU of 20 to 30 is 1 with the clipped window, 1/2 with the whole
+        2: [[32, 40]],  # after the end: unknown, or a miss
+        3: [[4, 4]],  # no length: likewise
+        4: [[2, 6]],
+        5: [],
+    }
+    save(
+        tmp_path / "a.jsonl",
+        [{**QUERY, "qid": q, "relevant_windows": w} for q, w in windows.items()],
+    )
+    predictions = [[20, 30, 1], [2, 6, 1], [2, 6, 1], [2, 6, 1], [2, 6, 1]]
+    save(
+        tmp_path / "p.jsonl",
+        [{"qid": q, "pred_relevant_windows": [w]} for q, w in enumerate(predictions, 1)],
+    )
+    moved = (
+        r"the true windows of 3 queries are clipped .* as annotated \(--unclipped\): "
+        r"R1@0\.5 50\.00 instead of 100\.00, R1@0\.7 25\.00 instead of 100\.00, "
+        r"mIoU 37\.50 instead of 100\.00"
+    )
+    with pytest.warns(PredictionWarning) as default:
+        clipped = evaluate_predictions(tmp_path / "p.jsonl", tmp_path / "a.jsonl")
+    assert any(re.search(moved, str(warning.message)) for warning in default)
+    with pytest.warns(PredictionWarning) as caught:
+        whole = evaluate_predictions(tmp_path / "p.jsonl", tmp_path / "a.jsonl", unclipped=True)
+    assert not any("instead of" in str(warning.message) for warning in caught)
+    assert (clipped["queries"], clipped["R1@0.5"], clipped["mIoU"]) == (2, 100, 100)
+    assert (whole["queries"], whole["R1@0.5"], whole["mIoU"]) == (4, 50, 37.5)
+    assert clipped["absent_queries"] == whole["absent_queries"] == 1
+
+
+def test_recall_at_further_thresholds() -> None:
+    predictions = [predicted("a", (2, 10, 1)), predicted("b", (2, 12, 1))]  # IoU 1/2 and 2/5
+    annotations = [asked("a"), asked("b")]
+    got = measure(predictions, annotations, thresholds=(0.35, 0.4, 0.45)).metrics
+    assert [got[f"R1@{t}"] for t in (0.35, 0.4, 0.45, 0.5)] == [100, 100, 50, 50]
+    assert (got["R5@0.45"], got["short/R1@0.45"]) == (50, 50)
+    plain = measure(predictions, annotations).metrics
+    assert "R1@0.4" not in plain
+    assert {k: v for k, v in got.items() if k in plain} == pytest.approx(plain, nan_ok=True)
+
+
+def test_windows_not_sorted_by_score_are_noted() -> None:
+    rising = predicted("a", (20, 25, 0.1), (2, 6, 0.9))
+    found = measure([rising, predicted("b", (2, 6, 0.5), (3, 6, 0.5))], [asked("a"), asked("b")])
+    assert (found.metrics["R1@0.7"], found.metrics["mAP"]) == (50, 100)
+    assert found.notes == (
+        (
+            "1 predictions whose windows are not sorted by score: recall (R1, R5, mIoU) takes them "
+            "in the order given and mAP by score, as the field does (such as 'a')"
+        ),
+    )
 
 
 def test_torch_is_not_needed() -> None:

@@ -10,14 +10,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from demr.annotations.formats import (
-    Located,
-    broken,
-    in_seconds,
-    json_records,
-    read_text,
-    text_records,
-)
+from demr.annotations.formats import file_records, in_seconds
+from demr.annotations.records import ByQid, Qid, broken, number
 from demr.annotations.repairs import ROUNDING_S, RepairReport
 from demr.errors import AnnotationError
 from demr.machine.files import atomic_path
@@ -26,6 +20,12 @@ Window = tuple[float, float]
 
 ANNOTATORS = 3  # a mean without votes is written as this many equal ones, as QVHighlights has
 MAX_SALIENCY = 4.0  # QVHighlights: each annotator gives 0 (very bad) to 4 (very good)
+_KEYS = frozenset(
+    (
+        "qid", "query", "vid", "duration", "duration_guessed", "relevant_windows",
+        "annotated_windows", "relevant_clip_ids", "saliency_scores", "event", "kind",
+    )
+)  # fmt: skip
 _NOISE_S = 1e-6  # rounding of floating point; cut as well, but nothing worth reporting
 
 
@@ -34,7 +34,8 @@ class Annotation:
     """One query about one video.
 
     Args:
-        qid: Name of the query, unique within its file.
+        qid: Name of the query, a number or text as its file has it; the field's evaluator compares
+            both. Unique within its file but for :func:`may_share_qid`.
         query: The sentence; runs of white space become one blank.
         vid: Name of the video.
         duration_s: Length of the video in seconds.
@@ -46,12 +47,16 @@ class Annotation:
         kind: What sort of query it is; the shapes world uses present, absent, vague and unknown.
         saliency_votes: Clip index -> what each annotator gave, 0..4. ``None``, too, where three
             agree on every clip: ``saliency`` holds as much then, as in the files of many tools.
+        annotated_s: Windows as they were annotated (start first), where ``windows_s`` has others:
+            they were clipped to the duration, or dropped. Not compared.
+        duration_guessed: Whether no source states the duration. Not compared.
+        extra: What the file says beside all this, under its own keys. Not compared.
 
     Raises:
         AnnotationError: If a value breaks these rules.
     """
 
-    qid: str
+    qid: Qid
     query: str
     vid: str
     duration_s: float
@@ -60,6 +65,9 @@ class Annotation:
     event: str | None = None
     kind: str = "present"
     saliency_votes: Mapping[int, tuple[float, ...]] | None = field(default=None, hash=False)
+    annotated_s: tuple[Window, ...] | None = field(default=None, compare=False)
+    duration_guessed: bool = field(default=False, compare=False)
+    extra: Mapping[str, Any] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "query", tidy_query(self.query))
@@ -72,7 +80,7 @@ class Annotation:
                     raise _unscored(subject, f"{score!r} at {clip}")
         for name in ("qid", "query", "vid"):
             value = getattr(self, name)
-            if not value or not _is_writable(value):
+            if type(value) is not int and (not value or not _is_writable(value)):
                 raise broken(subject, f"a {name} of printable text", repr(value))
         if not (math.isfinite(self.duration_s) and self.duration_s > 0):
             raise broken(subject, "a duration above 0 s", repr(self.duration_s))
@@ -98,6 +106,16 @@ def tidy_query(query: str) -> str:
     'a man opens a door'
     """
     return " ".join(query.split())
+
+
+def may_share_qid(one: Annotation, other: Annotation) -> bool:
+    """Whether two queries may have one qid: it is used again to ask for what is not there.
+
+    The benchmarks of negative queries do so (UniVTG-NA): the sentence of a query, asked about
+    another video under the same qid. Video and sentence tell the two apart.
+    """
+    differ = (one.vid, one.query) != (other.vid, other.query)
+    return differ and () in (one.windows_s, other.windows_s)
 
 
 def saliency_votes(
@@ -126,14 +144,14 @@ def read_annotations_with_report(
     """Read a file of queries, and report what had to be repaired.
 
     Understood, plain or gzipped: JSON Lines with the field's keys (QVHighlights, UniVTG,
-    lighthouse; TVSum, too, whose durations count clips of 2 s), the JSON object of ActivityNet
-    Captions and Charades-CD (``{vid: {timestamps, sentences, duration or video_duration}}``), and
-    the text form of Charades-STA (``vid start end##sentence``). The name's ending decides, then
-    the content.
+    lighthouse; UniVTG-NA, which writes absence as ``[[0, 0]]``; TVSum, whose durations count clips
+    of 2 s), JSON of ActivityNet Captions, the CD and CG splits, TACoS (also in frames), DiDeMo,
+    Ego4D NLQ, YouCook2 and HiREST (``datasets.py`` says how each is read), the text form of
+    Charades-STA, and CSV (``text_forms.py``). The name's ending decides, then the content.
 
     Args:
         path: The file.
-        durations_s: Length of each video in seconds, for the text form, which states none. A video
+        durations_s: Length of each video in seconds, for the forms that state none. A video
             without one is taken to end where its last window ends.
 
     Returns:
@@ -144,36 +162,31 @@ def read_annotations_with_report(
             file and the line.
     """
     source, report = Path(path), RepairReport()
-    annotations: dict[str, Annotation] = {}
-    for place, fallback, record in _records(source, durations_s or {}, report):
+    annotations: list[Annotation] = []
+    by_qid: ByQid[Annotation] = ByQid()
+    for place, fallback, record in file_records(source, durations_s or {}, report):
         annotation = _annotation(place, fallback, record, report)
-        first = annotations.setdefault(annotation.qid, annotation)
-        if first != annotation:
-            raise AnnotationError(
-                place,
-                expected="a qid of its own",
-                got=f"qid {annotation.qid!r} again, with other content",
-                remedy="rename one of the two",
-            )
-        report.repeated += first is not annotation
+        known = by_qid.add(annotation.qid, annotation)
+        if known:
+            if annotation in known:
+                report.repeated += 1
+                continue
+            if not all(may_share_qid(annotation, other) for other in known):
+                raise AnnotationError(
+                    place,
+                    expected="a qid of its own",
+                    got=f"qid {annotation.qid!r} again, with other content",
+                    remedy="rename one of the two",
+                )
+            report.shared_qids += 1
+        annotations.append(annotation)
     if not annotations:
+        got = f"none in {report.null_queries} records" if report.null_queries else "none"
         raise AnnotationError(
-            str(source), expected="at least one query", got="none", remedy="add a query"
+            str(source), expected="at least one query", got=got, remedy="add a query"
         )
     report.queries = len(annotations)
-    return list(annotations.values()), report
-
-
-def _records(
-    source: Path, durations_s: Mapping[str, float], report: RepairReport
-) -> Iterable[Located]:
-    """Records of a file in any form: its name's ending decides, then its content."""
-    text = read_text(source)
-    suffix = (source.with_suffix("") if source.suffix == ".gz" else source).suffix
-    if suffix == ".txt" or (suffix not in (".json", ".jsonl") and "##" in text.partition("\n")[0]):
-        records, report.guessed_durations = text_records(source, text, durations_s)
-        return records
-    return json_records(source, text)
+    return annotations, report
 
 
 def write_annotations(path: str | os.PathLike[str], annotations: Iterable[Annotation]) -> None:
@@ -190,21 +203,24 @@ def write_annotations(path: str | os.PathLike[str], annotations: Iterable[Annota
         AnnotationError: If there is nothing to write, a qid repeats, or the disk refuses.
     """
     target = Path(path)
-    lines: dict[str, str] = {}
+    lines: list[str] = []
+    by_qid: ByQid[Annotation] = ByQid()
     for annotation in annotations:
-        if annotation.qid in lines:
+        if not all(
+            may_share_qid(annotation, other) for other in by_qid.add(annotation.qid, annotation)
+        ):
             raise AnnotationError(
                 str(target),
                 expected="unique qids",
                 got=f"{annotation.qid!r} twice",
                 remedy="rename one of the two",
             )
-        lines[annotation.qid] = json.dumps(_record(annotation), ensure_ascii=False) + "\n"
+        lines.append(json.dumps(_record(annotation), ensure_ascii=False) + "\n")
     if not lines:
         raise AnnotationError(
             str(target), expected="at least one query", got="none", remedy="nothing was written"
         )
-    _write(target, "".join(lines.values()).encode())
+    _write(target, "".join(lines).encode())
 
 
 def _write(target: Path, data: bytes) -> None:
@@ -240,7 +256,11 @@ def _record(annotation: Annotation) -> dict[str, Any]:
         record["event"] = annotation.event
     if annotation.kind != _default_kind(annotation.windows_s):
         record["kind"] = annotation.kind
-    return record
+    if annotation.annotated_s is not None:
+        record["annotated_windows"] = [list(window) for window in annotation.annotated_s]
+    if annotation.duration_guessed:
+        record["duration_guessed"] = True
+    return {**(annotation.extra or {}), **record}
 
 
 def _default_kind(windows_s: Sequence[Window] | None) -> str:
@@ -254,14 +274,15 @@ def _annotation(
         if key not in record:
             raise broken(place, f"the key {key!r}", f"{', '.join(record) or 'nothing'}")
     record = in_seconds(record)
-    query, vid = record["query"], _name(place, "vid", record["vid"])
+    query, vid = record["query"], str(_name(place, "vid", record["vid"]))
     if not isinstance(query, str) or not query.strip():
         raise broken(place, "a query of at least one word", repr(query))
     report.tidied += tidy_query(query) != query
-    duration = _number(place, "duration", record["duration"])
+    duration = number(place, "duration", record["duration"])
     if duration <= 0:
         raise broken(place, "a duration above 0 s", repr(record["duration"]))
-    windows = _windows(place, record.get("relevant_windows"), duration, report)
+    windows, annotated = _windows(place, record, duration, report)
+    qid: Qid
     if record.get("qid") is None:
         report.named += 1
         qid = f"{vid}_{fallback}"
@@ -270,32 +291,44 @@ def _annotation(
     event, kind = record.get("event"), record.get("kind", _default_kind(windows))
     if not isinstance(event, str | None) or not isinstance(kind, str):
         raise broken(place, "text under 'event' and 'kind'", f"{event!r} and {kind!r}")
-    votes = _votes(place, record)
+    extra = None
+    if not _KEYS.issuperset(record):
+        extra = {key: value for key, value in record.items() if key not in _KEYS}
+        report.further_keys.update(extra.keys())
     try:
         return Annotation(
-            qid, query, vid, duration, windows, None, event, kind, saliency_votes=votes
+            qid=qid,
+            query=query,
+            vid=vid,
+            duration_s=duration,
+            windows_s=windows,
+            event=event,
+            kind=kind,
+            saliency_votes=_votes(place, record),
+            annotated_s=annotated,
+            duration_guessed=record.get("duration_guessed") is True,
+            extra=extra,
         )
     except AnnotationError as error:
         raise broken(place, error.expected, error.got) from error
 
 
 def _windows(
-    place: str, value: object, duration: float, report: RepairReport
-) -> tuple[Window, ...] | None:
+    place: str, record: Mapping[str, Any], duration: float, report: RepairReport
+) -> tuple[tuple[Window, ...] | None, tuple[Window, ...] | None]:
+    """Windows inside of the video, and as annotated where these are others."""
+    value = record.get("relevant_windows")
+    stored = record.get("annotated_windows")  # of a file that was written after clipping
+    annotated = None if stored is None else tuple(_pairs(place, stored, RepairReport()))
     if value is None:
         report.unknown += 1
-        return None
-    if not isinstance(value, list):
-        raise broken(place, "a list of [start, end] under 'relevant_windows'", repr(value))
-    report.absent += not value
+        return None, annotated
+    pairs = _pairs(place, value, report)
+    if not pairs or _says_absent(record, pairs):
+        report.absent += 1
+        return (), None
     windows: list[Window] = []
-    for window in value:
-        if not isinstance(window, list) or len(window) != 2:
-            raise broken(place, "windows of [start, end]", repr(window))
-        start, end = (_number(place, "window", bound) for bound in window)
-        if start > end:
-            report.swapped += 1
-            start, end = end, start
+    for start, end in pairs:
         if start == end:
             report.zero_length += 1
         elif start >= duration or end <= 0:
@@ -305,16 +338,41 @@ def _windows(
             report.clipped += outside > ROUNDING_S
             report.trimmed += _NOISE_S < outside <= ROUNDING_S
             windows.append((max(start, 0.0), min(end, duration)))
-    if value and not windows:
+    if annotated is None and windows != pairs:
+        annotated = tuple(pairs)
+    if not windows:
         report.emptied += 1
-        return None
-    return tuple(windows)
+        return None, annotated
+    return tuple(windows), annotated
+
+
+def _pairs(place: str, value: object, report: RepairReport) -> list[Window]:
+    """Windows as they were annotated, the start first."""
+    if not isinstance(value, list):
+        raise broken(place, "a list of [start, end] under 'relevant_windows'", repr(value))
+    pairs = []
+    for window in value:
+        if not isinstance(window, list) or len(window) != 2:
+            raise broken(place, "windows of [start, end]", repr(window))
+        start, end = (number(place, "window", bound) for bound in window)
+        report.swapped += start > end
+        pairs.append((min(start, end), max(start, end)))
+    return pairs
+
+
+def _says_absent(record: Mapping[str, Any], pairs: Sequence[Window]) -> bool:
+    """Whether windows are UniVTG-NA's ``[[0, 0]]``, its way to write that there is no moment."""
+    if any(end != 0 or start != 0 for start, end in pairs) or record.get("relevant_clip_ids"):
+        return False
+    return bool(record.get("kind", "absent") == "absent")
 
 
 def _votes(place: str, record: Mapping[str, Any]) -> dict[int, tuple[float, ...]] | None:
     clips, scores = record.get("relevant_clip_ids"), record.get("saliency_scores")
     if clips is None or scores is None:
         return None
+    if clips == [] and isinstance(scores, list) and not any(scores):
+        return {}  # UniVTG-NA's queries without a moment say [[]]
     if not isinstance(clips, list) or not isinstance(scores, list) or len(clips) != len(scores):
         raise broken(place, "one saliency score list per relevant clip", "lists that do not match")
     by_clip: dict[int, tuple[float, ...]] = {}
@@ -326,14 +384,14 @@ def _votes(place: str, record: Mapping[str, Any]) -> dict[int, tuple[float, ...]
         try:
             by_clip[clip] = _floats(*votes)
         except (AnnotationError, TypeError):  # something else, or even without a hash
-            by_clip[clip] = tuple([_number(place, "saliency", vote) for vote in votes])
+            by_clip[clip] = tuple([number(place, "saliency", vote) for vote in votes])
     return by_clip
 
 
 # Votes make up most of a file, and there are few different ones. Typed, as true equals 1.
 @lru_cache(maxsize=4096, typed=True)
 def _floats(*values: object) -> tuple[float, ...]:
-    return tuple([_number("", "saliency", value) for value in values])
+    return tuple([number("", "saliency", value) for value in values])
 
 
 @lru_cache(maxsize=4096)
@@ -352,22 +410,10 @@ def _unscored(subject: str, got: str) -> AnnotationError:
     return broken(subject, expected, got)
 
 
-def _number(place: str, name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise broken(place, f"a number as {name}", repr(value))
-    try:
-        number = float(value)
-    except OverflowError:  # JSON's whole numbers know no bound
-        number = math.inf
-    if not math.isfinite(number):
-        raise broken(place, f"a finite number as {name}", str(number))
-    return number
-
-
-def _name(place: str, key: str, value: object) -> str:
+def _name(place: str, key: str, value: object) -> Qid:
     if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
         raise broken(place, f"text or a whole number as {key}", repr(value))
-    return str(value)
+    return value
 
 
 def _is_writable(text: str) -> bool:

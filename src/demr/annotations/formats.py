@@ -1,147 +1,131 @@
-"""The forms in which queries are published -> records with the field's keys."""
+"""The forms in which queries are published, told apart -> records with the field's keys."""
 
 import json
-import re
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from demr.annotations import datasets
+from demr.annotations.records import Located, broken, json_lines, read_text
+from demr.annotations.repairs import RepairReport
+from demr.annotations.text_forms import csv_records, looks_like_csv, text_records
 from demr.errors import AnnotationError
-from demr.machine.reading import read_records
 
-# A record, where it stood (for messages), and the ending of its qid if it has none.
-Located = tuple[str, str, Mapping[str, Any]]
-
-_SHOWN = 80  # characters of a faulty value that a message repeats
-_TEXT_LINE = re.compile(r"^(?P<vid>\S+)\s+(?P<start>\S+)\s+(?P<end>\S+?)\s*##(?P<query>.*)$")
+FORMS = (
+    "JSON Lines with query, vid and duration (as QVHighlights), JSON of ActivityNet Captions, the "
+    "CD and CG splits, TACoS, DiDeMo, Ego4D NLQ, YouCook2 or HiREST, text of Charades-STA, CSV"
+)
 
 
-def read_text(source: Path, kind: str = "queries") -> str:
-    """The text of a UTF-8 file, gzipped or not.
+def file_records(
+    source: Path, durations_s: Mapping[str, float], report: RepairReport
+) -> Iterable[Located]:
+    """Records of a file in any known form: its name's ending decides, then its content.
 
     Args:
-        source: The file.
-        kind: What it should hold, for the message.
+        source: The file, gzipped or not.
+        durations_s: Length of each video in seconds, for forms that state none.
+        report: Takes the counts.
 
     Raises:
-        AnnotationError: If it cannot be read or is no such text.
+        AnnotationError: If the file cannot be read or is of no known form.
     """
-    try:
-        data = read_records(source)
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        place, got = f"{source}:{line}", f"byte 0x{data[error.start]:02x}"
-        raise AnnotationError(
-            place, expected="UTF-8 text", got=got, remedy="is this the right file?"
-        ) from error
-    except (OSError, EOFError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise AnnotationError(
-            str(source), expected=f"a file of {kind}", got=reason, remedy="check path and download"
-        ) from error
+    text = read_text(source)
+    suffix = (source.with_suffix("") if source.suffix == ".gz" else source).suffix.lower()
+    if suffix in (".csv", ".tsv"):
+        return csv_records(source, text, durations_s, report)
+    if suffix == ".txt" or (suffix not in (".json", ".jsonl") and "##" in text.partition("\n")[0]):
+        return text_records(source, text, durations_s, report)
+    if suffix not in (".json", ".jsonl") and text.lstrip()[:1] not in "{[" and looks_like_csv(text):
+        return csv_records(source, text, durations_s, report)
+    return _json_records(source, text, durations_s, report)
 
 
-def json_records(source: Path, text: str) -> Iterator[Located]:
-    """Records of JSON Lines, of a list of records, or of the captions form."""
+def _json_records(
+    source: Path, text: str, durations_s: Mapping[str, float], report: RepairReport
+) -> Iterable[Located]:
+    """Records of JSON Lines, or of one JSON document."""
     try:
         document = json.loads(text)
-    except (ValueError, RecursionError):
-        document = None  # several lines of JSON, or broken: json_lines names the line
-    if document == {}:  # the captions form without a video
-        return
-    if isinstance(document, dict) and "query" not in document and _is_captions(document):
-        yield from _caption_records(source, document)
-        return
+    except (ValueError, RecursionError) as error:
+        if _starts_with_a_record(text):
+            return json_lines(source, text)  # names the line, if one is broken
+        if not text.strip():
+            return []
+        line, got = getattr(error, "lineno", 1), getattr(error, "msg", "too deep a nesting")
+        column = getattr(error, "colno", None)
+        where = "" if column is None else f" (column {column})"
+        expected = "one JSON object a line, or one JSON document"
+        raise broken(f"{source}:{line}", expected, f"{got}{where}") from error
     if isinstance(document, list):
-        for number, record in enumerate(document, 1):
-            place = f"{source}: record {number}"
-            if not isinstance(record, dict):
-                raise broken(place, "an object", repr(record))
-            yield place, str(number), record
-        return
-    yield from json_lines(source, text)
+        return _of_list(source, document, durations_s, report)
+    if isinstance(document, dict):
+        return _of_object(source, text, document, report)
+    raise _unknown(source, f"JSON that is {document!r:.40}")
 
 
-def json_lines(source: Path, text: str) -> Iterator[Located]:
-    """Records of JSON Lines alone; empty lines are skipped.
+def _starts_with_a_record(text: str) -> bool:
+    """Whether the first line that is not empty is JSON by itself."""
+    line = text.lstrip().partition("\n")[0]
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
-    Raises:
-        AnnotationError: If a line is no JSON object.
-    """
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        place = f"{source}:{number}"
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise broken(place, "one JSON object a line", repr(line.strip())) from error
+
+def _of_list(
+    source: Path, document: list[Any], durations_s: Mapping[str, float], report: RepairReport
+) -> Iterable[Located]:
+    objects = [entry for entry in document if isinstance(entry, dict)]
+    if any("description" in entry and "times" in entry for entry in objects):
+        return datasets.didemo_records(source, document, durations_s, report)
+    if document and not any("query" in entry for entry in objects):
+        raise _unknown(source, f"a list of {_keys(document[0])}")
+    return _listed(source, document)
+
+
+def _listed(source: Path, document: list[Any]) -> Iterator[Located]:
+    for number, record in enumerate(document, 1):
+        place = f"{source}: record {number}"
         if not isinstance(record, dict):
-            raise broken(place, "one JSON object a line", repr(line.strip()))
+            raise broken(place, "an object", repr(record))
         yield place, str(number), record
 
 
-def _is_captions(document: Mapping[str, Any]) -> bool:
-    return bool(document) and all(
-        isinstance(entry, dict) and "timestamps" in entry and "sentences" in entry
-        for entry in document.values()
+def _of_object(
+    source: Path, text: str, document: dict[str, Any], report: RepairReport
+) -> Iterable[Located]:
+    if "query" in document:  # one record alone, on one line or several
+        line = text[: text.index("{")].count("\n") + 1
+        return [(f"{source}:{line}", str(line), document)]
+    if isinstance(document.get("videos"), list):
+        return datasets.nlq_records(source, document, report)
+    if isinstance(document.get("database"), dict):
+        return datasets.youcook_records(source, document, report)
+    if datasets.is_captions(document):
+        return datasets.caption_records(source, document, report)
+    if datasets.is_hirest(document):
+        return datasets.hirest_records(source, document, report)
+    if document:
+        raise _unknown(source, _keys(document))
+    return []
+
+
+def _unknown(source: Path, got: str) -> AnnotationError:
+    return AnnotationError(
+        str(source),
+        expected=f"queries in a known form: {FORMS}",
+        got=got,
+        remedy="convert it, for example to CSV with the columns video,query,start,end",
     )
 
 
-def _caption_records(source: Path, document: Mapping[str, Any]) -> Iterator[Located]:
-    for vid, entry in document.items():
-        place = f"{source}: video {vid!r}"
-        windows, sentences = entry["timestamps"], entry["sentences"]
-        if not (isinstance(windows, list) and isinstance(sentences, list)):
-            raise broken(place, "lists of timestamps and sentences", "something else")
-        if len(windows) != len(sentences):
-            raise broken(
-                place, "as many timestamps as sentences", f"{len(windows)} and {len(sentences)}"
-            )
-        timing = "video_duration" if "video_duration" in entry else "duration"
-        shared = {"vid": vid, **({"duration": entry[timing]} if timing in entry else {})}
-        for index, (window, sentence) in enumerate(zip(windows, sentences, strict=True)):
-            record = {**shared, "query": sentence, "relevant_windows": [window]}
-            yield f"{place}, sentence {index}", str(index), record
-
-
-def text_records(
-    source: Path, text: str, durations_s: Mapping[str, float]
-) -> tuple[list[Located], int]:
-    """Records of the text form, and how many of its videos have no duration in ``durations_s``.
-
-    Raises:
-        AnnotationError: If a line has another form.
-    """
-    parsed: list[tuple[int, str, tuple[float, float], str]] = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        match = _TEXT_LINE.match(line.strip())
-        try:
-            if match is None:
-                raise ValueError("no match")
-            window = float(match["start"]), float(match["end"])
-        except ValueError as error:
-            got = repr(line.strip())
-            raise broken(f"{source}:{number}", "'vid start end##sentence'", got) from error
-        parsed.append((number, match["vid"], window, match["query"]))
-    last: dict[str, float] = {}
-    for _, vid, window, _ in parsed:
-        last[vid] = max(last.get(vid, 0.0), *window)
-    records: list[Located] = []
-    for number, vid, window, query in parsed:
-        duration = durations_s.get(vid, last[vid])
-        record = {
-            "vid": vid,
-            "duration": duration,
-            "query": query,
-            "relevant_windows": [list(window)],
-        }
-        records.append((f"{source}:{number}", str(number), record))
-    return records, sum(vid not in durations_s for vid in last)
+def _keys(value: object) -> str:
+    if not isinstance(value, dict):
+        return f"{value!r:.40}"
+    names = ", ".join(f"{key:.20}" for key in list(value)[:5])
+    return f"an object with the keys {names}" + (", ..." if len(value) > 5 else "")
 
 
 def in_seconds(record: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -153,15 +137,10 @@ def in_seconds(record: Mapping[str, Any]) -> Mapping[str, Any]:
         isinstance(clip, list) and all(vote in range(1, 6) for vote in clip) for clip in votes
     ):
         return record
+    rest = {key: value for key, value in record.items() if key != "label"}
     return {
-        **record,
+        **rest,
         "duration": 2 * len(votes),
         "relevant_clip_ids": list(range(len(votes))),
         "saliency_scores": [[vote - 1 for vote in clip] for clip in votes],
     }
-
-
-def broken(place: str, expected: str, got: str) -> AnnotationError:
-    """The error of one damaged record; a long value is shortened."""
-    shown = got if len(got) <= _SHOWN else got[:_SHOWN] + "..."
-    return AnnotationError(place, expected=expected, got=shown, remedy="correct the record")

@@ -74,12 +74,12 @@ def make_absent(annotations: Sequence[Annotation], seed: int = 0) -> list[Annota
 def text_qid(annotation: Annotation) -> str:
     """The qid that stored text features of a query are found under: that of its sentence."""
     if annotation.windows_s != ():
-        return annotation.qid
-    return annotation.qid.removesuffix(_suffix(annotation.vid))
+        return str(annotation.qid)
+    return str(annotation.qid).removesuffix(_suffix(annotation.vid))
 
 
 def _asked_about(donor: Annotation, target: Annotation) -> Annotation:
-    qid = donor.qid + _suffix(target.vid)
+    qid = f"{donor.qid}{_suffix(target.vid)}"
     return Annotation(qid, donor.query, target.vid, target.duration_s, (), kind="absent")
 
 
@@ -144,7 +144,7 @@ class _Draw:
         self._contents[vid].append(self._meanings[query].content)
 
     def _is_fit(self, donor: Annotation, vid: str) -> bool:
-        if donor.vid == vid or donor.qid + _suffix(vid) in self._qids:
+        if donor.vid == vid or f"{donor.qid}{_suffix(vid)}" in self._qids:
             return False
         content = self._meanings[donor.query].content
         if not content or normalized_sentence(donor.query) in self._sentences[vid]:

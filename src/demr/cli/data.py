@@ -64,15 +64,17 @@ def import_annotations(
     file: Annotated[
         Path,
         typer.Argument(
-            help="JSON Lines of the field, JSON of ActivityNet Captions or a CD split, text of "
-            "Charades-STA; plain or .gz."
+            help="JSON Lines of the field; JSON of ActivityNet Captions, CD and CG splits, TACoS, "
+            "DiDeMo, Ego4D NLQ, YouCook2, HiREST; text of Charades-STA; CSV with the columns "
+            "video, query, start, end; plain or .gz."
         ),
     ],
     out: Annotated[Path, typer.Option(help="New JSON Lines file; .jsonl.gz is compressed.")],
     durations: Annotated[
         Path | None,
         typer.Option(
-            help="Annotations that say how long each video is, for the text form, which does not."
+            help="Annotations that say how long each video is, for forms that do not: text, CSV, "
+            "DiDeMo."
         ),
     ] = None,
 ) -> None:
@@ -93,7 +95,11 @@ def import_annotations(
     lengths = (
         None
         if durations is None
-        else {annotation.vid: annotation.duration_s for annotation in read_annotations(durations)}
+        else {
+            annotation.vid: annotation.duration_s
+            for annotation in read_annotations(durations)
+            if not annotation.duration_guessed
+        }
     )
     annotations, report = read_annotations_with_report(file, durations_s=lengths)
     write_annotations(out, annotations)

@@ -1,6 +1,7 @@
 """The command line: training, measuring, comparing and exporting models."""
 
 import json
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -60,7 +61,20 @@ def evaluate(
     predictions: Annotated[
         Path | None, typer.Option(help="Predictions in the field's JSON lines.")
     ] = None,
-    annotations: Annotated[Path | None, typer.Option(help="Annotations to compare with.")] = None,
+    annotations: Annotated[
+        Path | None, typer.Option(help="Annotations to compare with, in any known form.")
+    ] = None,
+    iou: Annotated[
+        str,
+        typer.Option(help="Of predictions, R1 and R5 at further IoU, with commas: 0.35,0.4,0.45."),
+    ] = "",
+    unclipped: Annotated[
+        bool,
+        typer.Option(
+            "--unclipped",
+            help="Of predictions, true windows as annotated, also past the end of the video.",
+        ),
+    ] = False,
     as_json: Annotated[
         Path | None, typer.Option("--json", help="Also write the numbers to this file.")
     ] = None,
@@ -74,19 +88,48 @@ def evaluate(
             got="neither or both",
             remedy="see demr evaluate --help",
         )
+    thresholds = _thresholds(iou)
     if run is not None:
+        _check_run_alone(iou, unclipped)
         from demr.runs.evaluating import evaluate_run
 
         metrics = evaluate_run(run, device=device)
     else:
         from demr.evaluation.measuring import evaluate_predictions
 
-        metrics = {"all": evaluate_predictions(Path(str(predictions)), Path(str(annotations)))}
+        files = Path(str(predictions)), Path(str(annotations))
+        found = evaluate_predictions(*files, thresholds=thresholds, unclipped=unclipped)
+        metrics = {"all": found}
     if as_json is not None:
         from demr.machine.files import write_json
 
         write_json(as_json, metrics)
-    _print_metrics(metrics)
+    _print_metrics(metrics, thresholds)
+
+
+def _thresholds(text: str) -> list[float]:
+    try:
+        thresholds = [float(part) for part in text.split(",")] if text.strip() else []
+    except ValueError:
+        thresholds = [0.0]
+    if not all(0 < threshold <= 1 for threshold in thresholds):
+        raise InputError(
+            f"--iou {text}",
+            expected="numbers above 0, at most 1, with commas",
+            got="something else",
+            remedy="write for example --iou 0.35,0.4,0.45",
+        )
+    return sorted(set(thresholds))
+
+
+def _check_run_alone(iou: str, unclipped: bool) -> None:
+    if iou or unclipped:
+        raise InputError(
+            "evaluate",
+            expected="--iou and --unclipped with --predictions and --annotations",
+            got="a run folder",
+            remedy="measure the run's predictions.jsonl against the annotations of a split",
+        )
 
 
 @app.command()
@@ -263,7 +306,7 @@ def _seeds(text: str) -> list[int]:
     return seeds
 
 
-def _print_metrics(metrics: dict[str, dict[str, float]]) -> None:
+def _print_metrics(metrics: dict[str, dict[str, float]], thresholds: Sequence[float] = ()) -> None:
     from demr.report import metrics_table
 
-    console().print(metrics_table(metrics))
+    console().print(metrics_table(metrics, thresholds))

@@ -6,7 +6,8 @@ same numbers under the same names.
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,9 +16,12 @@ import numpy.typing as npt
 from demr.annotations.annotations import (
     ANNOTATORS,
     Annotation,
+    Window,
     read_annotations_with_report,
     saliency_votes,
+    tidy_query,
 )
+from demr.annotations.records import ByQid, Qid, video_name
 from demr.annotations.repairs import RepairReport
 from demr.errors import AnnotationError
 from demr.evaluation.predictions import PredictionRecord, read_predictions
@@ -35,6 +39,8 @@ CLIP_S = 2.0  # QVHighlights and TVSum score clips of two seconds
 _CLIPS_OFF = 2  # published saliency is often a clip or two short; more is another clip length
 _BOTH = "predictions and annotations"
 _NO_WINDOWS = np.zeros((0, 3))
+# A query and what was predicted for it, if anything.
+Joined = Sequence[tuple[PredictionRecord | None, Annotation]]
 
 
 class PredictionWarning(UserWarning):
@@ -60,11 +66,21 @@ def is_scored(annotation: Annotation) -> bool:
 
 
 def evaluate_predictions(
-    predictions: str | os.PathLike[str], annotations: str | os.PathLike[str]
+    predictions: str | os.PathLike[str],
+    annotations: str | os.PathLike[str],
+    *,
+    thresholds: Sequence[float] = (),
+    unclipped: bool = False,
 ) -> dict[str, float]:
     """Measure a file of predictions against a file of annotations; see :func:`measure`.
 
     Every note is given as a :class:`PredictionWarning`.
+
+    Args:
+        predictions: In the field's submission form.
+        annotations: In any form that is read.
+        thresholds: As of :func:`measure`.
+        unclipped: Likewise.
 
     Raises:
         AnnotationError: If a file is damaged or the two do not belong together.
@@ -72,7 +88,7 @@ def evaluate_predictions(
     records = read_predictions(predictions)
     queries, report = read_annotations_with_report(annotations)
     try:
-        measured = measure(records, queries)
+        measured = measure(records, queries, thresholds=thresholds, unclipped=unclipped)
     except AnnotationError as error:
         if error.subject != _BOTH:
             raise
@@ -90,14 +106,20 @@ def evaluate_predictions(
 def measure(
     predictions: Sequence[PredictionRecord],
     annotations: Sequence[Annotation],
+    *,
+    thresholds: Sequence[float] = (),
+    unclipped: bool = False,
 ) -> Measured:
-    """Measure predictions against annotations, joined by qid.
+    """Measure predictions against annotations, joined by qid (and video, where a qid is shared).
 
     Args:
         predictions: At most one a query. Those for other queries are ignored.
         annotations: Queries of one split. Vague ones (:func:`is_scored`) are left out; those
             without a prediction count as misses; those whose windows are unknown only serve the
             highlight metrics.
+        thresholds: IoU of further ``R1@t`` and ``R5@t``, each in 0..1.
+        unclipped: Take true windows as they were annotated, past the end of the video, too, for
+            recall and precision: some published figures were measured so.
 
     Returns:
         Always ``queries_without_predictions``. Where windows are known, everything of
@@ -115,85 +137,164 @@ def measure(
             annotations say nothing to compare with.
     """
     annotations = [annotation for annotation in annotations if is_scored(annotation)]
-    by_qid = {prediction.qid: prediction for prediction in predictions}
-    joined = [(by_qid[a.qid], a) for a in annotations if a.qid in by_qid]
-    _check(joined, predictions, annotations)
-    notes: list[str] = []
-    annotated = {annotation.qid for annotation in annotations}
-    _note(
-        notes,
-        [p.qid for p in predictions if p.qid not in annotated],
-        "predictions for queries that the annotations do not have: ignored",
-    )
-    missing = [a.qid for a in annotations if a.qid not in by_qid]
-    _note(
-        notes,
-        missing,
-        f"of {len(annotations)} annotated queries without a prediction: counted as misses",
-    )
+    pairs = _join(predictions, annotations)
+    _check(pairs, predictions)
+    notes = _notes_on_joining(pairs, predictions)
     metrics: dict[str, float] = {}
-    if any(a.windows_s is not None for a in annotations):
-        metrics |= _windows(by_qid, annotations, notes)
-        labelled = [(p, a) for p, a in joined if a.windows_s is not None]
+    if any(a.windows_s is not None or (unclipped and a.annotated_s) for a in annotations):
+        metrics |= _windows(pairs, thresholds, unclipped, notes)
+        labelled = [(p, a) for p, a in pairs if p is not None and a.windows_s is not None]
         present = [(p, a) for p, a in labelled if a.windows_s and len(p.windows)]
         metrics |= uncertainty_of(present) | interval_metrics(present)
         metrics |= presence_metrics(labelled)
-    metrics["queries_without_predictions"] = float(len(missing))
-    metrics |= _highlights(by_qid, annotations, notes)
+    metrics["queries_without_predictions"] = float(sum(p is None for p, _ in pairs))
+    metrics |= _highlights(pairs, notes)
     return Measured(metrics, tuple(notes))
 
 
+def _join(
+    predictions: Sequence[PredictionRecord], annotations: Sequence[Annotation]
+) -> list[tuple[PredictionRecord | None, Annotation]]:
+    """The prediction of every query: of its qid, and of its video where others share the qid.
+
+    A number and its digits are one qid: some tools write the one, some the other.
+    """
+    by_qid: ByQid[PredictionRecord] = ByQid()
+    for prediction in predictions:
+        by_qid.add(prediction.qid, prediction)
+    queries = Counter(str(annotation.qid) for annotation in annotations)
+    pairs: list[tuple[PredictionRecord | None, Annotation]] = []
+    for annotation in annotations:
+        candidates = by_qid.get(annotation.qid)
+        if len(candidates) > 1 or queries[str(annotation.qid)] > 1:
+            candidates = [p for p in candidates if _is_for(p, annotation)]
+        pairs.append((candidates[0] if candidates else None, annotation))
+    return pairs
+
+
+def _is_for(prediction: PredictionRecord, annotation: Annotation) -> bool:
+    """Whether a prediction names the video of a query, and no other sentence.
+
+    Raises:
+        AnnotationError: If it names no video, so that it could be for either.
+    """
+    if prediction.vid is None:
+        raise AnnotationError(
+            prediction.place,
+            expected=f"the video beside qid {prediction.qid!r}, which several queries share",
+            got="no vid",
+            remedy="write the vid of every prediction",
+        )
+    is_other = prediction.query is not None and tidy_query(prediction.query) != annotation.query
+    return _is_of_video(prediction.vid, annotation) and not is_other
+
+
+def _is_of_video(vid: str, annotation: Annotation) -> bool:
+    return vid == annotation.vid or video_name(vid) == video_name(annotation.vid)
+
+
+def _notes_on_joining(pairs: Joined, predictions: Sequence[PredictionRecord]) -> list[str]:
+    notes: list[str] = []
+    used = {id(p) for p, _ in pairs}
+    _note(
+        notes,
+        [p.qid for p in predictions if id(p) not in used],
+        "predictions for queries that the annotations do not have: ignored",
+    )
+    missing = [a.qid for p, a in pairs if p is None]
+    _note(
+        notes,
+        missing,
+        f"of {len(pairs)} annotated queries without a prediction: counted as misses",
+    )
+    _note(
+        notes,
+        [a.qid for p, a in pairs if p is not None and type(p.qid) is not type(a.qid)],
+        "qids are numbers in one file and text in the other: joined all the same, which the "
+        "field's evaluator does not",
+    )
+    return notes
+
+
 def _windows(
-    by_qid: Mapping[str, PredictionRecord], annotations: Sequence[Annotation], notes: list[str]
+    pairs: Joined, thresholds: Sequence[float], unclipped: bool, notes: list[str]
 ) -> dict[str, float]:
-    known = [a for a in annotations if a.windows_s is not None]
-    joined = [(by_qid[a.qid], a) for a in annotations if a.qid in by_qid]
-    unknown = [a.qid for a in annotations if a.windows_s is None]
+    joined = [(p, a) for p, a in pairs if p is not None]
+    known = [(p, a) for p, a in pairs if _truth(a, unclipped) is not None]
+    unknown = [a.qid for _, a in pairs if _truth(a, unclipped) is None]
     _note(notes, unknown, "queries whose windows are unknown: left out")
     _note(
         notes,
         [p.qid for p, a in joined if a.windows_s and not len(p.windows)],
         "predictions without windows: counted as misses",
     )
+    flat, unsorted = _odd([p for p, _ in joined])
+    _note(notes, flat, "predictions with windows of no length or reversed: they overlap nothing")
     _note(
         notes,
-        _flat([p for p, _ in joined]),
-        "predictions with windows of no length or reversed: they overlap nothing",
+        unsorted,
+        "predictions whose windows are not sorted by score: recall (R1, R5, mIoU) takes them in "
+        "the order given and mAP by score, as the field does",
     )
-    windows = [by_qid[a.qid].windows if a.qid in by_qid else _NO_WINDOWS for a in known]
-    truths = [np.reshape(np.asarray(a.windows_s, np.float64), (-1, 2)) for a in known]
-    metrics = retrieval_metrics(windows, truths)
-    metrics |= discounted_recall(windows, truths, [a.duration_s for a in known])
+    windows = [_NO_WINDOWS if p is None else p.windows for p, _ in known]
+    truths = [_array(_truth(a, unclipped)) for _, a in known]
+    metrics = retrieval_metrics(windows, truths, thresholds=thresholds)
+    metrics |= discounted_recall(windows, truths, [a.duration_s for _, a in known])
     metrics["absent_queries"] = metrics.pop("queries_without_truth")
+    if not unclipped and any(a.annotated_s for _, a in pairs):
+        notes.append(_moved_by_clipping(pairs, metrics))
     return metrics
 
 
-def _check(
-    joined: Sequence[tuple[PredictionRecord, Annotation]],
-    predictions: Sequence[PredictionRecord],
-    annotations: Sequence[Annotation],
-) -> None:
-    if not annotations or not predictions:
-        got = f"{len(predictions)} and {len(annotations)}"
+def _truth(annotation: Annotation, unclipped: bool) -> tuple[Window, ...] | None:
+    if unclipped and annotation.annotated_s is not None:
+        return annotation.annotated_s
+    return annotation.windows_s
+
+
+def _array(windows: Sequence[Window] | None) -> FloatArray:
+    return np.reshape(np.asarray(windows, np.float64), (-1, 2))
+
+
+def _moved_by_clipping(pairs: Joined, metrics: dict[str, float]) -> str:
+    """How far the numbers lie from those with true windows as they were annotated."""
+    known = [(p, a, truth) for p, a in pairs if (truth := _truth(a, True)) is not None]
+    first = [_NO_WINDOWS if p is None else p.windows[:1] for p, _, _ in known]
+    given = retrieval_metrics(first, [_array(truth) for _, _, truth in known], max_predictions=1)
+    count = sum(a.annotated_s is not None for _, a, _ in known)
+    moved = ", ".join(
+        f"{key} {given[key]:.2f} instead of {metrics[key]:.2f}"
+        for key in ("R1@0.5", "R1@0.7", "mIoU")
+    )
+    return (
+        f"the true windows of {count} queries are clipped to the duration of the video; as "
+        f"annotated (--unclipped): {moved}"
+    )
+
+
+def _check(pairs: Joined, predictions: Sequence[PredictionRecord]) -> None:
+    if not pairs or not predictions:
+        got = f"{len(predictions)} and {len(pairs)}"
         raise AnnotationError(
             _BOTH, expected="at least one of each", got=got, remedy="choose another split"
         )
+    joined = [(p, a) for p, a in pairs if p is not None]
     if not joined:
         raise AnnotationError(
             _BOTH,
             expected="at least one query in both",
-            got=f"no common qid (such as {predictions[0].qid!r} and {annotations[0].qid!r})",
+            got=f"no common qid (such as {predictions[0].qid!r} and {pairs[0][1].qid!r})",
             remedy="choose the annotations that were predicted",
         )
-    if not any(a.windows_s is not None or a.saliency for a in annotations):
+    if not any(a.windows_s is not None or a.saliency or a.annotated_s for _, a in pairs):
         raise AnnotationError(
             _BOTH,
             expected="annotations with windows or saliency",
-            got=f"{len(annotations)} queries without (a test split whose answers are not public)",
+            got=f"{len(pairs)} queries without (a test split whose answers are not public)",
             remedy="choose another split",
         )
     for prediction, annotation in joined:
-        if prediction.vid not in (None, annotation.vid):
+        if prediction.vid is not None and not _is_of_video(prediction.vid, annotation):
             # Many data sets number their queries from 0: equal qids of two splits mean nothing.
             raise AnnotationError(
                 prediction.place,
@@ -203,30 +304,32 @@ def _check(
             )
 
 
-def _flat(predictions: Sequence[PredictionRecord]) -> list[str]:
-    """Names of queries whose predictions hold a window that does not end after its start."""
+def _odd(predictions: Sequence[PredictionRecord]) -> tuple[list[Qid], list[Qid]]:
+    """Queries with a window that does not end after its start; with one that a better one follows.
+
+    Only the first ten windows of a query count anywhere, but all are looked at.
+    """
     table = np.concatenate([p.windows for p in predictions])
     owner = np.repeat(np.arange(len(predictions)), [len(p.windows) for p in predictions])
-    return [predictions[index].qid for index in np.unique(owner[table[:, 1] <= table[:, 0]])]
+    flat = owner[table[:, 1] <= table[:, 0]]
+    rises = (table[1:, 2] > table[:-1, 2]) & (owner[1:] == owner[:-1])
+    named = [[predictions[i].qid for i in np.unique(rows)] for rows in (flat, owner[1:][rises])]
+    return named[0], named[1]
 
 
-def _highlights(
-    by_qid: Mapping[str, PredictionRecord],
-    annotations: Sequence[Annotation],
-    notes: list[str],
-) -> dict[str, float]:
+def _highlights(pairs: Joined, notes: list[str]) -> dict[str, float]:
     # A model predicts saliency for the clips that it was annotated for.
-    clip_s = next((p.clip_s for p in by_qid.values() if p.clip_s is not None), CLIP_S)
-    scored = [a for a in annotations if a.saliency and a.duration_s >= clip_s]
-    given = {
-        a.qid: saliency
-        for a in scored
-        if a.qid in by_qid and (saliency := by_qid[a.qid].saliency) is not None
-    }
+    lengths = (p.clip_s for p, _ in pairs if p is not None and p.clip_s is not None)
+    clip_s = next(lengths, CLIP_S)
+    scored = [(p, a) for p, a in pairs if a.saliency and a.duration_s >= clip_s]
+    given = [(p.saliency, a) for p, a in scored if p is not None and p.saliency is not None]
     if not given:
         return {}
-    clips = {a.qid: int(a.duration_s / clip_s) for a in scored}
-    off = [qid for qid, saliency in given.items() if abs(len(saliency) - clips[qid]) > _CLIPS_OFF]
+    off = [
+        a.qid
+        for saliency, a in given
+        if abs(len(saliency) - int(a.duration_s / clip_s)) > _CLIPS_OFF
+    ]
     if 2 * len(off) > len(given):
         _note(
             notes,
@@ -241,21 +344,24 @@ def _highlights(
     )
     _note(
         notes,
-        [a.qid for a in scored if a.qid in by_qid and a.qid not in given],
+        [a.qid for p, a in scored if p is not None and p.saliency is None],
         "predictions without saliency: counted as misses",
     )
-    annotators = {len(one) for a in scored if a.saliency_votes for one in a.saliency_votes.values()}
+    votes = [a.saliency_votes for _, a in scored if a.saliency_votes]
+    annotators = {len(one) for of_query in votes for one in of_query.values()}
     if len(annotators) > 1:
         notes.append("queries were scored by different numbers of annotators: no highlight metrics")
         return {}
     count = annotators.pop() if annotators else ANNOTATORS
-    truths = []
-    for annotation in scored:
+    truths, predicted = [], []
+    for prediction, annotation in scored:
         table = saliency_votes(annotation, count)
         truths.append(
             saliency_truth(annotation.duration_s, list(table), list(table.values()), clip_s=clip_s)
         )
-    found = highlight_metrics([given.get(a.qid, np.zeros(0)) for a in scored], truths)
+        saliency = None if prediction is None else prediction.saliency
+        predicted.append(np.zeros(0) if saliency is None else saliency)
+    found = highlight_metrics(predicted, truths)
     return {f"highlights/{key}": value for key, value in found.items()}
 
 
@@ -264,6 +370,6 @@ def _repairs(report: RepairReport) -> list[str]:
     return [f"annotations: {report.summary()}"] if any(mended) else []
 
 
-def _note(notes: list[str], qids: Sequence[str], text: str) -> None:
+def _note(notes: list[str], qids: Sequence[Qid], text: str) -> None:
     if qids:
         notes.append(f"{len(qids)} {text} (such as {qids[0]!r})")

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from demr.annotations.annotations import Annotation
-from demr.annotations.formats import broken, json_lines, read_text
+from demr.annotations.records import ByQid, Qid, broken, json_lines, read_text
 from demr.errors import AnnotationError
 from demr.machine.files import atomic_path
 
@@ -36,7 +36,7 @@ class PredictionRecord:
     """What was predicted for one query. Compared by identity, as arrays are.
 
     Attributes:
-        qid: Name of the query in the annotations.
+        qid: Name of the query in the annotations, a number or text as there.
         windows: Start and end in seconds and score, the best first, ``(K, 3)``; ``K`` may be 0.
         vid: Name of the video, if given.
         query: The sentence, if given.
@@ -54,7 +54,7 @@ class PredictionRecord:
         place: File and line, for messages.
     """
 
-    qid: str
+    qid: Qid
     windows: FloatArray
     vid: str | None = None
     query: str | None = None
@@ -181,25 +181,34 @@ def read_predictions(path: str | os.PathLike[str]) -> list[PredictionRecord]:
 
     Raises:
         AnnotationError: If the file cannot be read, holds no prediction, a value has another
-            shape or is not finite, or a qid occurs twice; names the file and the line.
+            shape or is not finite, or a query occurs twice; names the file and the line.
     """
     source = Path(path)
-    predictions: dict[str, PredictionRecord] = {}
+    predictions: list[PredictionRecord] = []
+    by_qid: ByQid[PredictionRecord] = ByQid()
     for place, _, record in json_lines(source, read_text(source, "predictions")):
         prediction = _parse(place, record)
-        known = predictions.setdefault(prediction.qid, prediction)
-        if known is not prediction:
-            raise AnnotationError(
-                place,
-                expected="one prediction a query",
-                got=f"qid {prediction.qid!r} again, first at {known.place}",
-                remedy="remove one of the two",
-            )
+        for other in by_qid.add(prediction.qid, prediction):
+            if not _are_apart(prediction, other):
+                raise AnnotationError(
+                    place,
+                    expected="one prediction a query",
+                    got=f"qid {prediction.qid!r} again, first at {other.place}",
+                    remedy="remove one of the two",
+                )
+        predictions.append(prediction)
     if not predictions:
         raise AnnotationError(
             str(source), expected="at least one prediction", got="none", remedy="check the file"
         )
-    return list(predictions.values())
+    return predictions
+
+
+def _are_apart(one: PredictionRecord, other: PredictionRecord) -> bool:
+    """Whether two predictions under a qid are for two queries: benchmarks of absence have such."""
+    if None in (one.vid, other.vid):
+        return False
+    return (one.vid, one.query) != (other.vid, other.query)
 
 
 def _parse(place: str, record: Mapping[str, Any]) -> PredictionRecord:
@@ -241,7 +250,7 @@ def _parse(place: str, record: Mapping[str, Any]) -> PredictionRecord:
         raise broken(place, "a probability in 0..1 as present", repr(present))
     seconds = {key: _parse_seconds(place, key, record.get(key)) for key in ("duration", "clip_s")}
     return PredictionRecord(
-        qid=str(qid),
+        qid=qid,
         windows=table,
         vid=None if record.get("vid") is None else str(record["vid"]),
         query=None if record.get("query") is None else str(record["query"]),

@@ -89,6 +89,7 @@ def retrieval_metrics(
     truths: Sequence[npt.ArrayLike],
     *,
     max_predictions: int = 10,
+    thresholds: Sequence[float] = (),
 ) -> dict[str, float]:
     """Recall, mean IoU and mean average precision over queries.
 
@@ -101,12 +102,13 @@ def retrieval_metrics(
             be 0.
         truths: Per query ``(W, 2)``: start and end in seconds, in the same order of queries.
         max_predictions: How many predictions of a query count.
+        thresholds: Further t of recall.
 
     Returns:
-        Percentages ``R1@t`` and ``R5@t`` for t = 0.3, 0.5, 0.55 ... 0.95; ``mIoU`` of the first
-        prediction; ``mAP@t`` for t = 0.5 ... 0.95 and their mean ``mAP``; the same with a
-        prefix ``short/``, ``middle/``, ``long/`` over true windows of that length alone; NaN
-        where a length has no query. Counts: ``queries`` (with each prefix),
+        Percentages ``R1@t`` and ``R5@t`` for t = 0.3, 0.5, 0.55 ... 0.95 and ``thresholds``;
+        ``mIoU`` of the first prediction; ``mAP@t`` for t = 0.5 ... 0.95 and their mean ``mAP``;
+        the same with a prefix ``short/``, ``middle/``, ``long/`` over true windows of that length
+        alone; NaN where a length has no query. Counts: ``queries`` (with each prefix),
         ``queries_without_truth``, ``queries_without_predictions``.
 
         Repairs: a query without a true window (absent) is left out. A query without
@@ -147,10 +149,11 @@ def retrieval_metrics(
     iou = np.take_along_axis(iou, by_score[:, :, None], axis=1)
 
     length = true[:, :, 1] - true[:, :, 0]
-    metrics = _split_metrics(iou, iou_given, true_valid, "")
+    at = sorted({*RECALL_THRESHOLDS, *thresholds})
+    metrics = _split_metrics(iou, iou_given, true_valid, "", at)
     for name, (low, high) in LENGTH_RANGES_S.items():
         in_range = true_valid & (length > low) & (length <= high)
-        metrics |= _split_metrics(iou, iou_given, in_range, f"{name}/")
+        metrics |= _split_metrics(iou, iou_given, in_range, f"{name}/", at)
     metrics["queries_without_truth"] = float(absent)
     metrics["queries_without_predictions"] = float(unanswered)
     return metrics
@@ -339,7 +342,7 @@ def _clip_average_precision(label: BoolArray, group_end: BoolArray) -> FloatArra
 
 
 def _split_metrics(
-    iou: FloatArray, iou_given: FloatArray, counted: BoolArray, prefix: str
+    iou: FloatArray, iou_given: FloatArray, counted: BoolArray, prefix: str, at: Sequence[float]
 ) -> dict[str, float]:
     """Metrics over the queries that have a counted true window.
 
@@ -348,6 +351,7 @@ def _split_metrics(
         iou_given: ``(Q, min(K, 5), W)``, predictions as given.
         counted: True windows to use, ``(Q, W)``.
         prefix: Of the keys.
+        at: Thresholds of recall.
     """
     keep = counted.any(axis=1)
     used = counted[keep]
@@ -355,7 +359,7 @@ def _split_metrics(
     metrics = {}
     for n in RECALL_TOP:
         reached = np.maximum(best[:, :n], 0.0).max(axis=1, initial=0.0)
-        for threshold in RECALL_THRESHOLDS:
+        for threshold in at:
             metrics[f"{prefix}R{n}@{threshold:g}"] = _percent(reached >= threshold)
         if n == 1:
             metrics[f"{prefix}mIoU"] = _percent(reached)

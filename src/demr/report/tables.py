@@ -33,6 +33,12 @@ _METRICS: Final = (
     ("R5@0.7", "R5@0.7", 1),
     ("mIoU", "mIoU", 1),
     ("mAP", "mAP", 1),
+    ("highlights/Fair/mAP", "highlights, fair: mAP", 1),
+    ("highlights/Fair/HIT@1", "highlights, fair: HIT@1", 1),
+    ("highlights/Good/mAP", "highlights, good: mAP", 1),
+    ("highlights/Good/HIT@1", "highlights, good: HIT@1", 1),
+    ("highlights/VeryGood/mAP", "highlights, very good: mAP", 1),
+    ("highlights/VeryGood/HIT@1", "highlights, very good: HIT@1", 1),
     ("presence/AUROC", "AUROC, absent", 3),
     ("presence/ECE", "ECE of presence", 3),
     ("presence/brier", "Brier score of presence", 3),
@@ -128,17 +134,23 @@ def _truth_cell(windows: Windows | None) -> Text:
     return Text("\n".join(window_text(start, end) for start, end in windows))
 
 
-def metrics_table(metrics: Mapping[str, Mapping[str, float]]) -> Table:
+def metrics_table(
+    metrics: Mapping[str, Mapping[str, float]], thresholds: Sequence[float] = ()
+) -> Table:
     """Lay the main numbers of an evaluation out, one column a split.
 
     Args:
         metrics: Split -> metric -> value, as in ``metrics.json``; what is missing stays blank.
+        thresholds: IoU of further rows of R1.
     """
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("metric")
     for split in metrics:
         table.add_column(plain(split), justify="right")
-    for key, label, digits in _METRICS:
+    recall = {key for key, _, _ in _METRICS if key.startswith("R1@")}
+    recall |= {f"R1@{t:g}" for t in thresholds}
+    others = [row for row in _METRICS if row[0] not in recall]
+    for key, label, digits in (*((key, key, 1) for key in sorted(recall)), *others):
         values = [of_split.get(key) for of_split in metrics.values()]
         if any(value is not None for value in values):
             table.add_row(label, *("" if v is None else f"{v:.{digits}f}" for v in values))

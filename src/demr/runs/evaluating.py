@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from demr.annotations.annotations import Annotation, write_annotations
+from demr.annotations import Annotation, Qid, write_annotations
 from demr.answers.calibration import Calibration
 from demr.answers.fitting import load_calibration
 from demr.evaluation.measuring import measure
@@ -62,7 +62,7 @@ def write_evaluation(
     bins: dict[str, dict[str, list[float]]] = {}
     records: list[PredictionRecord] = []
     absent: list[PredictionRecord] = []
-    made: dict[str, Annotation] = {}
+    made: dict[Qid, Annotation] = {}
     for name, split in splits.items():
         every = split.records(calibration)
         # Of a test split whose answers are not public only the predictions are wanted.

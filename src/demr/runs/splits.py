@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from demr.annotations.annotations import Annotation
+from demr.annotations.annotations import Annotation, may_share_qid
+from demr.annotations.records import ByQid
 from demr.errors import AnnotationError, ConfigError, FeatureError
 from demr.features.pack import FeaturePack
 
@@ -45,9 +46,16 @@ def check_splits(splits: Mapping[str, Sequence[Annotation]], pack: FeaturePack) 
     """
     notes = []
     for (name, first), (other, second) in itertools.combinations(splits.items(), 2):
-        known = {annotation.qid: annotation for annotation in first}
-        shared = [annotation for annotation in second if annotation.qid in known]
-        differing = [a.qid for a in shared if a != known[a.qid]]
+        known: ByQid[Annotation] = ByQid()
+        for annotation in first:
+            known.add(annotation.qid, annotation)
+        shared = [a for a in second if a in known.get(a.qid)]
+        differing = [
+            a.qid
+            for a in second
+            if a not in (others := known.get(a.qid))
+            and not all(may_share_qid(a, other) for other in others)
+        ]
         if differing:
             raise AnnotationError(
                 f"splits {name} and {other}",
