@@ -337,6 +337,13 @@ def test_broken_json_is_named_by_its_line(tmp_path: Path) -> None:
         read_annotations(path)
 
 
+def test_other_text_lists_the_forms(tmp_path: Path) -> None:
+    path = tmp_path / "queries.xml"
+    path.write_text("<queries/>")
+    with pytest.raises(AnnotationError, match=r"in a known form: .* got no JSON: .* at line 1"):
+        read_annotations(path)
+
+
 def test_one_record_over_several_lines(tmp_path: Path) -> None:
     record = {"qid": 1, "query": "a dog", "vid": "v", "duration": 9, "relevant_windows": [[1, 2]]}
     ((found,), _) = read(tmp_path, record)

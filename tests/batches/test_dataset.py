@@ -125,6 +125,13 @@ def test_annotations_of_another_video_are_refused(pack: FeaturePack) -> None:
         MomentDataset([asked("1", "a", 12.5)], pack, FakeEncoder())
 
 
+def test_a_guessed_duration_may_be_too_short(pack: FeaturePack) -> None:
+    guessed = replace(asked("1", "a", 6.5), duration_guessed=True)
+    assert MomentDataset([guessed], pack, FakeEncoder())[0].duration_s == 8.0
+    with pytest.raises(FeatureError, match=r"expected a video a of 8 s, .* got 12\.5 s"):
+        MomentDataset([replace(guessed, duration_s=12.5)], pack, FakeEncoder())
+
+
 @pytest.mark.parametrize("change", [{"version": "2"}, {"name": "clip"}, {"normalization": "l2"}])
 def test_another_encoder_s_pack_is_refused(pack: FeaturePack, change: dict[str, str]) -> None:
     encoder = FakeEncoder(replace(IDENTITY, **change))  # type: ignore[arg-type]
@@ -151,6 +158,11 @@ def test_a_qid_means_one_query_in_all_splits(pack: FeaturePack) -> None:
             AnnotationError, match=r"splits val and test: .* got 1 qids .* such as '2'; rename"
         ):
             check_splits({"val": train, "test": [other]}, pack)
+
+
+def test_a_negative_in_another_split_may_share_a_qid(pack: FeaturePack) -> None:
+    negative = replace(asked("1", "b"), windows_s=(), kind="absent")
+    assert check_splits({"train": [asked("1", "a")], "val": [negative]}, pack) == []
 
 
 def test_videos_without_a_query_are_counted(pack: FeaturePack) -> None:

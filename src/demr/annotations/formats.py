@@ -55,8 +55,10 @@ def _json_records(
         line, got = getattr(error, "lineno", 1), getattr(error, "msg", "too deep a nesting")
         column = getattr(error, "colno", None)
         where = "" if column is None else f" (column {column})"
-        expected = "one JSON object a line, or one JSON document"
-        raise broken(f"{source}:{line}", expected, f"{got}{where}") from error
+        if source.name.removesuffix(".gz").endswith((".json", ".jsonl")):
+            expected = "one JSON object a line, or one JSON document"
+            raise broken(f"{source}:{line}", expected, f"{got}{where}") from error
+        raise _unknown(source, f"no JSON: {got} at line {line}{where}") from error
     if isinstance(document, list):
         return _of_list(source, document, durations_s, report)
     if isinstance(document, dict):
