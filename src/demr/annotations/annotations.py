@@ -362,9 +362,9 @@ def _pairs(place: str, value: object, report: RepairReport) -> list[Window]:
 
 def _says_absent(record: Mapping[str, Any], pairs: Sequence[Window]) -> bool:
     """Whether windows are UniVTG-NA's ``[[0, 0]]``, its way to write that there is no moment."""
-    if any(end != 0 or start != 0 for start, end in pairs) or record.get("relevant_clip_ids"):
+    if pairs[0] != (0.0, 0.0) or record.get("relevant_clip_ids"):
         return False
-    return bool(record.get("kind", "absent") == "absent")
+    return bool(record.get("kind", "absent") == "absent") and set(pairs) == {(0.0, 0.0)}
 
 
 def _votes(place: str, record: Mapping[str, Any]) -> dict[int, tuple[float, ...]] | None:

@@ -162,7 +162,7 @@ def _join(
     by_qid: ByQid[PredictionRecord] = ByQid()
     for prediction in predictions:
         by_qid.add(prediction.qid, prediction)
-    queries = Counter(str(annotation.qid) for annotation in annotations)
+    queries = Counter([str(annotation.qid) for annotation in annotations])
     pairs: list[tuple[PredictionRecord | None, Annotation]] = []
     for annotation in annotations:
         candidates = by_qid.get(annotation.qid)

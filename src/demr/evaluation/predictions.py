@@ -29,6 +29,8 @@ FloatArray = npt.NDArray[np.float64]
 _NO_WINDOWS = np.zeros((0, 3))
 # Microseconds, and as much of other numbers as moves no metric.
 _DECIMALS = 6
+# What is given for start and end of every window, and what it lies above; deviations may be 0.
+_OF_BOUNDS = {"aleatoric": None, "epistemic": None, "scale": 0.0, "alpha": 1.0}
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,41 +229,40 @@ def _parse(place: str, record: Mapping[str, Any]) -> PredictionRecord:
         )
     )
     rows = len(table)
-    pair = f"[start, end] for {rows} windows"
+    scores = None
+    if saliency is not None:
+        scores = _array(place, "pred_saliency_scores", saliency, (None,), "one score a clip")
     arrays = {
-        key: None if record.get(key) is None else _array(place, key, record[key], shape, form)
-        for key, shape, form in (
-            ("pred_saliency_scores", (None,), "one score a clip"),
-            *((key, (rows, 2), pair) for key in ("aleatoric", "epistemic", "scale", "alpha")),
-        )
+        key: _array(place, key, record[key], (rows, 2), f"[start, end] for {rows} windows")
+        for key in _OF_BOUNDS
+        if record.get(key) is not None
     }
-    for key in ("aleatoric", "epistemic"):
-        deviation = arrays[key]
-        if deviation is not None and (deviation < 0).any():
-            raise broken(place, f"standard deviations of at least 0 as {key}", str(deviation.min()))
-    for key, least in (("scale", 0.0), ("alpha", 1.0)):
-        values = arrays[key]
-        if values is not None and (values <= least).any():
+    for key, least in _OF_BOUNDS.items():
+        values = arrays.get(key)
+        if values is None:
+            continue
+        if least is None and (values < 0).any():
+            raise broken(place, f"standard deviations of at least 0 as {key}", str(values.min()))
+        if least is not None and (values <= least).any():
             raise broken(place, f"numbers above {least:g} as {key}", str(values.min()))
     present = record.get("present")
     if present is not None and (
         isinstance(present, bool) or not isinstance(present, int | float) or not 0 <= present <= 1
     ):
         raise broken(place, "a probability in 0..1 as present", repr(present))
-    seconds = {key: _parse_seconds(place, key, record.get(key)) for key in ("duration", "clip_s")}
     return PredictionRecord(
         qid=qid,
         windows=table,
         vid=None if record.get("vid") is None else str(record["vid"]),
         query=None if record.get("query") is None else str(record["query"]),
-        duration_s=seconds["duration"],
-        clip_s=seconds["clip_s"],
-        saliency=arrays["pred_saliency_scores"],
+        duration_s=_parse_seconds(place, "duration", record.get("duration")),
+        clip_s=_parse_seconds(place, "clip_s", record.get("clip_s")),
+        saliency=scores,
         intervals=_parse_intervals(place, record.get("intervals"), rows),
-        aleatoric=arrays["aleatoric"],
-        epistemic=arrays["epistemic"],
-        scale=arrays["scale"],
-        alpha=arrays["alpha"],
+        aleatoric=arrays.get("aleatoric"),
+        epistemic=arrays.get("epistemic"),
+        scale=arrays.get("scale"),
+        alpha=arrays.get("alpha"),
         present=None if present is None else float(present),
         verdict=None if record.get("verdict") is None else str(record["verdict"]),
         place=place,
