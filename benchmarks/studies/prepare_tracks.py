@@ -28,8 +28,9 @@ from numpy.typing import NDArray
 from demr.annotations.annotations import Annotation, read_annotations, write_annotations
 from demr.encoders.base import EncoderIdentity, VideoFeatures
 from demr.encoders.words import split_words
-from demr.features.imports import import_features, open_source
+from demr.features.imports import import_features
 from demr.features.pack import FeaturePackWriter
+from demr.features.sources import open_source
 
 SPLITS = {
     "train": "charades_train.json.gz",

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from demr.annotations.annotations import read_annotations
 from demr.annotations.windows import iou
 from demr.errors import FeatureError
-from demr.features.imports import open_source
+from demr.features.sources import open_source
 from demr.search.similarity import _maximal, localise
 
 Floats = NDArray[np.float64]

@@ -122,8 +122,15 @@ def import_features(
     raw: Annotated[
         bool, typer.Option("--raw", help="Models must not bring each row to unit length.")
     ] = False,
+    skip: Annotated[
+        bool, typer.Option("--skip", help="Leave out videos whose features do not fit; list them.")
+    ] = False,
 ) -> None:
-    """Bring published video features into a feature pack."""
+    """Bring published video features into a feature pack.
+
+    What does not fit (a video without features, damaged files, rows unlike the duration) is named,
+    all of it, and nothing is stored; with --skip everything else is.
+    """
     from demr.features.imports import import_features as bring_in
 
     streams = dict(_named_path(text) for text in stream)
@@ -143,7 +150,10 @@ def import_features(
             clip_s=clip_length,
             text_dim=text_dim,
             normalization="none" if raw else "l2",
+            skip=skip,
         )
+    for line in done.misfits:
+        say(f"left out: {line}")
     say(f"{out}: {done.summary()}")
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from demr.encoders.base import Encoder, EncoderIdentity, QueryFeatures, VideoFeatures
 from demr.encoders.words import locate_words, normalize_query, query_words, split_words
 from demr.errors import FeatureError, InputError
-from demr.machine.files import UNREADABLE_ARRAYS
+from demr.machine.arrays import UNREADABLE_ARRAYS, ArrayFile
 
 # Pieces that CLIP's tokenizer takes text apart into, before it looks for rarer words' parts.
 _PIECE = re.compile(r"'(?:s|t|re|ve|m|ll|d)\b|[^\W\d_]+|\d|[^\w\s]+|_+")
@@ -127,9 +127,9 @@ class StoredText(_Stored):
 
 def _read(query: str, file: Path) -> QueryFeatures:
     try:
-        with np.load(file) as arrays:
-            name = "last_hidden_state" if "last_hidden_state" in arrays else "features"
-            table = np.asarray(arrays[name], dtype=np.float32)
+        with ArrayFile(file) as arrays:
+            name = "last_hidden_state" if "last_hidden_state" in arrays.names else "features"
+            table = np.asarray(arrays.read(name), dtype=np.float32)
     except UNREADABLE_ARRAYS as error:
         raise _damaged(file, error) from error
     if table.ndim != 2 or not len(table):
@@ -168,8 +168,9 @@ class WordVectors(_Stored):
 
     def __init__(self, path: Path, identity: EncoderIdentity) -> None:
         try:
-            with np.load(path) as arrays:
-                words, vectors = arrays["words"], arrays["vectors"].astype(np.float32)
+            with ArrayFile(path) as arrays:
+                words = arrays.read("words")
+                vectors = arrays.read("vectors").astype(np.float32)
         except UNREADABLE_ARRAYS as error:
             raise _damaged(path, error) from error
         if vectors.ndim != 2 or len(words) != len(vectors) or vectors.shape[1] != identity.text_dim:

@@ -2,10 +2,10 @@
 
 It imports :mod:`demr.encoders` for what features are, :mod:`demr.machine`, and torch. Begin with
 :func:`prepare_video` in ``prepare.py``, which training and search share; ``pack.py`` stores clip
-features, ``imports.py`` reads published ones.
+features, ``imports.py`` brings in published ones, whose forms ``sources.py`` reads.
 """
 
-from demr.features.imports import FeatureImport, import_features, open_source
+from demr.features.imports import FeatureImport, import_features
 from demr.features.pack import FeaturePack, FeaturePackWriter
 from demr.features.prepare import (
     align_streams,
@@ -17,6 +17,7 @@ from demr.features.prepare import (
     prepare_video,
     span_fractions,
 )
+from demr.features.sources import open_source
 
 __all__ = [
     "FeatureImport",

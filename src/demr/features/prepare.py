@@ -6,7 +6,7 @@ model was trained on and what it is asked about cannot differ.
 
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,22 @@ def align_streams(streams: dict[str, NDArray[Any]], vid: str) -> NDArray[np.floa
     Raises:
         FeatureError: If two streams differ by more than 2 rows.
     """
-    rows = {name: len(stream) for name, stream in streams.items()}
+    shortest = shortest_stream({name: len(stream) for name, stream in streams.items()}, vid)
+    return np.concatenate(
+        [np.asarray(stream[:shortest], np.float32) for stream in streams.values()], axis=1
+    )
+
+
+def shortest_stream(rows: Mapping[str, int], vid: str) -> int:
+    """Rows of the shortest stream of a video, to which all are cut.
+
+    Args:
+        rows: Name of each stream -> its rows.
+        vid: Named in errors.
+
+    Raises:
+        FeatureError: If two streams differ by more than 2 rows.
+    """
     shortest = min(rows.values())
     if max(rows.values()) - shortest > ALIGN_ROWS:
         raise FeatureError(
@@ -54,9 +69,7 @@ def align_streams(streams: dict[str, NDArray[Any]], vid: str) -> NDArray[np.floa
             got=", ".join(f"{count} of {name}" for name, count in rows.items()),
             remedy="extract the streams again with the same clip length",
         )
-    return np.concatenate(
-        [np.asarray(stream[:shortest], np.float32) for stream in streams.values()], axis=1
-    )
+    return shortest
 
 
 def span_fractions(duration_s: float, clip_s: float, count: int) -> Tensor:
@@ -114,15 +127,24 @@ def _row_count(video: VideoFeatures, identity: EncoderIdentity) -> int:
             got=f"clips of {video.clip_s:g} s and {video.duration_s:g} s",
             remedy=f"extract them with --encoder {identity.spec}",
         )
-    clips = clip_count(video.duration_s, video.clip_s)
-    if abs(len(given) - clips) > ALIGN_ROWS:
+    return usable_rows(len(given), video.vid, video.duration_s, video.clip_s)
+
+
+def usable_rows(rows: int, vid: str, duration_s: float, clip_s: float) -> int:
+    """Rows that serve, one a clip: up to 2 more or fewer than the duration has clips.
+
+    Raises:
+        FeatureError: If there are more or fewer.
+    """
+    clips = clip_count(duration_s, clip_s)
+    if abs(rows - clips) > ALIGN_ROWS:
         raise FeatureError(
-            f"features of {video.vid}",
-            expected=f"{clips} rows for {video.duration_s:g} s in clips of {video.clip_s:g} s",
-            got=f"{len(given)} rows",
+            f"features of {vid}",
+            expected=f"{clips} rows for {duration_s:g} s in clips of {clip_s:g} s",
+            got=f"{rows} rows, which last {rows * clip_s:g} s",
             remedy="check the duration and the clip length of these features",
         )
-    return min(len(given), clips)
+    return min(rows, clips)
 
 
 def _finite(video: VideoFeatures, count: int) -> NDArray[np.float32]:

@@ -7,7 +7,7 @@ read.
 """
 
 from demr.machine.devices import has_fast_bfloat16, resolve_device
-from demr.machine.files import UNREADABLE_ARRAYS, atomic_path, sync, write_json
+from demr.machine.files import atomic_path, sync, write_json
 from demr.machine.hub import ask, fetch
 from demr.machine.memory import memory_left, readable_size
 from demr.machine.processes import ignored_interrupts, late_interrupts
@@ -16,13 +16,13 @@ from demr.machine.reading import (
     check_regular_tree,
     open_regular,
     read_bytes,
+    read_json,
     read_records,
     read_text,
 )
 from demr.machine.terminal import clock, console, counted, need_extra, plain, printable, status
 
 __all__ = [
-    "UNREADABLE_ARRAYS",
     "ask",
     "atomic_path",
     "check_regular",
@@ -40,6 +40,7 @@ __all__ = [
     "plain",
     "printable",
     "read_bytes",
+    "read_json",
     "read_records",
     "read_text",
     "readable_size",

@@ -1,22 +1,14 @@
-"""Atomic writing of files, and the errors that damaged array files raise."""
+"""Atomic writing of files."""
 
 import json
 import math
 import os
 import shutil
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-# What NumPy and the modules under it raise at a damaged or foreign array file.
-UNREADABLE_ARRAYS = (
-    OSError, ValueError, TypeError, EOFError, KeyError, NotImplementedError,
-    zipfile.BadZipFile, zlib.error,
-)  # fmt: skip
 
 
 @contextmanager
