@@ -20,6 +20,7 @@ from demr.encoders.clip.clip import ClipEncoder
 from demr.encoders.clip.xclip import XClipEncoder, part_times
 from demr.encoders.combined import CombinedEncoder
 from demr.encoders.frames import FrameEncoder
+from demr.encoders.preprocessing import Preprocessing
 from demr.errors import InputError, ModelError
 from demr.features.prepare import prepare_video
 from demr.video.reading import iter_frames, probe_video
@@ -88,7 +89,7 @@ def test_the_published_preprocessor_in_its_old_form(own: Path) -> None:
     """The size as one number, and what it leaves open as its processor has it."""
     settings = own / "preprocessor_config.json"
     settings.write_text(json.dumps({"size": 48, "image_processor_type": "VideoMAEImageProcessor"}))
-    pixels = XClipEncoder(str(own), device="cpu", exact=True).preprocessing
+    pixels = Preprocessing.read(own, "xclip")
     assert (pixels.shortest, pixels.crop, pixels.filter) == (48, (224, 224), "bilinear")
     assert pixels.mean == (0.5, 0.5, 0.5)
     assert xclip_processor().resample == 2

@@ -11,9 +11,26 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from demr.encoders.model_folder import Family, find_model_folder
-from demr.errors import FeatureError, InputError
+from demr.encoders.model_folder import Family, ModelFolder, find_model_folder
+from demr.encoders.preprocessing import LONGEST
+from demr.errors import FeatureError, InputError, ModelError
 from demr.machine.devices import has_fast_bfloat16, resolve_device
+
+# Of the settings of a model, far beyond any that was published.
+_NUMBERS = {
+    "num_hidden_layers": (1, 1000),
+    "num_attention_heads": (1, 1000),
+    "hidden_size": (1, 100_000),
+    "intermediate_size": (1, 1_000_000),
+    "projection_dim": (1, 100_000),
+    "vocab_size": (1, 10_000_000),
+    "max_position_embeddings": (4, 10_000_000),
+    "image_size": (1, LONGEST),
+    "patch_size": (1, LONGEST),
+    "num_channels": (3, 3),
+    "num_frames": (1, 256),
+    "scale_factor": (1, 100),
+}
 
 
 @dataclass(frozen=True)
@@ -106,6 +123,9 @@ class LoadedModel:
         self.precision = Precision.choose(device, half, exact=exact)
         self.folder = find_model_folder(source, family)
         self.settings = self.folder.load_settings()
+        for part in ("", "text_config", "vision_config"):
+            values = getattr(self.settings, part, None) if part else self.settings
+            _check_numbers(values, part, self.folder)
 
     @cached_property
     def model(self) -> Any:
@@ -125,6 +145,31 @@ class LoadedModel:
         """
         folder = self.folder
         return self.precision.to_numpy(values, f"{folder.family.encoder} ({folder.source})")
+
+
+def _check_numbers(settings: Any, part: str, folder: ModelFolder) -> None:
+    """Refuse sizes that no model has, before a network is built of them.
+
+    Raises:
+        ModelError: If there is one.
+    """
+    prefix = f"{part}." if part else ""
+
+    def refuse(expected: str, got: object) -> ModelError:
+        return ModelError(
+            str(folder.path / "config.json"),
+            expected=prefix + expected,
+            got=repr(got)[:60],
+            remedy="copy the file again from where the model came from",
+        )
+
+    for name, (least, most) in _NUMBERS.items():
+        value = getattr(settings, name, least)
+        if type(value) is not int or not least <= value <= most:
+            raise refuse(f"{name} of {least} to {most:,}", value)
+    heads, width = getattr(settings, "num_attention_heads", 1), getattr(settings, "hidden_size", 0)
+    if width % heads and not getattr(settings, "head_dim", None):
+        raise refuse(f"num_attention_heads that divide hidden_size {width}", heads)
 
 
 def short_digest(*parts: object) -> str:

@@ -5,7 +5,6 @@ a search must not depend on a server that answers slowly.
 """
 
 import hashlib
-import json
 import os
 import re
 import textwrap
@@ -21,6 +20,7 @@ import torch
 
 from demr.errors import InputError, ModelError
 from demr.machine.hub import fetch
+from demr.machine.reading import check_regular_tree, read_json, read_text
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _SAFE = ("model.safetensors", "model.safetensors.index.json")
@@ -37,6 +37,8 @@ _SETTINGS = (
     "merges.txt",
 )
 _WANTED = [*_SETTINGS, *_SAFE, "model-*.safetensors"]
+# Bytes, bytes that end a word, and special tokens.
+_UNMERGED = 256 + 256 + 64
 _AGAIN = "copy the file again from where the model came from"
 
 
@@ -173,6 +175,7 @@ class ModelFolder:
         """
         transformers = import_transformers(self.source, self.family)
         try:
+            _check_tokenizer_files(self.path)
             with quiet_transformers():
                 # Read as it was published: the class named in the settings may ask for
                 # sentencepiece, or rebuild what is in the file.
@@ -189,6 +192,27 @@ class ModelFolder:
                 remedy=_AGAIN,
             ) from error
         return tokenizer
+
+
+def _check_tokenizer_files(folder: Path) -> None:
+    """Transformers makes a tokenizer without words where files are missing.
+
+    Raises:
+        ValueError: If they are, or were cut short.
+        OSError: If one cannot be read.
+    """
+    if (folder / "tokenizer.json").exists() or any(folder.glob("*.model")):
+        return
+    missing = [name for name in ("vocab.json", "merges.txt") if not (folder / name).exists()]
+    if missing:
+        raise ValueError(f"no tokenizer.json, and no {' or '.join(missing)}")
+    vocabulary = read_json(folder / "vocab.json")
+    added = folder / "added_tokens.json"
+    count = len(vocabulary) + (len(read_json(added)) if added.exists() else 0)
+    merges = len(read_text(folder / "merges.txt").split("\n"))
+    # Every token is a byte, a byte that ends a word, one that was added, or what a merge makes.
+    if merges + _UNMERGED < count:
+        raise ValueError(f"{merges} merges for a vocabulary of {count}")
 
 
 def find_model_folder(source: str, family: Family) -> ModelFolder:
@@ -257,7 +281,8 @@ def quiet_transformers() -> Iterator[None]:
 
 def _check(source: str, folder: Path, family: Family) -> ModelFolder:
     try:
-        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        check_regular_tree(folder)
+        values = read_json(folder / "config.json")
         model_type = values.get("model_type")
     except (OSError, ValueError, AttributeError) as error:
         raise ModelError(
@@ -292,8 +317,10 @@ def _weights(folder: Path, names: tuple[str, str]) -> tuple[Path, ...]:
     if not index.exists():
         return ()
     try:
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        files = tuple(folder / str(name) for name in sorted(shards))
+        shards = set(read_json(index)["weight_map"].values())
+        if any(Path(name).name != name for name in shards):
+            raise ValueError("weights in other folders")
+        files = tuple(folder / name for name in sorted(shards))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(
             str(index),

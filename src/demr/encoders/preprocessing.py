@@ -6,7 +6,6 @@ the vertical pass, and torch does the same for uint8. In floating point, single 
 to 24 levels away from Pillow's; on bytes at most 2, in under 1 % of them.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -20,9 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from demr.errors import ModelError
+from demr.machine.reading import read_json
 
 # Numbers that preprocessor files use for Pillow's filters.
 _FILTERS: Mapping[int, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "bicubic"}
+LONGEST = 4096
+"""Pixels of a side, or patches of a picture, at most; no published model asks for as many."""
 # Model types whose processor keeps the aspect and crops the middle, if its file leaves it open.
 _CROPPED = ("clip", "xclip")
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -71,7 +73,7 @@ class Preprocessing:
         values = read_settings(folder)
         try:
             return cls._parse(values, model_type)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise ModelError(
                 str(folder),
                 expected="an image preprocessor that resizes, crops, rescales and normalises",
@@ -87,6 +89,8 @@ class Preprocessing:
         defaults = (_CLIP_MEAN, _CLIP_STD) if model_type == "clip" else (_HALF, _HALF)
         mean = three_channels(values.get("image_mean") or defaults[0])
         std = three_channels(values.get("image_std") or defaults[1])
+        if min(std) <= 0:
+            raise ValueError(f"image_std {std}")
         if not on("do_normalize"):
             mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
         resample = int(values.get("resample", 2 if model_type in ("siglip2", "xclip") else 3))
@@ -97,13 +101,13 @@ class Preprocessing:
             size=None,
             crop=None,
             filter=_FILTERS[resample],
-            scale=float(values.get("rescale_factor", 1 / 255)) if on("do_rescale") else 1.0,
+            scale=usable_scale(values.get("rescale_factor", 1 / 255)) if on("do_rescale") else 1.0,
             mean=mean,
             std=std,
         )
         if model_type == "siglip2":
             patch, most = int(values.get("patch_size", 16)), int(values.get("max_num_patches", 256))
-            if patch < 1 or most < 1:
+            if not (1 <= patch <= LONGEST and 1 <= most <= LONGEST):
                 raise ValueError(f"patch_size {patch}, max_num_patches {most}")
             return replace(made, patch=patch, max_patches=most)
         if not on("do_resize"):
@@ -118,8 +122,26 @@ class Preprocessing:
         if shortest is not None:
             if "longest_edge" in size or crop is None:
                 raise ValueError("pictures that differ in size")
-            return replace(made, shortest=int(shortest), crop=crop)
+            return replace(made, shortest=_both_sides(int(shortest))[0], crop=crop)
         return replace(made, size=_both_sides(size), crop=crop)
+
+    def check_size(self, vision: Any, folder: Path) -> None:
+        """Refuse pictures that the model cannot read.
+
+        Args:
+            vision: The configuration of its image tower, of transformers.
+            folder: Where its files lie, for errors.
+
+        Raises:
+            ModelError: If their size, or that of their patches, is another than the model's.
+        """
+        if self.patch:
+            made, wanted, name = (self.patch,) * 2, (int(vision.patch_size),) * 2, "patch_size"
+        else:
+            side = int(vision.image_size)
+            made, wanted, name = self.crop or self.size or (0, 0), (side, side), "image_size"
+        if made != wanted:
+            raise other_size(folder, name, wanted, made)
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns that a frame of this size is resized to."""
@@ -153,6 +175,19 @@ class Preprocessing:
     def normalize(self, pictures: Tensor, dtype: torch.dtype) -> Tensor:
         """Rescale and normalise pictures where they are, ``(N, 3, H', W')`` uint8 -> ``dtype``."""
         return normalized(pictures, self.scale, self.mean, self.std).to(dtype)
+
+
+def other_size(
+    folder: Path, name: str, wanted: tuple[int, int], made: tuple[int, int]
+) -> ModelError:
+    """The error of a preprocessor that is not its model's."""
+    return ModelError(
+        str(folder),
+        expected=f"a preprocessor that makes {wanted[0]} x {wanted[1]} pixels, the model's {name} "
+        "(config.json)",
+        got=f"one that makes {made[0]} x {made[1]}",
+        remedy="copy preprocessor_config.json again from where the model came from",
+    )
 
 
 def normalized(
@@ -227,7 +262,7 @@ def read_settings(folder: Path) -> Mapping[str, Any]:
         if not path.exists():
             continue
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = read_json(path)
             if inside:
                 values = values.get("image_processor")
             if isinstance(values, dict):
@@ -250,7 +285,7 @@ def read_settings(folder: Path) -> Mapping[str, Any]:
 
 def _both_sides(size: Any) -> tuple[int, int]:
     rows, columns = (size, size) if isinstance(size, int) else (size["height"], size["width"])
-    if int(rows) < 1 or int(columns) < 1:
+    if not (1 <= int(rows) <= LONGEST and 1 <= int(columns) <= LONGEST):
         raise ValueError(f"size {size}")
     return int(rows), int(columns)
 
@@ -259,9 +294,21 @@ def three_channels(values: Any) -> tuple[float, ...]:
     """Numbers of the channels red, green and blue.
 
     Raises:
-        ValueError: If they are not three.
+        ValueError: If they are not three, or not finite.
     """
     three = tuple(float(value) for value in values)
-    if len(three) != 3:
-        raise ValueError(f"{len(three)} channels")
+    if len(three) != 3 or not all(map(math.isfinite, three)):
+        raise ValueError(f"{len(three)} channels: {three}")
     return three
+
+
+def usable_scale(value: Any) -> float:
+    """What bytes are multiplied with.
+
+    Raises:
+        ValueError: If no picture would be left.
+    """
+    scale = float(value)
+    if not 0 < scale < math.inf:
+        raise ValueError(f"rescale_factor {scale}")
+    return scale

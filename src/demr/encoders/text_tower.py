@@ -6,7 +6,6 @@ the start and end tokens that the tokenizer adds, without padding.
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,17 +15,23 @@ from torch import Tensor
 
 from demr.encoders.base import QueryFeatures
 from demr.encoders.loaded_model import LoadedModel
-from demr.encoders.tokens import Tokens, tokenize
+from demr.encoders.tokens import Tokens, check_tokenizer, tokenize, unfit_tokenizer
 
 # Queries that are read at once.
 _QUERIES = 64
+# Number of the end token in the settings of the first CLIPs, which is not that of any tokenizer:
+# their end token is the highest of a sentence.
+_BY_RANK = 2
 
 
 class TextTower:
-    """Text side of a model; tokenizer and weights are loaded when they are first needed.
+    """Text side of a model; its weights are loaded when they are first needed.
 
     Args:
         loaded: The model.
+
+    Raises:
+        ModelError: If there is no tokenizer, it is damaged, or it is not the model's.
     """
 
     def __init__(self, loaded: LoadedModel) -> None:
@@ -35,6 +40,9 @@ class TextTower:
         # CLIP looks only backwards, so that padding behind the text has no effect. SigLIP looks
         # both ways and was trained on queries padded to its limit, without a mask.
         self._is_causal = loaded.folder.model_type in ("clip", "xclip")
+        self._tokenizer = loaded.folder.load_tokenizer()
+        self._pad = self._padding()
+        self._check_tokenizer()
 
     @property
     def dims(self) -> int:
@@ -81,9 +89,36 @@ class TextTower:
         ]
         return np.concatenate(rows)
 
-    @cached_property
-    def _tokenizer(self) -> Any:
-        return self._loaded.folder.load_tokenizer()
+    def _padding(self) -> int:
+        pad = self._tokenizer.pad_token_id
+        if pad is None:
+            pad = self._settings.eos_token_id if self._is_causal else self._settings.pad_token_id
+        return int(pad)
+
+    def _check_tokenizer(self) -> None:
+        folder, size = self._loaded.folder.path, int(self._settings.vocab_size)
+        check_tokenizer(self._tokenizer, size, folder)
+        if not 0 <= self._pad < size:
+            raise unfit_tokenizer(folder, f"a padding token below {size}", str(self._pad))
+        if not self._is_causal:
+            return
+        plain, ids = (
+            self._tokenizer("a dog", add_special_tokens=special)["input_ids"]
+            for special in (False, True)
+        )
+        # A causal tower has read the whole sentence at its end token alone: a sentence without it
+        # is embedded as its first token, and so like any other.
+        end = int(self._settings.eos_token_id)
+        if self._loaded.folder.model_type == "xclip" or end == _BY_RANK:
+            fits = max(*ids[:-1], self._pad) <= ids[-1] and ids.count(ids[-1]) == 1
+        else:
+            fits = ids[-1] == end and ids.count(end) == 1
+        if ids[1:-1] != plain or not fits:
+            raise unfit_tokenizer(
+                folder,
+                "a start token before each sentence, and the model's end token behind it",
+                f"the tokens {ids} for 'a dog', whose own are {plain}",
+            )
 
     def _tokenize(self, queries: Sequence[str]) -> list[Tokens]:
         return tokenize(self._tokenizer, queries, int(self._settings.max_position_embeddings))
@@ -94,10 +129,7 @@ class TextTower:
         """Run the text tower: states of each query's tokens, and the projected embeddings."""
         lengths = [len(row.ids) for row in tokens]
         width = max(lengths) if self._is_causal else int(self._settings.max_position_embeddings)
-        pad = self._tokenizer.pad_token_id
-        if pad is None:
-            pad = self._settings.eos_token_id if self._is_causal else self._settings.pad_token_id
-        ids = torch.full((len(tokens), width), int(pad), dtype=torch.int64)
+        ids = torch.full((len(tokens), width), self._pad, dtype=torch.int64)
         for index, row in enumerate(tokens):
             ids[index, : len(row.ids)] = torch.tensor(row.ids)
         model, device = self._loaded.model, self._loaded.precision.device

@@ -1,14 +1,25 @@
 """Queries as tokenizers cut them: ids, and which word each token belongs to."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from demr.encoders.words import locate_words, normalize_query, query_words
+from demr.errors import ModelError
+
+# Sentences with no word in common, in which every tokenizer of English knows something.
+_PROBES = ("a person opens the door", "two dogs run", "red cars stop near water")
+# Share of a model's tokens that its tokenizer has: some models have rows to spare.
+_KNOWN_SHARE = 0.9
+# Words of the vocabulary that are tried, and the share that must come back as the one token.
+_END_OF_WORD = "</w>"  # CLIP's
+_TRIED, _FEW, _WHOLE_SHARE = 64, 8, 0.1
 
 
 class QueryCutWarning(UserWarning):
@@ -66,6 +77,75 @@ def tokenize(
             _warn_of_cut(text, words, word_of, length, limit)
         tokenized.append(Tokens(words, list(row["input_ids"]), word_of))
     return tokenized
+
+
+def check_tokenizer(tokenizer: Any, size: int, folder: Path) -> None:
+    """Refuse a tokenizer that is not the model's, or lacks what makes sentences differ.
+
+    Without its files, or with those of another model, a tokenizer still cuts every sentence into
+    something, and a search then answers each of them alike, in full confidence.
+
+    Args:
+        tokenizer: Of transformers.
+        size: Tokens that the model has embeddings of.
+        folder: Where its files lie, for errors.
+
+    Raises:
+        ModelError: If it has other tokens than the model, cannot put its words together, or makes
+            the same of different sentences.
+    """
+    vocabulary: dict[str, int] = tokenizer.get_vocab()
+    highest = max(vocabulary.values(), default=-1)
+    if highest >= size or len(vocabulary) < _KNOWN_SHARE * size:
+        raise unfit_tokenizer(
+            folder,
+            f"a vocabulary of the model's {size} tokens (config.json)",
+            f"{len(vocabulary)} tokens, numbered up to {highest}",
+        )
+    probes = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in _PROBES]
+    unknown = tokenizer.unk_token_id
+    if any(set(ids) <= {unknown} for ids in probes) or len(set(map(tuple, probes))) < len(probes):
+        raise unfit_tokenizer(
+            folder,
+            "a tokenizer that tells sentences apart",
+            f"nothing known in, or the same for, {_PROBES[0]!r} and {_PROBES[1]!r}",
+        )
+    whole = [_is_whole(tokenizer, *word) for word in islice(_words(tokenizer, vocabulary), _TRIED)]
+    if len(whole) >= _FEW and sum(whole) < _WHOLE_SHARE * len(whole):
+        raise unfit_tokenizer(
+            folder,
+            "a tokenizer that puts the words of its vocabulary together",
+            f"{sum(whole)} of {len(whole)} of them whole: its merges are missing or another's",
+        )
+
+
+def unfit_tokenizer(folder: Path, expected: str, got: str) -> ModelError:
+    """The error of a tokenizer that is not its model's."""
+    return ModelError(
+        str(folder),
+        expected=expected,
+        got=got,
+        remedy="copy the tokenizer's files (tokenizer.json, or vocab.json and merges.txt) again "
+        "from where the model came from",
+    )
+
+
+def _words(tokenizer: Any, vocabulary: dict[str, int]) -> Iterator[tuple[str, int]]:
+    """Words of the vocabulary that are made of several letters, and their tokens."""
+    special = set(tokenizer.all_special_ids)
+    for token, number in sorted(vocabulary.items(), key=lambda item: item[1]):
+        word = tokenizer.convert_tokens_to_string([token]).strip().removesuffix(_END_OF_WORD)
+        is_word = len(word) > 2 and word.isascii() and word.isalpha() and word.islower()
+        if is_word and number not in special:
+            yield word, number
+
+
+def _is_whole(tokenizer: Any, word: str, number: int) -> bool:
+    # Some tokens stand for a word behind a space.
+    return any(
+        tokenizer(text, add_special_tokens=False)["input_ids"] == [number]
+        for text in (word, f" {word}")
+    )
 
 
 def token_words(offsets: Sequence[tuple[int, int]], text: str) -> NDArray[np.int64]:

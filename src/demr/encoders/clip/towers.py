@@ -45,7 +45,8 @@ class TwoTowerEncoder(ReadsFrames, ABC):
 
     Raises:
         InputError: If transformers is not installed, or the clip length is not positive.
-        ModelError: If there is no such model or device, or it is not of the family.
+        ModelError: If there is no such model or device, it is not of the family, or its tokenizer
+            or preprocessor is not its own.
     """
 
     family: ClassVar[Family]
@@ -66,6 +67,7 @@ class TwoTowerEncoder(ReadsFrames, ABC):
         self._loaded = LoadedModel(source, self.family, device, torch.float16, exact=exact)
         folder, settings = self._loaded.folder, self._loaded.settings
         self.preprocessing = Preprocessing.read(folder.path, folder.model_type)
+        self.preprocessing.check_size(settings.vision_config, folder.path)
         # SigLIP has no projection: its towers end in the common space.
         is_projected = folder.model_type in ("clip", "xclip")
         self.dims = int(

@@ -31,7 +31,7 @@ from demr.encoders.frames import FrameStream, ReadsFrames
 from demr.encoders.loaded_model import LoadedModel, check_clip_length
 from demr.encoders.model_folder import Family
 from demr.encoders.text_tower import hidden_tokens, visible_tokens
-from demr.encoders.tokens import Tokens, tokenize
+from demr.encoders.tokens import Tokens, check_tokenizer, tokenize, unfit_tokenizer
 from demr.encoders.vlm.preprocessing import SquarePictures
 from demr.errors import InputError, ModelError
 from demr.video import VideoInfo
@@ -104,8 +104,10 @@ class VlmEncoder(ReadsFrames):
         source = source or FAMILY.example
         # Activations of language models leave float16's range.
         self._loaded = LoadedModel(source, FAMILY, device, torch.bfloat16, exact=exact)
-        self.preprocessing = SquarePictures.read(self._loaded.folder.path)
-        text = self._loaded.settings.text_config
+        folder, settings = self._loaded.folder, self._loaded.settings
+        self.preprocessing = SquarePictures.read(folder.path)
+        self.preprocessing.check_size(settings.vision_config, folder.path)
+        text = settings.text_config
         layers = int(text.num_hidden_layers)
         self.layer = max(1, layers // 2) if layer is None else layer
         if not 1 <= self.layer <= layers:
@@ -118,6 +120,9 @@ class VlmEncoder(ReadsFrames):
         text.num_hidden_layers = self.layer
         self._is_whole = self.layer == layers
         self.dims = int(text.hidden_size)
+        self._tokenizer = folder.load_tokenizer()
+        check_tokenizer(self._tokenizer, int(text.vocab_size), folder.path)
+        self._prompt = self._read_prompt()
 
     @cached_property
     def identity(self) -> EncoderIdentity:
@@ -210,10 +215,6 @@ class VlmEncoder(ReadsFrames):
             model.text_model.norm = torch.nn.Identity()
         return model
 
-    @cached_property
-    def _tokenizer(self) -> Any:
-        return self._loaded.folder.load_tokenizer()
-
     @property
     def _start(self) -> str:
         return self._tokenizer.bos_token or ""
@@ -222,9 +223,16 @@ class VlmEncoder(ReadsFrames):
     def _image_id(self) -> int:
         return int(self._loaded.settings.image_token_id)
 
-    @cached_property
-    def _prompt(self) -> Tensor:
+    def _read_prompt(self) -> Tensor:
         """Ids of the prompt and of the image's places behind it."""
+        for name in (_IMAGE, _BEGIN, _WHOLE, _END):
+            known = self._ids(name)
+            if len(known) != 1 or known[0] == self._tokenizer.unk_token_id:
+                raise unfit_tokenizer(
+                    self._loaded.folder.path,
+                    f"a tokenizer that knows {name} as one token",
+                    f"the tokens {known}",
+                )
         settings = self._loaded.settings
         step = int(settings.vision_config.patch_size) * int(settings.scale_factor)
         side = self.preprocessing.side

@@ -17,12 +17,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from demr.encoders.preprocessing import normalized, read_settings, three_channels
+from demr.encoders.preprocessing import (
+    LONGEST,
+    normalized,
+    other_size,
+    read_settings,
+    three_channels,
+    usable_scale,
+)
 from demr.errors import ModelError
 
 _LANCZOS = 1
-# Longer sides are made shorter still by the processors; no published model asks for them.
-_LONGEST = 4096
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ class SquarePictures:
         """
         try:
             return cls._parse(read_settings(folder))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise ModelError(
                 str(folder),
                 expected="an image preprocessor that makes squares, rescales and normalises",
@@ -72,18 +77,35 @@ class SquarePictures:
 
         longest = int(values["size"]["longest_edge"]) if on("do_resize") else 0
         side = int(values["max_image_size"]["longest_edge"])
-        if not (0 <= longest <= _LONGEST and 1 <= side <= _LONGEST):
+        if not (0 <= longest <= LONGEST and 1 <= side <= LONGEST):
             raise ValueError(f"sides of {longest} and {side} pixels")
         half = (0.5, 0.5, 0.5)
         plain = not on("do_normalize")
+        std = (1.0, 1.0, 1.0) if plain else three_channels(values.get("image_std") or half)
+        if min(std) <= 0:
+            raise ValueError(f"image_std {std}")
         return cls(
             longest=longest,
             side=side,
-            filter=int(values.get("resample", _LANCZOS)),
-            scale=float(values.get("rescale_factor", 1 / 255)) if on("do_rescale") else 1.0,
+            filter=_known_filter(values.get("resample", _LANCZOS)),
+            scale=usable_scale(values.get("rescale_factor", 1 / 255)) if on("do_rescale") else 1.0,
             mean=(0.0, 0.0, 0.0) if plain else three_channels(values.get("image_mean") or half),
-            std=(1.0, 1.0, 1.0) if plain else three_channels(values.get("image_std") or half),
+            std=std,
         )
+
+    def check_size(self, vision: Any, folder: Path) -> None:
+        """Refuse squares that the model cannot read.
+
+        Args:
+            vision: The configuration of its image tower, of transformers.
+            folder: Where its files lie, for errors.
+
+        Raises:
+            ModelError: If they are of another size than the model's pictures.
+        """
+        side = int(vision.image_size)
+        if self.side != side:
+            raise other_size(folder, "image_size", (side, side), (self.side, self.side))
 
     def enlarged(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns after the first resizing: the shorter side is even.
@@ -118,3 +140,9 @@ class SquarePictures:
     def normalize(self, pictures: Tensor, dtype: torch.dtype) -> Tensor:
         """Rescale and normalise pictures where they are, ``(N, 3, H, W)`` uint8 -> ``dtype``."""
         return normalized(pictures, self.scale, self.mean, self.std).to(dtype)
+
+
+def _known_filter(number: Any) -> int:
+    if int(number) not in range(6):
+        raise ValueError(f"resample {number}, known are Pillow's 0 to 5")
+    return int(number)
