@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -378,3 +380,235 @@ def test_the_official_layout(data_dir: Path, tmp_path: Path) -> None:
     )
     assert (done.videos, done.clips, done.cut) == (1, 75, 1)
     assert done.identity.streams == (("slowfast", 2304), ("clip", 512))
+
+
+# What leads out of a file, or is larger than it looks
+
+
+def hostile(file: h5py.File, kind: str, elsewhere: Path) -> None:
+    """Puts video b into an HDF5 file so that its numbers come from another."""
+    layout = h5py.VirtualLayout((4, 6), "f4")
+    layout[:] = h5py.VirtualSource(str(elsewhere), "x", (4, 6))
+    if kind == "storage":
+        file.create_dataset("b", (4, 6), "f4", external=[(str(elsewhere), 0, 96)])
+    elif kind == "storage in a group":
+        file.create_dataset("b/features", (4, 6), "f4", external=[(str(elsewhere), 0, 96)])
+    elif kind == "link":
+        file["b"] = h5py.ExternalLink(str(elsewhere), "/x")
+    elif kind == "link in a group":
+        file.create_group("b")["features"] = h5py.ExternalLink(str(elsewhere), "/x")
+    elif kind == "link behind a link":
+        file.create_group("q")["e"] = h5py.ExternalLink(str(elsewhere), "/")
+        file["b"] = h5py.SoftLink("./q/e/x")
+    else:
+        file.create_virtual_dataset("b", layout)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "storage",
+        "storage in a group",
+        "link",
+        "link in a group",
+        "link behind a link",
+        "virtual",
+    ],
+)
+@pytest.mark.parametrize("is_pipe", [False, True])
+def test_hdf5_never_leads_to_other_files(tmp_path: Path, kind: str, is_pipe: bool) -> None:
+    elsewhere = tmp_path / "other.h5"
+    if is_pipe:
+        os.mkfifo(elsewhere)  # opening it would wait for ever
+    else:
+        with h5py.File(elsewhere, "w") as file:
+            file["x"] = np.full((4, 6), 7, np.float32)
+    source = hdf5(tmp_path / "c", {v: t for v, t in tables(6, 0).items() if v != "b"}, nested=False)
+    with h5py.File(source, "a") as file:
+        hostile(file, kind, elsewhere)
+    line = refused(tmp_path, clip=source)
+    assert "expected features that lie in this file" in line
+    assert ": b: " in line or "video b in " in line
+
+
+def test_links_within_a_file_are_followed(tmp_path: Path) -> None:
+    source = hdf5(tmp_path / "c", tables(6, 0), nested=False)
+    with h5py.File(source, "a") as file:
+        file.move("b", "z/y")
+        file["b"] = h5py.SoftLink("z/y")
+        file.create_dataset("c2", data=file["c"], chunks=(2, 3), compression="gzip", shuffle=True)
+        del file["c"]
+        file["c"] = file["c2"]
+    assert bring_in(tmp_path / "pack", clip=source).clips == 12
+
+
+def test_a_circle_of_links(tmp_path: Path) -> None:
+    source = hdf5(tmp_path / "c", tables(6, 0), nested=False)
+    with h5py.File(source, "a") as file:
+        del file["b"]
+        file["b"], file["d"] = h5py.SoftLink("/d"), h5py.SoftLink("/b")
+    assert "a circle of links" in refused(tmp_path, clip=source)
+
+
+def test_damaged_hdf5_is_a_clear_line_or_harmless(tmp_path: Path) -> None:
+    source = hdf5(tmp_path / "c", tables(6, 0), nested=True)
+    whole = source.read_bytes()
+    used = [place for place, byte in enumerate(whole) if byte]
+    rng = np.random.default_rng(0)
+    for number in range(60):
+        damaged = bytearray(whole)
+        damaged[used[rng.integers(len(used))]] ^= 1 << rng.integers(8)
+        source.write_bytes(damaged)
+        with contextlib.suppress(FeatureError):
+            bring_in(tmp_path / f"pack{number}", clip=source)
+
+
+def npy_header(shape: str, kind: str = "<f4") -> bytes:
+    text = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}}}".ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind"),
+    [
+        ("(4, 1000000000000)", "<f4"),
+        ("(1000000000000, 6)", "<f4"),
+        (f"(4, {1 << 70})", "<f4"),
+        ("(-4, -6)", "<f4"),
+        ("(4, 6)", "|V2000000000"),
+        ("-" * 100 + "1", "<f4"),
+    ],
+)
+@pytest.mark.parametrize("form", ["npy", "npz"])
+def test_a_header_that_promises_what_is_not_there(
+    tmp_path: Path, shape: str, kind: str, form: str
+) -> None:
+    folder = npz_folder(tmp_path / "c", tables(6, 0))
+    (folder / "b.npz").unlink()
+    data = npy_header(shape, kind) + bytes(96)
+    if form == "npy":
+        (folder / "b.npy").write_bytes(data)
+    else:
+        with zipfile.ZipFile(folder / "b.npz", "w") as archive:
+            archive.writestr("features.npy", data)
+    assert f"b.{form}: expected a readable file of features" in refused(tmp_path, clip=folder)
+
+
+@pytest.mark.parametrize("form", ["npz", "h5"])
+def test_a_table_larger_than_memory_is_refused_unread(
+    tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if form == "npz":
+        source = npz_folder(tmp_path / "c", tables(1000, 0))
+    else:
+        source = hdf5(tmp_path / "c", tables(1000, 0), nested=False)
+    monkeypatch.setattr("demr.machine.arrays.memory_left", lambda: 4 * 18_000)
+    line = refused(tmp_path, clip=source)
+    assert "20 kB of numbers, where 18 kB can be read" in line
+    assert "video a" in line or "a.npz" in line or ": a" in line
+
+
+def test_more_stored_than_a_table_holds(tmp_path: Path) -> None:
+    source = hdf5(tmp_path / "c", tables(6, 0), nested=False)
+    with h5py.File(source, "a") as file:
+        del file["b"]
+        made = file.create_dataset("b", (4, 6), "f4", chunks=(4, 6), compression="gzip")
+        made.id.write_direct_chunk((0, 0), bytes(3 << 20))
+    assert "bytes stored for 96 bytes of numbers" in refused(tmp_path, clip=source)
+
+
+@pytest.mark.parametrize("what", ["pipe", "/dev/zero", "/dev/null"])
+@pytest.mark.parametrize("form", ["npz", "h5"])
+def test_what_is_no_regular_file(tmp_path: Path, what: str, form: str) -> None:
+    source = tmp_path / "c.h5" if form == "h5" else npz_folder(tmp_path / "c", tables(3, 0))
+    place = source if form == "h5" else source / "b.npz"
+    place.unlink(missing_ok=True)
+    if what == "pipe":
+        os.mkfifo(place)
+    else:
+        place.symlink_to(what)
+    if form == "npz":
+        assert "no regular file" in refused(tmp_path, clip=source)
+    else:
+        with pytest.raises(FeatureError, match="no regular file"):
+            open_source(source)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("start", [-1, 5, 9], "rows -1 to 5 of 9"),
+        ("start", [0, 9, 5], "rows 9 to 5"),
+        ("start", [0, 5, 99], "rows 5 to 99 of 9"),
+        ("start", [0, 0, 9], "rows 0 to 0"),
+        ("start", [0.0, 5.0, 9.0], "float64"),
+        ("start", [2**64 - 5, 5, 9], "shard_0.npz"),
+        ("scale", [[[1.0] * 6]] * 3, "6 dimensions, scaled by"),
+        ("mean", [1.0] * 3, "6 dimensions, scaled by"),
+        ("q", [1, 2, 3], "a table of numbers"),
+    ],
+)
+def test_shards_that_contradict_themselves(
+    tmp_path: Path, key: str, value: list[Any], message: str
+) -> None:
+    folder = shards(tmp_path / "s", tables(6, 0))
+    with np.load(folder / "shard_0.npz") as arrays:
+        again = {name: arrays[name] for name in arrays.files}
+    np.savez(folder / "shard_0.npz", **{**again, key: np.array(value)})
+    line = refused(tmp_path, clip=folder)
+    assert "shard_0.npz" in line
+    assert message in line
+
+
+# What does not fit: all of it is named, or left out
+
+
+def misfits(tmp_path: Path) -> tuple[Path, dict[str, float]]:
+    """A folder in which two of five videos fit."""
+    videos = tables(6, 0) | {"d": tables(6, 1)["a"], "long": tables(6, 1, extra=9)["a"]}
+    videos["a"] = videos["a"][:, :3]
+    folder = npz_folder(tmp_path / "c", videos)
+    (folder / "b.npz").write_bytes(b"PK damaged")
+    return folder, DURATIONS | {"d": 10.0, "long": 10.0}
+
+
+def test_every_misfit_is_named_and_nothing_stored(tmp_path: Path) -> None:
+    folder, durations = misfits(tmp_path)
+    with pytest.raises(FeatureError) as caught:
+        import_features(
+            {"clip": folder}, durations, tmp_path / "pack", name="some", version="1", clip_s=2.0,
+            text_dim=4, normalization="l2",
+        )  # fmt: skip
+    line = str(caught.value)
+    assert line.startswith("3 of 5 videos: expected features that fit")
+    assert "b.npz" in line
+    assert "or leave out with --skip" in line
+    assert len(line) < 700
+    assert not (tmp_path / "pack").exists()
+
+
+def test_misfits_are_left_out_and_listed(tmp_path: Path) -> None:
+    folder, durations = misfits(tmp_path)
+    done = import_features(
+        {"clip": folder}, durations, tmp_path / "pack", name="some", version="1", clip_s=2.0,
+        text_dim=4, normalization="l2", skip=True,
+    )  # fmt: skip
+    assert (done.videos, done.identity.streams) == (2, (("clip", 6),))
+    assert set(FeaturePack(tmp_path / "pack").vids) == {"c", "d"}
+    b, a, long = done.misfits
+    assert "b.npz: expected a readable file of features, got BadZipFile" in b
+    assert a == "stream clip of video a: expected 6 columns, as most videos have, got 3"
+    assert long == (
+        "features of long: expected 5 rows for 10 s in clips of 2 s, got 14 rows, which last 28 s"
+    )
+    assert "3 that do not fit left out" in done.summary()
+
+
+def test_nothing_but_misfits(tmp_path: Path) -> None:
+    folder, _ = misfits(tmp_path)
+    with pytest.raises(FeatureError, match="2 of 2 videos"):
+        import_features(
+            {"clip": folder}, {"b": 7.0, "long": 10.0}, tmp_path / "pack", name="some",
+            version="1", clip_s=2.0, text_dim=4, normalization="l2", skip=True,
+        )  # fmt: skip
+    assert not (tmp_path / "pack").exists()
