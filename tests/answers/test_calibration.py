@@ -455,7 +455,7 @@ def test_save_and_load(tmp_path: Path, calibrated: Calibration) -> None:
         assert Calibration.load(path) == value
         assert [p.name for p in tmp_path.iterdir()] == ["calibration.json"]
     data = json.loads(path.read_text())
-    assert data["version"] == 3
+    assert data["version"] == 4
     # The first formats knew no weight of the voters' spread, it was 1, and no further moments.
     del data["disagreement"], data["further"]
     path.write_text(json.dumps(data | {"version": 1}))
@@ -486,8 +486,8 @@ def test_missing_newer_and_foreign_files(tmp_path: Path, calibrated: Calibration
     path = tmp_path / "calibration.json"
     with pytest.raises(ModelError, match="No such file"):
         Calibration.load(path)
-    path.write_text(json.dumps(calibrated.to_dict() | {"version": 4}))
-    with pytest.raises(ModelError, match="got format 4; update demr"):
+    path.write_text(json.dumps(calibrated.to_dict() | {"version": 5}))
+    with pytest.raises(ModelError, match="got format 5; update demr"):
         Calibration.load(path)
     path.write_text('{"version": 7}')
     with pytest.raises(ModelError, match="format 7"):

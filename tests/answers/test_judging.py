@@ -10,7 +10,16 @@ from demr.answers.calibration import Calibration
 from demr.answers.covariates import Standardizer
 from demr.answers.inference import RawPrediction
 from demr.answers.intervals import IntervalCalibrator
-from demr.answers.judging import FAMILIAR, Familiarity, judge, presence_probability
+from demr.answers.judging import (
+    FAMILIAR,
+    NOWHERE_NOTE,
+    UNCALIBRATED_NOTE,
+    UNSURE_NOTE,
+    Familiarity,
+    Judgement,
+    judge,
+    presence_probability,
+)
 from demr.answers.predictions import COVARIATES, Prediction, rank_all, rank_moments
 from demr.answers.presence import PresenceCalibrator
 from demr.answers.proposals import Proposals
@@ -51,44 +60,117 @@ def predicted(count: int = 3) -> Prediction:
     return rank_moments(RawPrediction(proposals, np.zeros(count)))
 
 
+def certain(log_odds: float) -> PresenceCalibrator:
+    """The same probability for every moment."""
+    return replace(EVEN, weights=(log_odds, *(0.0,) * 8))
+
+
+def judged(
+    found: float, absent: float, *, known: Familiarity = FAMILIAR, **parts: Any
+) -> Judgement:
+    """What is said of three moments of even odds, first and further ones alike."""
+    fitted: dict[str, Any] = {"presence": EVEN, "confidence": EVEN, "further_confidence": EVEN}
+    calibration = Calibration(**(fitted | parts), thresholds={"found": found, "absent": absent})
+    return judge([predicted()], calibration, [known])[0]
+
+
 @pytest.mark.parametrize(
-    ("found", "absent", "strangeness", "present", "verdict"),
+    ("found", "absent", "strangeness", "verdict"),
     [
-        (0.5, 0.4, 0.0, 0.5, "found"),  # reached is enough
-        (0.51, 0.4, 0.0, 0.5, "uncertain"),
-        (0.51, 0.5, 0.0, 0.5, "not in this video"),  # and so is reached from above
-        (0.5, 0.4, 1.0, 0.5, "found"),  # the edge is still inside
-        (0.5, 0.4, 1.1, 0.5 / 1.1, "uncertain"),
-        (0.5, 0.4, 2.0, 0.25, "not in this video"),
+        (0.5, 0.4, 0.0, "found"),  # reached is enough
+        (0.51, 0.4, 0.0, "uncertain"),
+        (0.51, 0.5, 0.0, "not in this video"),  # and so is reached from above
+        (0.5, 0.4, 1.0, "found"),  # the edge is still inside
     ],
 )
-def test_verdicts_by_hand(
-    found: float, absent: float, strangeness: float, present: float, verdict: str
-) -> None:
-    calibration = Calibration(presence=EVEN, thresholds={"found": found, "absent": absent})
-    told = judge([predicted()], calibration, [Familiarity(strangeness)])[0]
-    assert told.calibrated
-    assert told.present == pytest.approx(present)
-    assert told.verdict == verdict
-    assert bool(told.notes) == (strangeness > 1)
+def test_verdicts_by_hand(found: float, absent: float, strangeness: float, verdict: str) -> None:
+    told = judged(found, absent, known=Familiarity(strangeness))
+    assert told.present == pytest.approx(0.5)
+    assert (told.verdict, told.notes) == (verdict, ())
+    listed = 0 if verdict == "not in this video" else 3
+    assert told.moment_verdicts == (verdict,) * listed
+    assert told.listed.tolist() == [0, 1, 2][:listed]
     assert Familiarity() == FAMILIAR == Familiarity(0.0, ())
+
+
+@pytest.mark.parametrize(
+    ("known", "notes"),
+    [
+        (Familiarity(1.1), ["this video looks unlike anything", "(1.1 times beyond its edge)"]),
+        (Familiarity(0.0, ("zebra", "eats")), ["never trained on: zebra, eats;"]),
+        (Familiarity(9.0, ("zebra",)), ["(9.0 times beyond its edge)", "trained on: zebra;"]),
+    ],
+)
+@pytest.mark.parametrize(("found", "absent"), [(0.1, 0.0), (0.9, 0.4), (0.99, 0.98)])
+def test_what_is_unlike_the_training_is_not_judged(
+    known: Familiarity, notes: list[str], found: float, absent: float
+) -> None:
+    told = judged(found, absent, known=known, interval=intervals(0.0), further=intervals(0.0))
+    assert (told.present, told.verdict) == (None, "uncertain")
+    assert np.isnan(told.intervals).all()
+    assert np.isnan(told.confidence).all()
+    # A guess, where the model would have named a moment.
+    assert told.listed.tolist() == ([0] if absent < 0.5 else [])
+    assert set(told.moment_verdicts) <= {"uncertain"}
+    assert len(told.notes) == (known.strangeness > 1) + bool(known.unknown_words)
+    assert all(part in " ".join(told.notes) for part in notes)
+    assert all("--encoder clip" in note and "demr calibrate" in note for note in told.notes)
+
+
+def test_each_moment_has_its_own_confidence_and_verdict() -> None:
+    # Odds of 9 for the first moment, of 1 for those after it, and of 99 for the query.
+    fitted: dict[str, Any] = {"presence": certain(np.log(99)), "confidence": certain(np.log(9))}
+    told = judged(0.6, 0.4, **fitted)
+    np.testing.assert_allclose(told.confidence, [0.9, 0.5, 0.5])
+    assert (told.verdict, told.moment_verdicts) == ("found", ("found", "uncertain", "uncertain"))
+    # Below the threshold there is no moment, and without a moment nothing is found.
+    few = judged(0.6, 0.5, **fitted)
+    assert (few.verdict, few.listed.tolist(), few.moment_verdicts) == ("found", [0], ("found",))
+    none = judged(0.95, 0.9, **fitted)
+    assert none.present == pytest.approx(0.99)
+    assert none.verdict == "uncertain"
+    assert none.listed.tolist() == []
+    assert none.notes == (NOWHERE_NOTE,)
+    # A moment is never surer than that there is one, nor found where the query is uncertain.
+    doubtful = judged(0.6, 0.4, confidence=certain(np.log(9)))
+    assert doubtful.confidence[0] == pytest.approx(0.5)
+    assert set(doubtful.moment_verdicts) == {"uncertain"}
+
+
+def test_moments_that_repeat_a_better_one_are_not_listed() -> None:
+    # 10 to 20 s, 14 to 24 s (IoU 0.43), 17 to 27 s (0.18 with the first), 50 to 60 s.
+    window = np.array([[10.0, 20.0], [14.0, 24.0], [17.0, 27.0], [50.0, 60.0]]) / 100
+    level = np.array([0.9, 0.8, 0.7, 0.2])
+    row = np.ones((4, 2))
+    proposals = Proposals(window, level, row, 2 * row, 1e-4 * row, np.arange(4), level, 100.0)
+    prediction = rank_moments(RawPrediction(proposals, np.zeros(4)))
+    assert prediction.distinct.tolist() == [0, 2, 3]
+    limits = {"found": 0.5, "absent": 0.4}
+    sure = Calibration(presence=EVEN, confidence=EVEN, further_confidence=EVEN, thresholds=limits)
+    assert judge([prediction], sure)[0].listed.tolist() == [0, 2, 3]
+    # Without confidence the score decides: half of the best one's is enough.
+    unsure = judge([prediction], Calibration(presence=EVEN, thresholds=limits))[0]
+    assert unsure.listed.tolist() == [0, 2]
+    assert unsure.moment_verdicts == ("uncertain", "uncertain")
+    assert unsure.notes == (UNSURE_NOTE,)
 
 
 def test_what_is_not_calibrated_is_uncertain_whatever_it_says() -> None:
     told = judge([predicted()], Calibration(thresholds={"found": 0.1, "absent": 0.0}))[0]
-    assert (told.present, told.calibrated, told.verdict) == (0.7, False, "uncertain")
-    assert len(told.notes) == 1
+    assert (told.present, told.verdict, told.notes) == (None, "uncertain", (UNCALIBRATED_NOTE,))
     assert np.isnan(told.intervals).all()
     assert told.intervals.shape == (3, 2, 2)
+    assert np.isnan(told.confidence).all()
+    assert told.moment_verdicts == ("uncertain",) * 3
 
 
-def test_an_unknown_word_takes_back_found_alone() -> None:
-    word = Familiarity(0.0, ("zebra",))
-    for found, absent, verdict in ((0.5, 0.4, "uncertain"), (0.6, 0.5, "not in this video")):
-        calibration = Calibration(presence=EVEN, thresholds={"found": found, "absent": absent})
-        told = judge([predicted()], calibration, [word])[0]
-        assert told.verdict == verdict
-        assert told.notes == ("the model was never trained on: zebra",)
+def test_in_a_long_video_a_moment_was_chosen_from_many_chances() -> None:
+    # Even odds, lowered by 0.3 log S in a video of S = 8 stretches: 1 / (1 + 8 ** 0.3).
+    prediction = replace(predicted(), stretches=np.zeros((8, 8)))
+    limits = {"found": 0.6, "absent": 0.1}
+    sure = Calibration(presence=EVEN, confidence=EVEN, further_confidence=EVEN, thresholds=limits)
+    told = judge([prediction], sure)[0]
+    np.testing.assert_allclose(told.confidence, 1 / (1 + 8**0.3))
 
 
 def test_intervals_of_first_and_further_moments_by_hand() -> None:

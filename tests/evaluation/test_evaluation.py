@@ -465,14 +465,12 @@ def test_evaluation_says_present_as_a_search_does() -> None:
     )
     assert plain.verdict == "found"
     assert plain.notes == ()
-    assert strange.present == pytest.approx(plain.present / 4)
-    assert strange.verdict == "not in this video"
+    for one in (strange, unknown):
+        assert (one.present, one.verdict) == (None, "uncertain")
     assert "4.0 times beyond its edge" in strange.notes[0]
-    assert (unknown.present, unknown.verdict) == (plain.present, "uncertain")
-    assert unknown.notes == ("the model was never trained on: giraffe",)
+    assert "the model was never trained on: giraffe" in unknown.notes[0]
     bare = judge(predictions, Calibration())[0]
-    assert (bare.calibrated, bare.verdict) == (False, "uncertain")
-    assert bare.present == predictions[0].moments.foreground[0]
+    assert (bare.present, bare.verdict) == (None, "uncertain")
     assert np.isnan(bare.intervals).all()
 
 

@@ -248,7 +248,12 @@ def test_intervals_and_uncertainty_by_hand() -> None:
     assert got["uncertainty/spearman/AU"] == pytest.approx(0.5)
     assert got["uncertainty/spearman/EU"] == pytest.approx(-0.5)
     partial = measure([*predictions[:2], predicted("c", (5, 9, 0.9))], annotations).metrics
-    assert not any(key.startswith(("interval/", "uncertainty/spearman")) for key in partial)
+    assert not any(key.startswith("uncertainty/spearman") for key in partial)
+    # "c" has no interval: it is counted, and the others are measured.
+    assert partial["interval/without"] == 1
+    assert "interval/without" not in got
+    two = measure(predictions[:2], annotations[:2]).metrics
+    assert partial["interval/coverage mean"] == two["interval/coverage mean"]
     assert partial["uncertainty/mean error s"] == got["uncertainty/mean error s"]
 
 
@@ -262,8 +267,36 @@ def test_presence_by_hand() -> None:
     assert got["presence/AUROC"] == pytest.approx((1 + 1 + 0.5 + 1) / 4)
     assert got["presence/brier"] == pytest.approx((0.01 + 0.36 + 0.16 + 0.01) / 4)
     assert got["presence/ECE"] == pytest.approx((0.1 + 2 * 0.1 + 0.1) / 4)
-    assert "presence/AUROC" not in measure([*predictions[:3], says("d", None)], annotations).metrics
+    assert "presence/not judged" not in got
+    # What could not be judged is counted beside what was.
+    some = measure([*predictions[:3], says("d", None)], annotations).metrics
+    assert some["presence/not judged"] == 1
+    assert some["presence/AUROC"] == pytest.approx((1 + 0.5) / 2)
+    assert some["presence/brier"] == pytest.approx((0.01 + 0.36 + 0.16) / 3)
+    none = [says(qid, None) for qid in "abcd"]
+    assert not any("presence" in key for key in measure(none, annotations).metrics)
     assert "presence/AUROC" not in measure(predictions[:2], annotations[:2]).metrics
+
+
+def test_confidence_by_hand() -> None:
+    def says(qid: str, *windows: tuple[float, float, float | None]) -> PredictionRecord:
+        table = [(start, end, 0.5) for start, end, _ in windows]
+        sure = [np.nan if value is None else value for *_, value in windows]
+        return predicted(qid, *table, confidence=np.array(sure))
+
+    annotations = [asked("a", [(0, 4), (20, 24)]), asked("b", [(10, 20)]), asked("c", ())]
+    predictions = [
+        # Right; a repetition, which is not told; right; wrong, though no window is left for it.
+        says("a", (0, 4, 0.9), (0, 5, 0.0), (20, 24, 0.7), (30, 34, 0.1)),
+        says("b", (0, 5, 0.4), (10, 19, 0.3)),  # wrong: half of it at least must overlap
+        says("c", (3, 4, 0.2), (8, 9, None)),
+    ]
+    got = measure(predictions, annotations).metrics
+    assert got["confidence/ECE"] == pytest.approx((0.1 + 0.4 + 0.2) / 3)
+    assert got["confidence/AUROC"] == 1.0
+    # Each moment has a window of its own: that of "b" was given to its first one.
+    assert got["confidence/further ECE"] == pytest.approx((0.3 + 0.1 + 0.3) / 3)
+    assert not any("confidence" in key for key in measure([predicted("b")], annotations).metrics)
 
 
 def scored(qid: str, votes: dict[int, tuple[float, ...]]) -> Annotation:

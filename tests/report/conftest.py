@@ -11,8 +11,9 @@ def result() -> SearchResult:
     """One answer of each verdict."""
     return result_of(
         answer("a red circle bounces", moments=[moment(62.25, 70.0), moment(10.0, 14.0)]),
-        answer("something", "uncertain", [moment(30.0, 36.0)], present=0.5),
-        answer("a zebra, galloping", "not in this video", [moment(1.0, 2.0)], 0.03, ("zebra",)),
+        answer("something", "uncertain", [moment(30.0, 36.0, confidence=0.45)], present=0.5),
+        answer("a star, spinning", "not in this video", present=0.03),
+        answer("a zebra, galloping", "uncertain", present=None, unknown_words=("zebra",)),
     )
 
 

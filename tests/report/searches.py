@@ -22,7 +22,11 @@ _VOID = {"meta", "link"}
 
 
 def moment(
-    start: float, end: float, half: tuple[float, float] = (0.5, 0.5), epistemic: float = 0.1
+    start: float,
+    end: float,
+    half: tuple[float, float] = (0.5, 0.5),
+    epistemic: float = 0.1,
+    confidence: float = 0.84,
 ) -> Moment:
     """A moment whose intervals reach so many seconds to both sides of its boundaries."""
     return Moment(
@@ -33,6 +37,8 @@ def moment(
         end_interval=(end - half[1], end + half[1]),
         aleatoric=(0.21, 0.34),
         epistemic=(epistemic, epistemic),
+        confidence=confidence,
+        verdict="found" if confidence >= 0.6 else "uncertain",
     )
 
 
@@ -40,7 +46,7 @@ def answer(
     query: str,
     verdict: Verdict = "found",
     moments: Sequence[Moment] = (),
-    present: float = 0.9,
+    present: float | None = 0.9,
     unknown_words: tuple[str, ...] = (),
 ) -> Answer:
     return Answer(
@@ -72,7 +78,7 @@ def zero_shot_result() -> SearchResult:
         Moment(10.0, 20.0, 0.6, UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN),
         Moment(50.0, 54.0, 0.4, UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN),
     ]
-    found = result_of(answer("a zebra", "uncertain", moments, present=math.nan))
+    found = result_of(answer("a zebra", "uncertain", moments, present=None))
     return replace(found, model="zero-shot", interval_level=math.nan)
 
 

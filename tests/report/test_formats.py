@@ -1,11 +1,14 @@
 import csv
 import io
 import json
-from dataclasses import replace
+import re
 
+from rich.console import Console
 from tests.report.searches import answer, moment, result_of
 
+from demr.machine.terminal import clock
 from demr.report.formats import to_csv, to_json, to_srt
+from demr.report.tables import search_table
 from demr.search.result import SearchResult
 
 
@@ -24,9 +27,13 @@ def test_csv_keeps_a_row_for_what_is_absent(result: SearchResult) -> None:
         "a red circle bounces",
         "a red circle bounces",
         "something",
+        "a star, spinning",
         "a zebra, galloping",
     ]
-    assert [row["rank"] for row in rows] == ["1", "2", "1", ""]
+    assert [row["rank"] for row in rows] == ["1", "2", "1", "", ""]
+    assert [row["moment_verdict"] for row in rows] == ["found", "found", "uncertain", "", ""]
+    assert [row["confidence"] for row in rows] == ["0.8400", "0.8400", "0.4500", "", ""]
+    assert [row["present"] for row in rows] == ["0.9000", "0.9000", "0.5000", "0.0300", ""]
     first = {name: float(rows[0][name]) for name in ("start", "end_low", "end_high", "score")}
     assert first == {"start": 62.25, "end_low": 69.5, "end_high": 70.5, "score": 0.75}
     assert float(rows[0]["aleatoric_end"]) == 0.34
@@ -34,17 +41,25 @@ def test_csv_keeps_a_row_for_what_is_absent(result: SearchResult) -> None:
     assert not any(rows[3][name] for name in ("start", "end", "score", "end_high"))
 
 
-def test_csv_has_the_moments_that_are_not_shown() -> None:
-    weak = replace(moment(60.0, 66.0), score=0.1)
-    one = answer("x", moments=[moment(10.0, 20.0), moment(12.0, 20.0), weak])
-    assert len(list(csv.DictReader(io.StringIO(to_csv(result_of(one)))))) == 3
+def test_all_outputs_hold_the_same_moments(result: SearchResult) -> None:
+    rows = [row for row in csv.DictReader(io.StringIO(to_csv(result))) if row["rank"]]
+    answers = json.loads(to_json(result))["answers"]
+    moments = [moment for answer in answers for moment in answer["moments"]]
+    in_csv = [(float(row["start"]), float(row["confidence"])) for row in rows]
+    assert in_csv == [(m["start"], m["confidence"]) for m in moments]
+    assert [row["moment_verdict"] for row in rows] == [m["verdict"] for m in moments]
+    console = Console(width=120, file=io.StringIO(), record=True)
+    console.print(search_table(result))
+    starts = {clock(m["start"]) for m in moments}
+    assert set(re.findall(r"\d+:\d\d\.\d", console.export_text())) >= starts
+    assert to_srt(result).count(" --> ") == len(moments)
 
 
-def test_srt_is_ordered_by_start_and_holds_no_guess(result: SearchResult) -> None:
+def test_srt_is_ordered_by_start_and_says_how_sure_each_is(result: SearchResult) -> None:
     assert to_srt(result) == (
-        "1\n00:00:10,000 --> 00:00:14,000\na red circle bounces\nfound, 90 %\n\n"
-        "2\n00:00:30,000 --> 00:00:36,000\nsomething\nuncertain, 50 %\n\n"
-        "3\n00:01:02,250 --> 00:01:10,000\na red circle bounces\nfound, 90 %\n"
+        "1\n00:00:10,000 --> 00:00:14,000\na red circle bounces\nfound, 84 %\n\n"
+        "2\n00:00:30,000 --> 00:00:36,000\nsomething\nuncertain, 45 %\n\n"
+        "3\n00:01:02,250 --> 00:01:10,000\na red circle bounces\nfound, 84 %\n"
     )
 
 
@@ -64,6 +79,16 @@ def test_what_is_not_known_is_null_or_empty(zero_shot: SearchResult) -> None:
     assert values["answers"][0]["present"] is None
     assert values["answers"][0]["moments"][0]["aleatoric"] is None
     (_, first, second) = csv.reader(io.StringIO(to_csv(zero_shot)))
-    assert first == ["a zebra", "uncertain", "", "1", "10.0000", "20.0000", "0.6000", *[""] * 8]
+    assert first == [
+        "a zebra",
+        "uncertain",
+        "",
+        "1",
+        "10.0000",
+        "20.0000",
+        "0.6000",
+        *[""] * 9,
+        "uncertain",
+    ]
     assert second[3:7] == ["2", "50.0000", "54.0000", "0.4000"]
-    assert "uncertain, uncalibrated" in to_srt(zero_shot)
+    assert "uncertain, not known" in to_srt(zero_shot)

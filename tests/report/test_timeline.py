@@ -47,11 +47,11 @@ def test_unknown_truth_has_no_row_and_an_absent_one_has() -> None:
     assert absent.bottom - unknown.bottom == absent.bars_top - unknown.bars_top == 18
 
 
-def test_a_guess_is_marked_as_one() -> None:
-    one = answer("x", "not in this video", [moment(1.0, 5.0), moment(30.0, 36.0)])
+def test_what_is_not_in_the_video_has_no_bar() -> None:
+    one = answer("x", "not in this video", present=0.02)
     drawing = lay_out(one, result_of(one), None)
-    assert drawing.is_guess
-    assert [bar.moment.start for bar in drawing.bars] == [1.0]
+    assert drawing.bars == ()
+    assert drawing.description.endswith("no moment")
 
 
 @pytest.mark.parametrize(

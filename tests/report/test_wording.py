@@ -1,4 +1,3 @@
-import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -6,12 +5,11 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.report.searches import answer, moment, result_of
+from tests.report.searches import UNKNOWN, answer, moment, result_of
 
 from demr.report.wording import (
     best_iou,
     explain_answer,
-    moments_to_show,
     percent,
     unique_notes,
     window_text,
@@ -61,15 +59,6 @@ def test_best_iou_of_numbers_by_hand() -> None:
     assert best_iou(moment(0.0, 4.0), []) == 0.0
 
 
-def test_weak_and_repeated_moments_are_not_shown() -> None:
-    best, repeated, second = moment(10.0, 20.0), moment(12.0, 20.0), moment(40.0, 50.0)
-    weak = replace(moment(60.0, 66.0), score=0.37)
-    one = answer("x", moments=[best, repeated, second, weak])
-    assert moments_to_show(one) == (best, second)
-    assert moments_to_show(replace(one, verdict="not in this video")) == (best,)
-    assert moments_to_show(answer("x")) == ()
-
-
 def test_notes_are_said_once_and_name_the_queries_they_are_about() -> None:
     strange = "this video looks unlike anything the model was trained on"
     result = result_of(
@@ -94,12 +83,22 @@ def test_words_say_which_boundary_is_less_sure() -> None:
     )
 
 
-def test_words_name_unknown_words_and_absence(result: SearchResult) -> None:
+def test_words_tell_absence_from_ignorance(result: SearchResult) -> None:
     assert explain_answer(result.answers[2], result) == (
-        "“zebra” is a word the model was never taught; it has not seen anything like it. "
-        "Probably not in this video: the chance that it is in this video is put at 3 %. "
-        "The dashed best guess is shown for completeness and should not be trusted."
+        "Probably not in this video: the chance that it is in this video is put at 3 %."
     )
+    unknown = result.answers[3]
+    assert explain_answer(unknown, result) == "Whether it is in this video is not known."
+    guess = replace(unknown, moments=(moment(10.0, 20.0),))
+    assert explain_answer(guess, result) == (
+        "Whether it is in this video is not known. The moment below is a guess."
+    )
+
+
+def test_a_moment_without_intervals_has_no_words_about_them() -> None:
+    bare = replace(moment(10.0, 20.0), start_interval=UNKNOWN, end_interval=UNKNOWN)
+    one = answer("x", moments=[bare])
+    assert explain_answer(one, result_of(one)) == ""
 
 
 def test_words_compare_the_epistemic_part_with_that_of_the_other_answers() -> None:
@@ -112,8 +111,5 @@ def test_words_compare_the_epistemic_part_with_that_of_the_other_answers() -> No
 
 def test_words_do_not_call_a_trained_model_untrained(zero_shot: SearchResult) -> None:
     assert "Zero-shot" in explain_answer(zero_shot.answers[0], zero_shot)
-    one = answer("x", "uncertain", [moment(10.0, 20.0)], present=math.nan)
-    assert explain_answer(one, result_of(one)) == (
-        "It may be in this video (how likely it is in this video is not known); look before you "
-        "rely on it. Start and end are known to about ± 0.5 s (90 % sure)."
-    )
+    one = answer("x", "uncertain", [moment(10.0, 20.0)], present=None)
+    assert "Zero-shot" not in explain_answer(one, result_of(one))

@@ -46,6 +46,7 @@ def test_the_bundled_model_is_calibrated_on_videos_of_ones_own(
     assert fitted.ranking == Calibration.load(bundled / "calibration.json").ranking
     retriever = MomentRetriever.from_pretrained(out, device="cpu")
     found = retriever.search(world / "videos" / f"{present[0].vid}.mp4", "a red circle moves")
+    assert found.present is not None
     assert 0 <= found.present <= 1
     assert before == {p.name: p.read_bytes() for p in bundled.iterdir() if p.is_file()}
 

@@ -7,6 +7,11 @@ import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float64]
 
+# A moment is right where it overlaps a true window by this much: the field's usual measure.
+RIGHT_IOU = 0.5
+# A moment that overlaps a better one by more says the same again.
+_REPEATED_IOU = 0.3
+
 
 def iou(a: FloatArray, b: FloatArray) -> FloatArray:
     """Intersection over union of windows that broadcast; 0 where they share nothing.
@@ -86,6 +91,12 @@ def suppress(
         selected_by[(selected_by < 0) & (overlap > threshold)] = index
         selected_by[index] = index
     return selected_by
+
+
+def distinct_rows(windows: FloatArray) -> npt.NDArray[np.int64]:
+    """Rows of the windows that do not repeat a better one, given best first, ``(M,)``."""
+    owner = suppress(windows, _REPEATED_IOU, len(windows))
+    return np.flatnonzero(owner == np.arange(len(owner)))
 
 
 def assign_truths(

@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from demr.answers.covariates import LEAST_POINTS, Standardizer, numbers
 from demr.answers.intervals import LEVELS, IntervalCalibrator
@@ -27,7 +27,9 @@ __all__ = [
     "check_counts",
 ]
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
+_PARTS = ("interval", "further", "presence", "confidence", "further_confidence")
+_Part = TypeVar("_Part", IntervalCalibrator, PresenceCalibrator)
 
 
 def check_counts(present: int, absent: int, subject: str = "calibration") -> None:
@@ -68,15 +70,21 @@ class Calibration:
         further: Of those of the moments after it, where a query has several true windows; None
             if too few have.
         presence: Of the moment; None if not fitted.
+        confidence: That a query's best moment is a true one, at an IoU of 0.5 and more; None if
+            not fitted.
+        further_confidence: That a moment after it is another true one; None if not fitted.
         tau: Weight of the standardised log epistemic uncertainty in the ranking.
         ranking: ``score``, ``uncertainty``, ``fusion`` or ``voting``.
-        thresholds: Named limits of ``present``, from which verdicts are made.
+        thresholds: Named limits of ``present`` and of the confidence of moments, from which
+            verdicts are made.
         disagreement: Weight of the voters' spread where the ranking is ``voting``.
     """
 
     interval: IntervalCalibrator | None = None
     further: IntervalCalibrator | None = None
     presence: PresenceCalibrator | None = None
+    confidence: PresenceCalibrator | None = None
+    further_confidence: PresenceCalibrator | None = None
     tau: float = 0.0
     ranking: str = "score"
     thresholds: Mapping[str, float] = field(default_factory=dict)
@@ -84,11 +92,10 @@ class Calibration:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, with the format's version."""
+        parts = {name: getattr(self, name) for name in _PARTS}
         return {
             "version": FORMAT_VERSION,
-            "interval": None if self.interval is None else self.interval.to_dict(),
-            "further": None if self.further is None else self.further.to_dict(),
-            "presence": None if self.presence is None else self.presence.to_dict(),
+            **{name: None if part is None else part.to_dict() for name, part in parts.items()},
             "tau": self.tau,
             "disagreement": self.disagreement,
             "ranking": self.ranking,
@@ -102,20 +109,27 @@ class Calibration:
         Raises:
             InputError, KeyError, TypeError, ValueError: If it is damaged.
         """
-        # Formats 1 and 2 said of further moments what they knew of the first.
-        interval, further, presence = data["interval"], data.get("further"), data["presence"]
         thresholds = data["thresholds"]
         if not isinstance(data["ranking"], str) or not isinstance(thresholds, dict):
             raise TypeError("ranking must be a word and thresholds an object")
+        # Formats 1 and 2 said of further moments what they knew of the first, none before 4 how
+        # sure a moment is, and format 1 nothing of disagreement.
+        later = {"further": None, "confidence": None, "further_confidence": None}
+        data = {**later, "disagreement": 1.0, **data}
+
+        def part(name: str, kind: type[_Part]) -> _Part | None:
+            return None if data[name] is None else kind.from_dict(data[name])
+
         return cls(
-            None if interval is None else IntervalCalibrator.from_dict(interval),
-            None if further is None else IntervalCalibrator.from_dict(further),
-            None if presence is None else PresenceCalibrator.from_dict(presence),
+            part("interval", IntervalCalibrator),
+            part("further", IntervalCalibrator),
+            part("presence", PresenceCalibrator),
+            part("confidence", PresenceCalibrator),
+            part("further_confidence", PresenceCalibrator),
             float(numbers(data, "tau", ())),
             data["ranking"],
             {str(name): float(numbers(thresholds, name, ())) for name in thresholds},
-            # Format 1 did not know it.
-            float(numbers(data, "disagreement", ())) if "disagreement" in data else 1.0,
+            float(numbers(data, "disagreement", ())),
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from demr.annotations.annotations import Annotation
-from demr.annotations.windows import assign_truths, true_windows, window_iou
+from demr.annotations.windows import RIGHT_IOU, assign_truths, iou, true_windows, window_iou
 from demr.answers.calibration import Calibration, check_counts
 from demr.answers.covariates import LEAST_POINTS
 from demr.answers.inference import RawPrediction
@@ -21,8 +21,10 @@ from demr.metrics.uncertainty import nll_student_t
 
 FloatArray = NDArray[np.float64]
 TAUS = (0.0, 0.05, 0.1, 0.2, 0.4)
+FIRST, FURTHER = slice(0, 1), slice(1, None)
+LEAST_OF_A_KIND = 5
 DISAGREEMENTS = (1.0, 2.0, 4.0, 8.0, 16.0)
-# Between these two probabilities a search says "uncertain".
+# Between these two probabilities a search says "uncertain", of a query and of each moment.
 THRESHOLDS = {"found": 0.6, "absent": 0.4}
 
 
@@ -35,10 +37,11 @@ def fit_calibration(
     seed: int = 0,
     former: Calibration | None = None,
 ) -> Calibration:
-    """Choose the ranking and fit intervals and presence, all on validation queries.
+    """Choose the ranking and fit intervals, presence and confidence, all on validation queries.
 
-    Without absent queries presence cannot be fitted: that of ``former`` is kept, if it has one,
-    together with the ranking it was fitted under, since its covariates are the top moment's.
+    Without absent queries presence and the confidence of moments cannot be fitted: those of
+    ``former`` are kept, if it has them, together with the ranking they were fitted under, since
+    their covariates are the top moments'.
 
     Args:
         raw: The model's predictions for ``annotations``.
@@ -66,13 +69,19 @@ def fit_calibration(
         return [rank_moments(r, ranking=best, tau=tau, disagreement=weight) for r in of]
 
     present = ranked(present_raw)
-    presence = None if former is None else former.presence
+    kept = Calibration() if former is None or former.presence is None else former
+    presence, confidence = kept.presence, (kept.confidence, kept.further_confidence)
     if absent_raw:
-        presence = _fit_presence(present, ranked(absent_raw), seed)
+        absent = ranked(absent_raw)
+        presence = _fit_presence(present, absent, seed)
+        balanced = _balanced(present, truth, absent, seed)
+        confidence = (_fit_confidence(balanced, FIRST), _fit_confidence(balanced, FURTHER))
     return Calibration(
-        interval=_fit_intervals(present, truth, slice(0, 1), seed),
-        further=_fit_intervals(present, truth, slice(1, None), seed),
+        interval=_fit_intervals(present, truth, FIRST, seed),
+        further=_fit_intervals(present, truth, FURTHER, seed),
         presence=presence,
+        confidence=confidence[0],
+        further_confidence=confidence[1],
         tau=tau,
         ranking=best,
         thresholds=THRESHOLDS,
@@ -141,6 +150,44 @@ def _fit_presence(
     return PresenceCalibrator.fit(np.array(rows), np.arange(2 * count) < count, COVARIATES)
 
 
+def _balanced(
+    present: Sequence[Prediction],
+    truth: Sequence[Annotation],
+    absent: Sequence[Prediction],
+    seed: int,
+) -> list[tuple[Prediction, Sequence[tuple[float, float]]]]:
+    """As many present as absent queries with their true windows, as presence is fitted on."""
+    count = min(len(absent), len(present))
+    generator = np.random.default_rng(seed)
+    drawn = generator.permutation(len(present))[:count]
+    return [(present[i], truth[i].windows_s or ()) for i in drawn] + [
+        (absent[i], ()) for i in generator.permutation(len(absent))[:count]
+    ]
+
+
+def _fit_confidence(
+    queries: Sequence[tuple[Prediction, Sequence[tuple[float, float]]]], ranks: slice
+) -> PresenceCalibrator | None:
+    """Fit how likely moments of some ranks are true ones; None if nearly all or none of them are.
+
+    Of each query's distinct moments in order, each with a true window of its own: the second
+    moment is right where it is another true one.
+    """
+    rows, labels = [], []
+    for prediction, truths in queries:
+        distinct = prediction.distinct
+        windows = prediction.moments.window_s[distinct]
+        right = np.zeros(len(distinct), dtype=bool)
+        given, true = assign_truths(windows, truths)
+        right[given] = iou(windows[given], true) >= RIGHT_IOU
+        rows.append(prediction.covariates[distinct[ranks]])
+        labels.append(right[ranks])
+    covariates, label = np.concatenate(rows), np.concatenate(labels)
+    if min(label.sum(), len(label) - label.sum()) < LEAST_OF_A_KIND:
+        return None
+    return PresenceCalibrator.fit(covariates, label, COVARIATES)
+
+
 def _voting_nll(
     raw: Sequence[RawPrediction], annotations: Sequence[Annotation], disagreement: float
 ) -> float:
@@ -174,7 +221,13 @@ def load_calibration(path: Path) -> Calibration:
         ModelError: If it is missing, damaged, or was fitted on other covariates.
     """
     calibration = Calibration.load(path)
-    for part in (calibration.interval, calibration.further, calibration.presence):
+    for part in (
+        calibration.interval,
+        calibration.further,
+        calibration.presence,
+        calibration.confidence,
+        calibration.further_confidence,
+    ):
         if part is not None and part.scaler.names != COVARIATES:
             raise ModelError(
                 str(path),

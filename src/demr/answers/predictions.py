@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from demr.annotations.windows import suppress, window_iou
+from demr.annotations.windows import distinct_rows, suppress, window_iou
 from demr.answers.calibration import Calibration
 from demr.answers.inference import RawPrediction
 from demr.answers.proposals import NMS_IOU, Proposals, Ranking, select
@@ -30,6 +30,8 @@ COVARIATES = (
 _SAME_IOU = 0.5
 # Moments that may rival the top one. Fixed: what is calibrated on ten holds for a list of one.
 _RIVALS = 10
+# Moments of a query that are calibrated on and evaluated.
+RANKED = 10
 # Boundaries that move by votes or fusion may end up on each other: so many times more moments are
 # selected than are returned, and of those that came to overlap the better one stays.
 _SPARE = 4
@@ -60,6 +62,11 @@ class Prediction:
         return result
 
     @property
+    def distinct(self) -> NDArray[np.int64]:
+        """Rows of the moments that do not repeat a better one, best first, ``(M,)``."""
+        return distinct_rows(self.moments.window_s)
+
+    @property
     def dof(self) -> FloatArray:
         """Degrees of freedom of the predictive Student-t, ``(N, 2)``."""
         return 2 * self.moments.alpha
@@ -71,7 +78,7 @@ def rank_moments(
     ranking: Ranking = "score",
     tau: float = 0.0,
     disagreement: float = 1.0,
-    top: int = 10,
+    top: int = RANKED,
 ) -> Prediction:
     """Rank a query's proposals and collect the covariates of their calibration.
 
@@ -104,7 +111,7 @@ def rank_moments(
 
 
 def rank_all(
-    raw: Sequence[RawPrediction], calibration: Calibration, top: int = 10
+    raw: Sequence[RawPrediction], calibration: Calibration, top: int = RANKED
 ) -> list[Prediction]:
     """:func:`rank_moments` of every query, with the ranking that the calibration chose."""
     ranking: Ranking = calibration.ranking  # type: ignore[assignment]

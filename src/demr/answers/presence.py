@@ -128,11 +128,16 @@ def somewhere(probability: FloatArray) -> float:
     >>> round(somewhere(np.array([0.9, 0.1])), 4)  # odds 9 by 2 ** 0.3
     0.8797
     """
-    if len(probability) == 1:
-        return float(probability[0])
+    return float(lower_for_chance(probability.max(), len(probability)))
+
+
+def lower_for_chance(probability: npt.ArrayLike, stretches: int) -> FloatArray:
+    """Lower probabilities of what was chosen from so many stretches; see :func:`somewhere`."""
+    if stretches == 1:
+        return np.asarray(probability, np.float64)
     # An exact 1 is rounding, and infinite odds could not be lowered.
-    surest = special.logit(np.clip(probability.max(), 1e-12, 1 - 1e-12))
-    return float(special.expit(surest - _CHANCE * np.log(len(probability))))
+    surest = special.logit(np.clip(probability, 1e-12, 1 - 1e-12))
+    return np.asarray(special.expit(surest - _CHANCE * np.log(stretches)))
 
 
 def _logistic(design: FloatArray, label: FloatArray, l2: float) -> FloatArray:

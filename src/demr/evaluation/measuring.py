@@ -25,7 +25,12 @@ from demr.annotations.records import ByQid, Qid, video_name
 from demr.annotations.repairs import RepairReport
 from demr.errors import AnnotationError
 from demr.evaluation.predictions import PredictionRecord, read_predictions
-from demr.evaluation.uncertainty import interval_metrics, presence_metrics, uncertainty_of
+from demr.evaluation.uncertainty import (
+    confidence_metrics,
+    interval_metrics,
+    presence_metrics,
+    uncertainty_of,
+)
 from demr.metrics.retrieval import (
     discounted_recall,
     highlight_metrics,
@@ -128,9 +133,10 @@ def measure(
         window of every present query, wrong ones included, ``uncertainty/mean error s``. With
         demr's own keys in all joined predictions, what
         :func:`~demr.evaluation.uncertainty.uncertainty_of` and
-        :func:`~demr.evaluation.uncertainty.interval_metrics` give, and where queries of both kinds
-        were answered :func:`~demr.evaluation.uncertainty.presence_metrics`. With saliency on both
-        sides ``highlights/...`` of :func:`~demr.metrics.retrieval.highlight_metrics`.
+        :func:`~demr.evaluation.uncertainty.interval_metrics` and
+        :func:`~demr.evaluation.uncertainty.confidence_metrics` give, and where queries of both
+        kinds were answered :func:`~demr.evaluation.uncertainty.presence_metrics`. With saliency on
+        both sides ``highlights/...`` of :func:`~demr.metrics.retrieval.highlight_metrics`.
 
     Raises:
         AnnotationError: If nothing joins, a joined prediction names another video, or the
@@ -146,7 +152,7 @@ def measure(
         labelled = [(p, a) for p, a in pairs if p is not None and a.windows_s is not None]
         present = [(p, a) for p, a in labelled if a.windows_s and len(p.windows)]
         metrics |= uncertainty_of(present) | interval_metrics(present)
-        metrics |= presence_metrics(labelled)
+        metrics |= presence_metrics(labelled) | confidence_metrics(labelled)
     metrics["queries_without_predictions"] = float(sum(p is None for p, _ in pairs))
     metrics |= _highlights(pairs, notes)
     return Measured(metrics, tuple(notes))

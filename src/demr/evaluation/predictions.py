@@ -51,8 +51,11 @@ class PredictionRecord:
         epistemic: The same of what the model does not know.
         scale: Scale of the predictive Student-t of start and end, ``(K, 2)``, seconds.
         alpha: NIG parameter of start and end, half its degrees of freedom, ``(K, 2)``.
-        present: Probability that the moment is in the video, if calibrated.
-        verdict: What a search says: ``found``, ``uncertain`` or ``not in this video``.
+        confidence: Probability that a window is a true one (IoU of at least 0.5), ``(K,)``; NaN
+            where it is not known.
+        present: Probability that the moment is in the video; None where it is not known.
+        verdict: What a search says: ``found``, ``uncertain`` or ``not in this video``. A search
+            tells of the likely windows alone; all are here, for evaluators.
         place: File and line, for messages.
     """
 
@@ -68,6 +71,7 @@ class PredictionRecord:
     epistemic: FloatArray | None = None
     scale: FloatArray | None = None
     alpha: FloatArray | None = None
+    confidence: FloatArray | None = None
     present: float | None = None
     verdict: str | None = None
     place: str = "prediction"
@@ -89,8 +93,8 @@ class PredictionRecord:
     def to_line(self) -> str:
         """One JSON line: the field's keys, demr's own beside them; what is not known is left out.
 
-        A window without an interval has null in its place; ``present`` is null where presence is
-        not calibrated.
+        A window without an interval or confidence has null in its place; ``present`` is null where
+        it is not known: the model cannot judge, or presence is not calibrated.
         """
         arrays = {
             "pred_relevant_windows": self.windows,
@@ -107,6 +111,8 @@ class PredictionRecord:
             row["intervals"] = [
                 None if np.isnan(pair).any() else pair.tolist() for pair in self.intervals
             ]
+        if self.confidence is not None:
+            row["confidence"] = [None if np.isnan(p) else p for p in self.confidence.tolist()]
         row = {key: value for key, value in row.items() if value is not None}
         return json.dumps(
             row | {"present": self.present, "verdict": self.verdict}, ensure_ascii=False
@@ -137,6 +143,7 @@ def _to_record(
 ) -> PredictionRecord:
     moments = prediction.moments
     without = bool(np.isnan(judgement.intervals).all())
+    unsure = bool(np.isnan(judgement.confidence).all())
     return PredictionRecord(
         qid=annotation.qid,
         windows=_rounded(np.column_stack([moments.window_s, moments.score])),
@@ -150,7 +157,8 @@ def _to_record(
         epistemic=_significant(np.sqrt(moments.epistemic)),
         scale=_significant(moments.scale_s),
         alpha=_significant(moments.alpha),
-        present=round(judgement.present, _DECIMALS) if judgement.calibrated else None,
+        confidence=None if unsure else _rounded(judgement.confidence),
+        present=None if judgement.present is None else round(judgement.present, _DECIMALS),
         verdict=judgement.verdict,
     )
 
@@ -263,6 +271,7 @@ def _parse(place: str, record: Mapping[str, Any]) -> PredictionRecord:
         epistemic=arrays.get("epistemic"),
         scale=arrays.get("scale"),
         alpha=arrays.get("alpha"),
+        confidence=_parse_confidence(place, record.get("confidence"), rows),
         present=None if present is None else float(present),
         verdict=None if record.get("verdict") is None else str(record["verdict"]),
         place=place,
@@ -291,6 +300,22 @@ def _parse_intervals(place: str, value: object, rows: int) -> FloatArray | None:
     intervals = np.full((rows, 2, 2), np.nan)
     intervals[known] = pairs
     return intervals
+
+
+def _parse_confidence(place: str, value: object, rows: int) -> FloatArray | None:
+    """Confidence of every window; a window that has none says null."""
+    if value is None:
+        return None
+    form = f"a probability in 0..1 for {rows} windows"
+    if not isinstance(value, list) or len(value) != rows:
+        raise broken(place, f"{form} under confidence", repr(value))
+    known = [index for index, one in enumerate(value) if one is not None]
+    given = _array(place, "confidence", [value[index] for index in known], (None,), form)
+    if ((given < 0) | (given > 1)).any():
+        raise broken(place, f"{form} under confidence", repr(value))
+    confidence = np.full(rows, np.nan)
+    confidence[known] = given
+    return confidence
 
 
 def _array(

@@ -6,7 +6,14 @@ import numpy as np
 import numpy.typing as npt
 
 from demr.annotations.annotations import Annotation
-from demr.annotations.windows import assign_truths, true_windows, window_iou
+from demr.annotations.windows import (
+    RIGHT_IOU,
+    assign_truths,
+    distinct_rows,
+    iou,
+    true_windows,
+    window_iou,
+)
 from demr.evaluation.predictions import PredictionRecord
 from demr.metrics.uncertainty import (
     auroc,
@@ -74,18 +81,24 @@ def interval_metrics(pairs: Pairs) -> dict[str, float]:
     seconds about how long a video is, and no boundary was predicted beyond what was seen.
 
     Returns:
-        ``interval/coverage ...`` and ``interval/width ... s`` of first windows where all have an
-        interval, and ``interval/further ...`` of those of the windows after them that were given a
+        ``interval/coverage ...`` and ``interval/width ... s`` of first windows that have an
+        interval, ``interval/without`` where some have none (the model cannot judge their video or
+        words), and ``interval/further ...`` of those of the windows after them that were given a
         true window of their own (:func:`~demr.annotations.windows.assign_truths`), with their
         number.
     """
     if not pairs:
         return {}
     metrics: dict[str, float] = {}
-    first = _first(pairs, "intervals")
-    if first is not None and not np.isnan(first).any():
-        _, truth = _first_windows(pairs)
-        metrics |= _prefixed("interval/", _coverage(first, truth, _durations(pairs)))
+    first = [
+        (p, a) for p, a in pairs if p.intervals is not None and not np.isnan(p.intervals[0]).any()
+    ]
+    if first:
+        _, truth = _first_windows(first)
+        given = np.array([p.intervals[0] for p, _ in first if p.intervals is not None])
+        metrics |= _prefixed("interval/", _coverage(given, truth, _durations(first)))
+        if len(first) < len(pairs):
+            metrics["interval/without"] = float(len(pairs) - len(first))
     bounds, truths, durations = [], [], []
     for (prediction, annotation), duration in zip(pairs, _durations(pairs), strict=True):
         if prediction.intervals is None:
@@ -107,26 +120,69 @@ def presence_metrics(pairs: Pairs) -> dict[str, float]:
     """Whether present queries are told from absent ones.
 
     Returns:
-        ``presence/AUROC of score`` by the score of the first window; where all predictions carry
-        ``present``, also ``presence/AUROC``, ``presence/brier`` and ``presence/ECE``. Empty where
+        ``presence/AUROC of score`` by the score of the first window; of the predictions that carry
+        ``present`` ``presence/AUROC``, ``presence/brier`` and ``presence/ECE``, and where some
+        carry none (the model cannot judge them) ``presence/not judged``, their number. Empty where
         queries are all present or all absent.
     """
     label = np.array([bool(a.windows_s) for _, a in pairs], dtype=bool)
-    if not len(label) or label.all() or not label.any():
+    if not _both_kinds(label):
         return {}
     metrics = {}
     if all(len(p.windows) for p, _ in pairs):
         score = np.array([p.windows[0, 2] for p, _ in pairs])
         metrics["presence/AUROC of score"] = auroc(score[label], score[~label])
-    present = [p.present for p, _ in pairs if p.present is not None]
-    if len(present) == len(pairs):
-        probability = np.array(present)
+    judged = [p.present is not None for p, _ in pairs]
+    label = label[judged]
+    if _both_kinds(label):
+        probability = np.array([p.present for p, _ in pairs if p.present is not None])
         metrics |= {
             "presence/AUROC": auroc(probability[label], probability[~label]),
             "presence/brier": brier(probability, label),
             "presence/ECE": ece(probability, label),
         }
+        if not all(judged):
+            metrics["presence/not judged"] = float(len(pairs) - sum(judged))
     return metrics
+
+
+def confidence_metrics(pairs: Pairs) -> dict[str, float]:
+    """Whether windows are true ones as often as their confidence says.
+
+    A window is right where it overlaps a true one of its own with an IoU of at least 0.5
+    (:func:`~demr.annotations.windows.assign_truths`). Windows that repeat a better one are left
+    out, as a search does not tell of them.
+
+    Returns:
+        ``confidence/ECE`` of first windows and ``confidence/further ECE`` of those after them,
+        with ``confidence/AUROC`` and ``confidence/further AUROC`` where some are right and some
+        wrong. Empty where no window carries a confidence.
+    """
+    metrics = {}
+    for name, ranks in (("confidence/", slice(0, 1)), ("confidence/further ", slice(1, None))):
+        probability, right = [], []
+        for prediction, annotation in pairs:
+            if prediction.confidence is None or not len(prediction.windows):
+                continue
+            windows = prediction.windows[:, :2]
+            rows = distinct_rows(windows)
+            hit = np.zeros(len(rows), dtype=bool)
+            given, true = assign_truths(windows[rows], annotation.windows_s or ())
+            hit[given] = iou(windows[rows][given], true) >= RIGHT_IOU
+            known = ~np.isnan(prediction.confidence[rows[ranks]])
+            probability.append(prediction.confidence[rows[ranks]][known])
+            right.append(hit[ranks][known])
+        if not probability or not sum(map(len, probability)):
+            continue
+        every, label = np.concatenate(probability), np.concatenate(right)
+        metrics[f"{name}ECE"] = ece(every, label)
+        if _both_kinds(label):
+            metrics[f"{name}AUROC"] = auroc(every[label], every[~label])
+    return metrics
+
+
+def _both_kinds(label: npt.NDArray[np.bool_]) -> bool:
+    return bool(len(label)) and bool(label.any()) and not bool(label.all())
 
 
 def error_bins(

@@ -10,7 +10,7 @@ from demr.report.page import write_html_report
 from demr.report.search_figure import search_figure
 from demr.report.several import ShownAnswer, shown_answers, videos_table
 from demr.report.tables import metrics_table, search_table
-from demr.report.wording import Windows, explain_answer, moments_to_show, unique_notes
+from demr.report.wording import Windows, explain_answer, unique_notes
 
 __all__ = [
     "ShownAnswer",
@@ -18,7 +18,6 @@ __all__ = [
     "error_figure",
     "explain_answer",
     "metrics_table",
-    "moments_to_show",
     "noise_figure",
     "search_figure",
     "search_table",

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from demr.machine.terminal import printable
-from demr.report.wording import SHORT_VERDICT, moments_to_show, presence_text
+from demr.report.wording import chance_text
 from demr.search.several import order_videos, rank_videos
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ _CSV_COLUMNS: Final = (
     "aleatoric_end",
     "epistemic_start",
     "epistemic_end",
+    "confidence",
+    "moment_verdict",
 )
 
 # Excel, LibreOffice and others begin a formula at these; full-width ones in East Asian editions.
@@ -65,7 +67,7 @@ def _ranked_dicts(results: Sequence[SearchResult]) -> list[dict[str, Any]]:
 
 
 def to_csv(results: SearchResult | Sequence[SearchResult]) -> str:
-    """Return one row a moment; a sentence that is not in the video keeps a row without times.
+    """Return one row a moment; a sentence without a moment keeps a row without times.
 
     Of several videos the first column names the video, and the rows of each sentence begin with
     its surest video. Text that spreadsheets would take for a formula has an apostrophe before it,
@@ -81,10 +83,10 @@ def to_csv(results: SearchResult | Sequence[SearchResult]) -> str:
             answer = result.answers[number]
             name = (_cell(result.video),) if several else ()
             head = (*name, _cell(answer.query), answer.verdict, _number(answer.present))
-            moments = () if SHORT_VERDICT[answer.verdict] == "absent" else answer.moments
-            for rank, moment in enumerate(moments, start=1):
-                writer.writerow((*head, rank, *map(_number, _moment_numbers(moment))))
-            if not moments:
+            for rank, moment in enumerate(answer.moments, start=1):
+                numbers = map(_number, _moment_numbers(moment))
+                writer.writerow((*head, rank, *numbers, moment.verdict))
+            if not answer.moments:
                 writer.writerow((*head, *[""] * (len(_CSV_COLUMNS) - 3)))
     return stream.getvalue()
 
@@ -99,8 +101,8 @@ def _cell(text: str) -> str:
     return f"'{shown}" if text.startswith(_FORMULA_SIGNS) else shown
 
 
-def _moment_numbers(moment: Moment) -> tuple[float, ...]:
-    """What the columns of CSV hold from ``start`` on."""
+def _moment_numbers(moment: Moment) -> tuple[float | None, ...]:
+    """What the columns of CSV hold from ``start`` to ``confidence``."""
     return (
         moment.start,
         moment.end,
@@ -109,20 +111,23 @@ def _moment_numbers(moment: Moment) -> tuple[float, ...]:
         *moment.end_interval,
         *moment.aleatoric,
         *moment.epistemic,
+        moment.confidence,
     )
 
 
-def _number(value: float) -> str:
-    return "" if math.isnan(value) else f"{value:.4f}"
+def _number(value: float | None) -> str:
+    return "" if value is None or math.isnan(value) else f"{value:.4f}"
 
 
 def to_srt(result: SearchResult) -> str:
-    """Return the moments worth showing as subtitles by start, for any player beside the video."""
+    """Return the moments as subtitles by start, each with how sure it is, for any player."""
     cues = [
-        (moment, f"{_srt_text(answer.query)}\n{answer.verdict}, {presence_text(answer)}")
+        (
+            moment,
+            f"{_srt_text(answer.query)}\n{moment.verdict}, {chance_text(moment.confidence)}",
+        )
         for answer in result.answers
-        if SHORT_VERDICT[answer.verdict] != "absent"
-        for moment in moments_to_show(answer)
+        for moment in answer.moments
     ]
     cues.sort(key=lambda cue: (cue[0].start, cue[0].end))
     return "\n".join(

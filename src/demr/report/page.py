@@ -26,9 +26,9 @@ from demr.report.wording import (
     SHORT_VERDICT,
     Windows,
     best_iou,
+    chance_text,
     explain_answer,
     level_text,
-    presence_text,
 )
 
 if TYPE_CHECKING:
@@ -142,7 +142,9 @@ def _render(
             verdicts=_count_verdicts(cards),
             level=level_text(result),
             has_truth=truth is not None,
-            has_guesses=any(card.timeline.is_guess and card.timeline.bars for card in cards),
+            has_uncertain=any(
+                moment.verdict == "uncertain" for card in cards for moment in card.answer.moments
+            ),
             data={
                 "duration": result.duration,
                 "queries": [printable(answer.query) for answer in result.answers],
@@ -179,6 +181,7 @@ def _templates() -> Environment:
         "clock": clock,
         "keep_units": _keep_units,
         "has_deviations": _has_deviations,
+        "chance": chance_text,
     }
     templates.globals |= {
         "signs": _SIGNS,
@@ -211,7 +214,7 @@ def _card(answer: Answer, result: SearchResult, truth: Mapping[str, Windows] | N
     return Card(
         answer=answer,
         verdict=SHORT_VERDICT[answer.verdict],
-        presence=presence_text(answer),
+        presence=chance_text(answer.present),
         gauge=_gauge(answer.present),
         truth_line="" if windows is None else _truth_line(answer, windows),
         timeline=lay_out(answer, result, windows),
@@ -219,8 +222,8 @@ def _card(answer: Answer, result: SearchResult, truth: Mapping[str, Windows] | N
     )
 
 
-def _gauge(present: float) -> Gauge | None:
-    if math.isnan(present):
+def _gauge(present: float | None) -> Gauge | None:
+    if present is None:
         return None
     around = 2 * math.pi * 25
     share = min(max(present, 0.0), 1.0)
@@ -231,7 +234,7 @@ def _truth_line(answer: Answer, windows: Windows) -> str:
     if not windows:
         return "Truth: not in this video"
     times = ", ".join(f"{clock(start)} – {clock(end)}" for start, end in windows)
-    if not answer.moments or SHORT_VERDICT[answer.verdict] == "absent":
+    if not answer.moments:
         return f"Truth: {times}"
     return f"Truth: {times} · IoU of the top moment {best_iou(answer.moments[0], windows):.2f}"
 

@@ -14,10 +14,9 @@ from demr.report.timeline import saliency_range
 from demr.report.wording import (
     SHORT_VERDICT,
     Windows,
+    chance_text,
     level_text,
-    moments_to_show,
     overlaps,
-    presence_text,
 )
 
 if TYPE_CHECKING:
@@ -99,7 +98,7 @@ def _draw_answer(axis: Axes, answer: Answer, result: SearchResult, windows: Wind
     axis.text(
         result.duration,
         1.4,
-        f"{answer.verdict}, {presence_text(answer)}",
+        f"{answer.verdict}, {chance_text(answer.present)}",
         fontsize=10,
         color=_VERDICT_INK[verdict],
         ha="right",
@@ -110,7 +109,7 @@ def _draw_answer(axis: Axes, answer: Answer, result: SearchResult, windows: Wind
     for start, end in windows or ():
         axis.plot([start, end], [1.2, 1.2], color=_TRUTH, linewidth=3.2, solid_capstyle="butt")
     drawn: list[Moment] = []
-    for moment in () if verdict == "absent" else moments_to_show(answer):
+    for moment in answer.moments:
         # All lie in one lane: a weaker moment over a better one would only blur it.
         if not overlaps(moment, drawn, above=0.0):
             drawn.append(moment)
@@ -125,9 +124,11 @@ def _draw_saliency(axis: Axes, answer: Answer, result: SearchResult) -> None:
 
 
 def _draw_moment(axis: Axes, moment: Moment) -> None:
-    opacity = 0.3 + 0.65 * min(max(moment.score, 0.0), 1.0)
     width = moment.end - moment.start
-    axis.barh(0.6, width, left=moment.start, height=0.44, color=_MOMENT, alpha=opacity)
+    bar = axis.barh(0.6, width, left=moment.start, height=0.44, color=_MOMENT)[0]
+    bar.set_alpha(0.3 + 0.65 * min(max(moment.score, 0.0), 1.0))
+    if moment.verdict == "uncertain":
+        bar.set(facecolor="white", edgecolor=_VERDICT_INK["uncertain"], linestyle="--")
     boundaries = ((moment.start, moment.start_interval), (moment.end, moment.end_interval))
     for boundary, (early, late) in boundaries:
         if not math.isnan(early + late):

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from demr.machine.terminal import counted, plain
-from demr.report.tables import empty_table, moment_cells, verdict_cell
-from demr.report.wording import SHORT_VERDICT, level_text, moments_to_show
+from demr.report.tables import empty_table, moment_cells, verdict_cell, verdict_text
+from demr.report.wording import SHORT_VERDICT, level_text
 from demr.search.several import rank_videos
 
 if TYPE_CHECKING:
@@ -44,13 +44,12 @@ def shown_answers(
     Args:
         results: Searches of one or several videos for the same sentences.
         number: Which of the sentences, from 0.
-        most: Moments to show in all; None for all that are worth it.
+        most: Moments to show in all; None for all.
     """
     left = most
     for result in rank_videos(results, number):
         answer = result.answers[number]
-        moments = () if SHORT_VERDICT[answer.verdict] == "absent" else moments_to_show(answer)
-        moments = moments[:left]
+        moments = answer.moments[:left]
         if left is not None:
             left -= len(moments)
         if moments:
@@ -72,8 +71,9 @@ def videos_table(results: Sequence[SearchResult], most: int) -> Table:
             names = iter([plain(_shortest_name(part.result, results))])
             verdicts = iter([verdict_cell(part.answer)])
             for moment in part.moments:
-                first = (next(cells, Text()) for cells in (heads, names, verdicts))
-                table.add_row(*first, *moment_cells(moment))
+                first = (next(cells, Text()) for cells in (heads, names))
+                verdict = next(verdicts, verdict_text(moment.verdict))
+                table.add_row(*first, verdict, *moment_cells(moment))
         rest = _rest(results, number, shown)
         if rest:
             table.add_row(next(heads, Text()), Text(rest, style="dim"), *[Text("–")] * 5)
@@ -89,13 +89,17 @@ def _shortest_name(result: SearchResult, results: Sequence[SearchResult]) -> str
 
 def _rest(results: Sequence[SearchResult], number: int, shown: Sequence[ShownAnswer]) -> str:
     """How many videos have no row for a sentence, and why."""
-    absent = sum(SHORT_VERDICT[result.answers[number].verdict] == "absent" for result in results)
+    answers = [result.answers[number] for result in results]
+    absent = sum(SHORT_VERDICT[answer.verdict] == "absent" for answer in answers)
+    unknown = sum(not answer.moments for answer in answers) - absent
     parts = []
     if absent == len(results):
         return f"in none of {counted(len(results), 'video')}"
-    more = len(results) - absent - len(shown)
+    more = len(results) - absent - unknown - len(shown)
     if more:
         parts.append(f"{more} more with lower chances")
+    if unknown:
+        parts.append(f"uncertain in {unknown}" + (" more" if shown else ""))
     if absent:
         parts.append(f"not in {absent} more")
     return ", ".join(parts)

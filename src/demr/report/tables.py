@@ -13,15 +13,16 @@ from demr.machine.terminal import clock, plain
 from demr.report.wording import (
     SHORT_VERDICT,
     Windows,
+    chance_text,
     level_text,
-    moments_to_show,
-    presence_text,
+    percent,
     window_text,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from demr.answers.judging import Verdict
     from demr.search.result import Answer, Moment, SearchResult
 
 _STYLE: Final = {"found": "bold green", "uncertain": "bold yellow", "absent": "bold bright_black"}
@@ -41,6 +42,9 @@ _METRICS: Final = (
     ("highlights/VeryGood/HIT@1", "highlights, very good: HIT@1", 1),
     ("presence/AUROC", "AUROC, absent", 3),
     ("presence/ECE", "ECE of presence", 3),
+    ("presence/not judged", "queries not judged", 0),
+    ("confidence/ECE", "ECE of confidence", 3),
+    ("confidence/further ECE", "ECE of further confidence", 3),
     ("presence/brier", "Brier score of presence", 3),
     ("uncertainty/spearman/EU", "Spearman error, EU", 3),
     ("uncertainty/spearman/AU", "Spearman error, AU", 3),
@@ -55,30 +59,23 @@ _METRICS: Final = (
 )
 
 
-def search_table(
-    result: SearchResult, truth: Mapping[str, Windows] | None = None, *, every: bool = False
-) -> Table:
+def search_table(result: SearchResult, truth: Mapping[str, Windows] | None = None) -> Table:
     """Lay a search out for the terminal, from 80 columns, one row of two short lines a moment.
 
     Args:
-        result: What was searched and found. Moments of an absent verdict are guesses and are
-            left out here; JSON has them.
+        result: What was searched and found.
         truth: True windows in seconds by sentence, for a column beside the answer; empty where
             the moment is not in the video.
-        every: Whether moments far below the best, or repeating a better one, have rows too.
     """
     table = empty_table(level_text(result), ("query",), has_truth=truth is not None)
     for answer in result.answers:
-        moments = answer.moments if every else moments_to_show(answer)
-        if SHORT_VERDICT[answer.verdict] == "absent":
-            moments = ()
-        rows = [moment_cells(moment) for moment in moments] or [[Text("–")] * 4]
+        rows = [moment_cells(moment) for moment in answer.moments] or [[Text("–")] * 4]
         for number, cells in enumerate(rows):
             if number == 0:
                 heads = [plain(answer.query), verdict_cell(answer)]
                 tails = [] if truth is None else [_truth_cell(truth.get(answer.query))]
             else:
-                heads = [Text(), Text()]
+                heads = [Text(), verdict_text(answer.moments[number].verdict)]
                 tails = [] if truth is None else [Text()]
             table.add_row(*heads, *cells, *tails)
     return table
@@ -96,16 +93,21 @@ def empty_table(level: str, heads: Sequence[str], *, has_truth: bool = False) ->
     for name in heads:
         table.add_column(name, min_width=8, overflow="fold")
     table.add_column(Text("verdict\npresent"), min_width=10)
-    names = [f"start\n{level}".rstrip(), f"end\n{level}".rstrip(), "± s model\n/ footage", "score"]
+    names = [f"start\n{level}", f"end\n{level}", "± s model\n/ footage", "score\nsure"]
     for name in [*names, "truth"] if has_truth else names:
-        table.add_column(Text(name), justify="right", no_wrap=True)
+        table.add_column(Text(name.rstrip()), justify="right", no_wrap=True)
     return table
 
 
 def verdict_cell(answer: Answer) -> Text:
     """Verdict and presence on two lines."""
-    cell = plain(answer.verdict, _STYLE[SHORT_VERDICT[answer.verdict]])
-    return cell.append(f"\n{presence_text(answer)}", style="default not bold")
+    cell = verdict_text(answer.verdict)
+    return cell.append(f"\n{chance_text(answer.present)}", style="default not bold")
+
+
+def verdict_text(verdict: Verdict) -> Text:
+    """A verdict in its colour."""
+    return plain(verdict, _STYLE[SHORT_VERDICT[verdict]])
 
 
 def moment_cells(moment: Moment) -> list[Text]:
@@ -114,8 +116,12 @@ def moment_cells(moment: Moment) -> list[Text]:
         _two_lines(clock(moment.start), window_text(*moment.start_interval)),
         _two_lines(clock(moment.end), window_text(*moment.end_interval)),
         Text("\n".join(map(_deviations, moment.epistemic, moment.aleatoric))),
-        Text(f"{moment.score:.2f}"),
+        _two_lines(f"{moment.score:.2f}", _confidence(moment)),
     ]
+
+
+def _confidence(moment: Moment) -> str:
+    return "–" if moment.confidence is None else percent(moment.confidence)
 
 
 def _deviations(epistemic: float, aleatoric: float) -> str:

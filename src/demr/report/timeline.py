@@ -12,11 +12,11 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 from demr.machine.terminal import clock
-from demr.report.wording import SHORT_VERDICT, Windows, moments_to_show
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from demr.report.wording import Windows
     from demr.search.result import Answer, Moment, SearchResult
 
 CURVE_HEIGHT: Final = 58
@@ -99,8 +99,7 @@ class Timeline:
     Attributes:
         curve: Saliency as an SVG path in a box of 1000 x 100; empty where there is none.
         truth: True windows in seconds with their spans; None where the truth is not known.
-        bars: Of the moments to show, the best first.
-        is_guess: Whether the one bar is a guess that is not to be trusted.
+        bars: Of the moments, the best first.
         ticks: Of the axis.
         truth_top: Where the row of the truth begins, in pixels.
         bars_top: Where the lanes of the moments begin, in pixels.
@@ -111,7 +110,6 @@ class Timeline:
     curve: str
     truth: tuple[tuple[tuple[float, float], Span], ...] | None
     bars: tuple[Bar, ...]
-    is_guess: bool
     ticks: tuple[Tick, ...]
     truth_top: int
     bars_top: int
@@ -120,7 +118,7 @@ class Timeline:
 
 
 def lay_out(answer: Answer, result: SearchResult, windows: Windows | None) -> Timeline:
-    """Place saliency, truth where known, the moments to show, and an axis.
+    """Place saliency, truth where known, the moments, and an axis.
 
     Args:
         answer: What is to be drawn.
@@ -128,9 +126,8 @@ def lay_out(answer: Answer, result: SearchResult, windows: Windows | None) -> Ti
         windows: The true windows in seconds; empty if the moment is not in the video.
     """
     duration = max(result.duration, 1e-3)
-    moments = moments_to_show(answer)
+    moments = answer.moments
     lanes = _lanes(moments, duration)
-    is_guess = SHORT_VERDICT[answer.verdict] == "absent"
     truth_top = CURVE_HEIGHT + 8
     bars_top = truth_top + (0 if windows is None else TRUTH_HEIGHT)
     spoken = "; ".join(f"{clock(moment.start)} to {clock(moment.end)}" for moment in moments)
@@ -140,10 +137,9 @@ def lay_out(answer: Answer, result: SearchResult, windows: Windows | None) -> Ti
         if windows is None
         else tuple(((start, end), _span(start, end, duration)) for start, end in windows),
         bars=tuple(
-            _bar(moment, bars_top + (lane + 0.5) * LANE_HEIGHT, duration, is_guess)
+            _bar(moment, bars_top + (lane + 0.5) * LANE_HEIGHT, duration)
             for moment, lane in zip(moments, lanes, strict=True)
         ),
-        is_guess=is_guess,
         ticks=tuple(_ticks(duration)),
         truth_top=truth_top,
         bars_top=bars_top,
@@ -182,7 +178,7 @@ def _lanes(moments: Sequence[Moment], duration: float) -> list[int]:
     return lanes
 
 
-def _bar(moment: Moment, middle: float, duration: float, is_guess: bool) -> Bar:
+def _bar(moment: Moment, middle: float, duration: float) -> Bar:
     # Whiskers that would run over each other are drawn apart.
     apart = 3.0 if moment.start_interval[1] >= moment.end_interval[0] else 0.0
     intervals = ((moment.start_interval, -apart), (moment.end_interval, apart))
@@ -191,7 +187,7 @@ def _bar(moment: Moment, middle: float, duration: float, is_guess: bool) -> Bar:
         moment=moment,
         span=_span(moment.start, moment.end, duration),
         middle=middle,
-        opacity=1.0 if is_guess else 0.35 + 0.65 * min(max(moment.score, 0.0), 1.0),
+        opacity=0.35 + 0.65 * min(max(moment.score, 0.0), 1.0),
         whiskers=tuple(
             Whisker(_span(*interval, duration, least=0.0), shift)
             for interval, shift in intervals

@@ -55,31 +55,19 @@ def percent(share: float) -> str:
     return f"{round(share * 100)} %"
 
 
-def presence_text(answer: Answer) -> str:
-    """Return how likely the moment is in the video, or that nobody knows: without a model."""
-    return "uncalibrated" if math.isnan(answer.present) else percent(answer.present)
+def chance_text(probability: float | None) -> str:
+    """Return a probability as percent, or that nobody knows it.
+
+    >>> chance_text(0.934), chance_text(None)
+    ('93 %', 'not known')
+    """
+    return "not known" if probability is None else percent(probability)
 
 
 def level_text(result: SearchResult) -> str:
     """Return the level of the intervals as percent; empty where there are none."""
     known = not math.isnan(result.interval_level)
     return f"{result.interval_level * 100:g} %" if known else ""
-
-
-def moments_to_show(answer: Answer) -> tuple[Moment, ...]:
-    """Return the moments that people are shown: the best, and what is not far below it.
-
-    A search returns as many moments as were asked for, whatever their score. Shown are those
-    with at least half the best score that do not repeat a better one (IoU up to 0.3); of an
-    absent verdict, the best guess alone.
-    """
-    chosen: list[Moment] = []
-    for moment in answer.moments:
-        if chosen and moment.score < chosen[0].score / 2:
-            continue
-        if not overlaps(moment, chosen, above=0.3):
-            chosen.append(moment)
-    return tuple(chosen[:1] if SHORT_VERDICT[answer.verdict] == "absent" else chosen)
 
 
 def overlaps(moment: Moment, others: Sequence[Moment], *, above: float) -> bool:
@@ -136,39 +124,26 @@ def explain_answer(answer: Answer, result: SearchResult) -> str:
     if math.isnan(result.interval_level):
         return _UNCALIBRATED
     verdict = SHORT_VERDICT[answer.verdict]
-    chance = _presence(answer)
-    sentences = _unknown_words(answer)
+    if answer.present is None:
+        # The notes say why; nothing was calibrated for such a video or such words.
+        hint = " The moment below is a guess." if answer.moments else ""
+        return f"Whether it is in this video is not known.{hint}"
+    share = percent(answer.present).replace("<", "under ").replace(">", "over ")
+    chance = f"the chance that it is in this video is put at {share}"
     if verdict == "absent":
-        sentences.append(f"Probably not in this video: {chance}.")
-        if answer.moments:
-            sentences.append(
-                "The dashed best guess is shown for completeness and should not be trusted."
-            )
-        return " ".join(sentences)
+        return f"Probably not in this video: {chance}."
+    sentences = []
     if verdict == "uncertain":
         sentences.append(f"It may be in this video ({chance}); look before you rely on it.")
     if answer.moments:
-        sentences.append(_boundaries(answer.moments[0], result))
+        sentences.extend(_boundaries(answer.moments[0], result))
         sentences.extend(_high_epistemic(answer, result))
     return " ".join(sentences)
 
 
-def _presence(answer: Answer) -> str:
-    if math.isnan(answer.present):
-        return "how likely it is in this video is not known"
-    share = percent(answer.present).replace("<", "under ").replace(">", "over ")
-    return f"the chance that it is in this video is put at {share}"
-
-
-def _unknown_words(answer: Answer) -> list[str]:
-    if not answer.unknown_words:
+def _boundaries(moment: Moment, result: SearchResult) -> list[str]:
+    if math.isnan(sum((*moment.start_interval, *moment.end_interval))):
         return []
-    named = ", ".join(f"“{word}”" for word in answer.unknown_words)
-    verb = "is a word" if len(answer.unknown_words) == 1 else "are words"
-    return [f"{named} {verb} the model was never taught; it has not seen anything like it."]
-
-
-def _boundaries(moment: Moment, result: SearchResult) -> str:
     start = (moment.start_interval[1] - moment.start_interval[0]) / 2
     end = (moment.end_interval[1] - moment.end_interval[0]) / 2
     sure = f"{level_text(result)} sure"
@@ -184,8 +159,8 @@ def _boundaries(moment: Moment, result: SearchResult) -> str:
             f"the {names[1]} is less sure: ± {high:.1f} s"
         )
     if high > length / 2:
-        return f"{text}. That is wide for a moment of {length:.1f} s."
-    return f"{text}."
+        return [f"{text}. That is wide for a moment of {length:.1f} s."]
+    return [f"{text}."]
 
 
 def _high_epistemic(answer: Answer, result: SearchResult) -> list[str]:

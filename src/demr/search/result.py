@@ -14,10 +14,11 @@ UNKNOWN = (math.nan, math.nan)
 
 @dataclass(frozen=True)
 class Moment:
-    """One candidate moment; times in seconds.
+    """One moment; times in seconds.
 
     Intervals and deviations are NaN where no model was trained (zero-shot), intervals also where
-    too few labels were there to calibrate those of moments after the first.
+    the model cannot judge the video or the words, or too few labels were there to calibrate those
+    of moments after the first.
 
     Attributes:
         start: Predicted start.
@@ -27,6 +28,9 @@ class Moment:
         end_interval: Calibrated interval of the end.
         aleatoric: Standard deviations of start and end that more training would not lower.
         epistemic: Standard deviations of start and end from what the model has not learnt.
+        confidence: Calibrated probability that this moment is a true one, that is, overlaps one
+            with an IoU of at least 0.5; None where it is not known.
+        verdict: ``found`` or ``uncertain``. What is less likely is not a moment of an answer.
     """
 
     start: float
@@ -36,6 +40,8 @@ class Moment:
     end_interval: tuple[float, float]
     aleatoric: tuple[float, float]
     epistemic: tuple[float, float]
+    confidence: float | None = None
+    verdict: "Verdict" = "uncertain"
 
     def to_dict(self) -> dict[str, Any]:
         """Its JSON object; what is not known is None."""
@@ -43,6 +49,8 @@ class Moment:
             "start": round(self.start, 3),
             "end": round(self.end, 3),
             "score": round(self.score, 4),
+            "confidence": _known(self.confidence, 4),
+            "verdict": self.verdict,
             "start_interval": _known_pair(self.start_interval, 3),
             "end_interval": _known_pair(self.end_interval, 3),
             "aleatoric": _known_pair(self.aleatoric, 4),
@@ -57,19 +65,20 @@ class Answer:
     Attributes:
         query: As it was asked.
         present: Calibrated probability that the moment is in the video, of a long one that of its
-            surest stretch, lowered for the number of chances; where presence could not be
-            calibrated, the best moment's foreground probability, and a note says so; NaN without
-            a trained model.
+            surest stretch, lowered for the number of chances; None where it is not known: the
+            video or a word is unlike what the model was trained on, presence could not be
+            calibrated, or no model was trained. A note says which.
         verdict: ``found``, ``uncertain`` or ``not in this video``; always ``uncertain`` where
-            presence is not calibrated.
-        moments: Best first.
+            ``present`` is None.
+        moments: Best first; at least one where the verdict is ``found``, and none of ``not in
+            this video``. All outputs show these, and no others.
         saliency: Relevance of every clip, cosine in -1..1.
         unknown_words: Words of the query that the model was never trained on.
         notes: What else limits the trust in this answer, in plain words.
     """
 
     query: str
-    present: float
+    present: float | None
     verdict: "Verdict"
     moments: tuple[Moment, ...]
     saliency: tuple[float, ...]
@@ -123,8 +132,8 @@ class SearchResult:
         }
 
 
-def _known(value: float, digits: int | None = None) -> float | None:
-    if math.isnan(value):
+def _known(value: float | None, digits: int | None = None) -> float | None:
+    if value is None or math.isnan(value):
         return None
     return value if digits is None else round(value, digits)
 

@@ -14,8 +14,8 @@ from demr.answers.calibration import Calibration
 from demr.answers.domain import measure_strangeness
 from demr.answers.fitting import load_calibration
 from demr.answers.inference import Progress, predict
-from demr.answers.judging import DEFAULT_LEVEL, Familiarity, Verdict, judge
-from demr.answers.predictions import rank_all
+from demr.answers.judging import DEFAULT_LEVEL, Familiarity, Judgement, Verdict, judge
+from demr.answers.predictions import RANKED, rank_all
 from demr.answers.pretrained import DEFAULT_MODEL, Pretrained, find_model, load_pretrained
 from demr.answers.proposals import Proposals
 from demr.batches.batch import Item
@@ -100,8 +100,7 @@ class MomentRetriever(Retriever[EncodedVideo]):
             not fitted for ``level``.
         ModelError: If the calibration has no intervals, or the encoder is another one. One
             without presence (no absent queries were there to fit it) still searches: ``present``
-            is then the foreground probability of the best moment, the verdict ``uncertain``, and
-            a note says so.
+            is then None, the verdict ``uncertain``, and a note says so.
     """
 
     _kind = EncodedVideo
@@ -259,7 +258,8 @@ class MomentRetriever(Retriever[EncodedVideo]):
             device=self.device,
             progress=progress,
         )
-        predictions = rank_all(raw, self.calibration, top)
+        # What is told is chosen from as many as were ranked when confidence was fitted.
+        predictions = rank_all(raw, self.calibration, max(top, RANKED))
         familiarity = [
             Familiarity(video.strangeness, self.pretrained.unknown_words(q.words)) for q in encoded
         ]
@@ -269,7 +269,7 @@ class MomentRetriever(Retriever[EncodedVideo]):
                 query,
                 judgement.present,
                 judgement.verdict,
-                _moments(prediction.moments, judgement.intervals),
+                _moments(prediction.moments, judgement, top),
                 tuple(prediction.saliency.tolist()),
                 known.unknown_words,
                 video.notes + judgement.notes,
@@ -292,9 +292,10 @@ def _check_options(
         check_encoder(encoder)
 
 
-def _moments(proposals: Proposals, intervals: NDArray[np.float64]) -> tuple[Moment, ...]:
-    window = proposals.window_s
+def _moments(proposals: Proposals, judgement: Judgement, top: int) -> tuple[Moment, ...]:
+    window, intervals = proposals.window_s, judgement.intervals
     aleatoric, epistemic = np.sqrt(proposals.aleatoric), np.sqrt(proposals.epistemic)
+    rows = judgement.listed.tolist()[:top]
     return tuple(
         Moment(
             float(window[i, 0]),
@@ -304,8 +305,10 @@ def _moments(proposals: Proposals, intervals: NDArray[np.float64]) -> tuple[Mome
             _pair(intervals[i, 1]),
             _pair(aleatoric[i]),
             _pair(epistemic[i]),
+            None if np.isnan(judgement.confidence[i]) else float(judgement.confidence[i]),
+            verdict,
         )
-        for i in range(len(proposals))
+        for i, verdict in zip(rows, judgement.moment_verdicts[:top], strict=True)
     )
 
 

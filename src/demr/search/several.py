@@ -30,7 +30,7 @@ def order_videos(results: Sequence[SearchResult]) -> list[SearchResult]:
 
 
 def _doubt(result: SearchResult, answer: Answer) -> tuple[int, float, float]:
-    present = -1.0 if math.isnan(answer.present) else answer.present
+    present = -1.0 if answer.present is None else answer.present
     return _ORDER.index(answer.verdict), -present, -_similarity(result, answer)
 
 

@@ -34,7 +34,8 @@ _CAUTION = 0.5
 _GROWTH = 1.25
 # A rise of less than this share of the fall is none: the median lies inside the moment.
 _OVERFULL = 0.1
-_NMS_IOU = 0.5
+# A segment that overlaps a better one by more says the same again.
+_NMS_IOU = 0.3
 _BEFORE = 500
 # Curves that vary by less, relative to their size, are constant but for rounding.
 _FLAT = 1e-6

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from demr.answers.inference import Progress
+from demr.answers.judging import LEAST_SHARE
 from demr.encoders import AlignedEncoder, Encoder, VideoFeatures
 from demr.errors import FeatureError, InputError
 from demr.features.prepare import prepare_video
@@ -61,8 +62,8 @@ class ZeroShotRetriever(Retriever[ZeroShotVideo]):
     """Find moments with an encoder whose queries and clips lie in one space.
 
     Answers have the form of :class:`~demr.search.retriever.MomentRetriever`'s. What only a
-    calibrated model can say is not a number there: ``present``, intervals and deviations are NaN
-    (``null`` in JSON), and the verdict is ``uncertain`` throughout.
+    calibrated model can say is missing there: ``present`` and the confidence of moments are None,
+    intervals and deviations NaN (``null`` in JSON), and the verdict is ``uncertain`` throughout.
 
     Args:
         encoder: Such as :class:`~demr.encoders.clip.clip.ClipEncoder`.
@@ -134,14 +135,17 @@ class ZeroShotRetriever(Retriever[ZeroShotVideo]):
     ) -> Answer:
         # A damaged end was not seen, and no moment may reach into it.
         end_s = min(len(curve) * video.clip_s, video.duration_s)
+        segments = localise(curve, video.clip_s, end_s, top=top)
         moments = tuple(
-            Moment(found.start_s, found.end_s, found.score, *[UNKNOWN] * 4)
-            for found in localise(curve, video.clip_s, end_s, top=top)
+            Moment(found.start_s, found.end_s, found.score, UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN)
+            for found in segments
+            # Of a curve in which nothing stands out the whole video is no moment.
+            if found.score > 0 and found.score >= LEAST_SHARE * segments[0].score
         )
         unseen = (0.0,) * (video.count - len(curve))
         return Answer(
             query,
-            math.nan,
+            None,
             "uncertain",
             moments,
             (*curve.tolist(), *unseen),
