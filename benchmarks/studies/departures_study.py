@@ -11,34 +11,45 @@ below put its formulas in the place of ours for one training.
 """
 
 import argparse
+import importlib
 import json
 import os
-import resource
-import subprocess
+import statistics
 import sys
 import tempfile
+import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
-from study import CONFIGS, RESULTS, ROOT
+import yaml
+from study import CONFIGS, RESULTS
 from torch import Tensor
 
-from demr.batches import dataset as batches
+from demr.batches.batch import collate
+from demr.batches.dataset import MomentDataset
+from demr.batches.sampling import LengthBatches
 from demr.features import prepare
 from demr.network import losses
 from demr.network.fusion import Dropout
 from demr.network.model import DemrModel, Embeddings
-from demr.runs.config import load_config
+from demr.runs.config import TrainConfig, load_config
 from demr.training.ablation_report import cell
+from demr.training.run import TrainingData, _new_model, open_training_data
 
 RECIPE = CONFIGS / "timeline_track.yaml"
+training: Any = importlib.import_module("demr.training.run")
+DECISIONS = CONFIGS / "departures.yaml"
 STORE = RESULTS / "timeline" / "departures.json"
-SEEDS = (0, 1, 2)
-# A third of the schedule, as for the sweeps of weights.
-SHORT = ("retrieval.epochs=2", "reconstruction.epochs=1")
+STEPS = RESULTS / "timeline" / "steps.json"
+# Hidden size and layers of this track, of QVHighlights, of Charades-STA; steps to time.
+SIZES = ((128, 2, 40), (512, 4, 12), (1024, 4, 6))
+# A sixth of stage 2 and no stage 1, so that many trainings are affordable.
+SHORT = ("retrieval.epochs=2", "retrieval.queries_per_epoch=5536", "reconstruction.epochs=0")
 METRICS = {
     "R1@0.5": ("R1@0.5", 1),
     "R1@0.7": ("R1@0.7", 1),
@@ -53,6 +64,15 @@ METRICS = {
     "90 % interval, width of start, s": ("interval/width start s", 2),
 }
 SPLITS = ("iid", "ood")
+EFFECTS = (
+    ("mIoU", "mIoU", 1),
+    ("R1@0.7", "R1@0.7", 1),
+    ("uncertainty/NLL", "NLL", 2),
+    ("uncertainty/spearman/EU", "Spearman(error, EU)", 2),
+)
+Row = Mapping[str, Any]
+# Precision, whether the schedule is the short one, departure.
+Trial = tuple[str, bool, str]
 
 
 def sum_smooth_l1() -> None:
@@ -142,14 +162,14 @@ def whole_clips(late: float = 0.0) -> None:
         start = torch.arange(count, dtype=torch.float32)
         return torch.stack([start + late, start + 1 + late], dim=1) / count
 
-    ours = batches.MomentDataset._targets_of
+    ours = MomentDataset._targets_of
 
     def targets(self: Any, index: int, item: Any, stretch: Any) -> Any:
-        whole = batches.replace(item, duration_s=len(item.video) * self.clip_s)
+        whole = replace(item, duration_s=len(item.video) * self.clip_s)
         return ours(self, index, whole, stretch)
 
     prepare.span_fractions = fractions
-    batches.MomentDataset._targets_of = targets
+    MomentDataset._targets_of = targets
 
 
 def half_a_clip_late() -> None:
@@ -157,42 +177,30 @@ def half_a_clip_late() -> None:
     whole_clips(late=0.5)
 
 
-def no_contrast_in_stage_1() -> None:
-    """Leave clip contrast out of stage 1."""
-    from demr.training import stages
-
-    def saliency(output: Embeddings, batch: Any, weights: Any) -> Tensor:
-        intra, inter, _ = losses.saliency_terms(output, batch, weights.absent_negatives)
-        return weights.saliency * intra + weights.saliency * inter
-
-    stages.saliency_loss = saliency
-
-
+TOGETHER = "all but the late centres"
 DEPARTURES: Mapping[str, Sequence[Callable[[], None]]] = {
     "ours": (),
     "smooth-L1 sums both boundaries": (sum_smooth_l1,),
     "inter adds both directions": (sum_inter,),
     "intra with a column across the batch": (add_intra_column,),
     "clip contrast of pairs": (contrast_pairs,),
-    "no clip contrast in stage 1": (no_contrast_in_stage_1,),
     "saliency sees the type embedding": (type_before_saliency,),
     "no dropout in the fusion": (no_fusion_dropout,),
     "windows and clips in whole clips": (whole_clips,),
     "the same, centres half a clip late": (half_a_clip_late,),
-    "all but the late centres": (
+    TOGETHER: (
         sum_smooth_l1,
         sum_inter,
         add_intra_column,
         contrast_pairs,
-        no_contrast_in_stage_1,
         type_before_saliency,
         no_fusion_dropout,
         whole_clips,
     ),
 }
-# Part -> (precision, whether the schedule is the short one, departure).
-PARTS = {
+PARTS: Mapping[str, Sequence[Trial]] = {
     "precision": [("32", False, "ours"), ("bf16", False, "ours")],
+    "short": [("32", True, "ours"), ("bf16", True, "ours")],
     "departures": [("bf16", True, name) for name in DEPARTURES],
 }
 
@@ -202,139 +210,224 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []])
-    parser.add_argument("--only", help="one departure")
-    parser.add_argument("--whole", action="store_true", help="departures, with the whole schedule")
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, "steps", []])
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--train", nargs=2, metavar=("CONFIG", "RUN"), help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.train:
-        train_here(given.only, *map(Path, given.train))
-        return
     for seed in map(int, given.seeds.split(",")):
         for part in given.parts:
-            for precision, short, name in PARTS[part]:
-                if given.only in (None, name):
-                    train(precision, short and not given.whole, name, seed)
+            if part != "steps":
+                train_all(PARTS[part], seed)
+    if "steps" in given.parts:
+        measure_steps()
 
 
-def train(precision: str, short: bool, name: str, seed: int) -> None:
-    """Train once in a process of its own, and store what came out, unless that is there."""
-    key = {"precision": precision, "short": short, "departure": name, "seed": seed}
-    if any(key.items() <= row.items() for row in rows()):
-        return
-    overrides = [f"seed={seed}", f'precision="{precision}"', *(SHORT if short else ())]
-    with tempfile.TemporaryDirectory() as folder:
-        config, run = Path(folder) / "config.yaml", Path(folder) / "run"
-        config.write_text(load_config(RECIPE, overrides).to_yaml(), encoding="utf-8")
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        command = [sys.executable, __file__, "--only", name, "--train", str(config), str(run)]
-        subprocess.run(command, cwd=ROOT, check=True)  # noqa: S603 - our own command
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
-    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    kept = {
-        split: {key: metrics[split][key] for key in ("R1@0.3", *(k for k, _ in METRICS.values()))}
-        for split in SPLITS
-    }
-    row = key | {"cpu_s": round(cpu_s, 1), "metrics": kept}
-    lines = ",\n".join(json.dumps(one) for one in [*rows(), row])
-    STORE.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
-    print(f"{name}, {precision}, seed {seed}: {cpu_s:.0f} s", flush=True)
+def train_all(trials: Sequence[Trial], seed: int) -> None:
+    """Train what has no row yet, each in a process of its own, and store what comes out.
+
+    The processes are forks, so that data are read once a seed and modules once.
+    """
+    missing = [trial for trial in trials if not any(row_of(trial, seed, row) for row in rows())]
+    opened: dict[bool, Any] = {}
+    for precision, short, name in missing:
+        overrides = [f"seed={seed}", f'precision="{precision}"', *(SHORT if short else ())]
+        config = load_config(RECIPE, overrides)
+        if short not in opened:
+            opened[short] = open_training_data(config)
+        with tempfile.TemporaryDirectory() as folder:
+            run = Path(folder) / "run"
+            child = os.fork()
+            if not child:
+                train_here(config, name, opened[short], run)
+            _, status, used = os.wait4(child, 0)
+            if status:
+                sys.exit(f"{name}, {precision}, seed {seed}: failed")
+            metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+        kept = {
+            split: {key: metrics[split][key] for key, _ in METRICS.values()} for split in SPLITS
+        }
+        row = {
+            "precision": precision,
+            "short": short,
+            "departure": name,
+            "seed": seed,
+            "cpu_s": round(used.ru_utime + used.ru_stime, 1),
+            "peak_mb": round(used.ru_maxrss / 1024),
+            "metrics": kept,
+        }
+        lines = ",\n".join(json.dumps(one) for one in [*rows(), row])
+        STORE.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+        print(f"{name}, {precision}, seed {seed}: {row['cpu_s']:.0f} s", flush=True)
 
 
-def train_here(name: str, config: Path, run: Path) -> None:
-    """Train with one departure undone."""
-    for undo in DEPARTURES[name]:
-        undo()
-    from demr.training.run import train_run
+def train_here(config: TrainConfig, name: str, opened: TrainingData, run: Path) -> NoReturn:
+    """Train with one departure undone, and end the process."""
+    status = 1
+    try:
+        for undo in DEPARTURES[name]:
+            undo()
+        if whole_clips in DEPARTURES[name] or half_a_clip_late in DEPARTURES[name]:
+            opened = open_training_data(config)
+        training.open_training_data = lambda _: opened
+        training.train_run(config, run)
+        status = 0
+    finally:
+        if status:
+            traceback.print_exc()
+        os._exit(status)
 
-    train_run(load_config(config), run)
+
+def row_of(trial: Trial, seed: int, row: Row) -> bool:
+    """Whether a stored row is a trial's."""
+    return (*trial, seed) == (row["precision"], row["short"], row["departure"], row["seed"])
 
 
-def rows() -> list[dict[str, Any]]:
+def measure_steps() -> None:
+    """Time steps of stage 2 in both precisions, in turn on the same batches."""
+    table = [step_cost(*size) for size in SIZES]
+    lines = ",\n".join(json.dumps(one) for one in table)
+    STEPS.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+
+
+def step_cost(dim: int, layers: int, steps: int) -> Row:
+    """Median CPU seconds of a step, float32 and bfloat16, for one size of the network."""
+    sizes = [f"model.{key}={value}" for key, value in (("dim", dim), ("layers", layers))]
+    config = load_config(RECIPE, [*sizes, "model.hidden=512"] if dim > 128 else sizes)
+    opened = open_training_data(config)
+    order = LengthBatches(opened.train, 32, together=1, limit=0, seed=2, epoch=0, rank=0, world=1)
+    model = _new_model(config, opened).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    seconds: dict[bool, list[float]] = {False: [], True: []}
+    for number, rows_of_batch in zip(range(steps + 1), order, strict=False):
+        batch = collate([opened.train[row] for row in rows_of_batch])
+        for half, found in seconds.items():
+            began = time.process_time()
+            optimizer.zero_grad()
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+                output = model(batch)
+            losses.retrieval_loss(output, batch, config.losses).total.backward()
+            optimizer.step()
+            # The first one also builds kernels.
+            if number:
+                found.append(time.process_time() - began)
+    single, half_s = (round(statistics.median(seconds[half]), 3) for half in (False, True))
+    return {"dim": dim, "layers": layers, "float32_s": single, "bfloat16_s": half_s}
+
+
+def rows() -> list[Row]:
     """What is stored."""
     if not STORE.exists():
         return []
-    stored: list[dict[str, Any]] = json.loads(STORE.read_text(encoding="utf-8"))
+    stored: list[Row] = json.loads(STORE.read_text(encoding="utf-8"))
     return stored
 
 
-def chosen(precision: str, short: bool, name: str) -> dict[int, dict[str, Any]]:
+def chosen(precision: str, short: bool, name: str) -> dict[int, Row]:
     """Stored rows of one departure, by seed."""
     key = {"precision": precision, "short": short, "departure": name}
     found = {row["seed"]: row for row in rows() if key.items() <= row.items()}
     return dict(sorted(found.items()))
 
 
-def precision_section(paper: Mapping[int, Mapping[str, Any]]) -> list[str]:
+def precision_section(paper: Mapping[int, Row]) -> list[str]:
     """How bfloat16 and float32 compare.
 
     Args:
         paper: Rows of the paper's method in float32 by seed, as the study of the track has them.
     """
-    single, half = chosen("32", False, "ours"), chosen("bf16", False, "ours")
-    tables = {"float32": dict(paper), "bfloat16": half}
-    heads = [f"{name}, {split}" for split in SPLITS for name in tables]
-    lines = [f"|  | {' | '.join(heads)} |", "|---|" + "---|" * len(heads)]
-    for label, (key, digits) in METRICS.items():
-        cells = [
-            cell([row["metrics"][split][key] for row in table.values()], digits)
-            for split in SPLITS
-            for table in tables.values()
-        ]
-        lines.append(f"| {label} | {' | '.join(cells)} |")
-    seconds = {
-        name: cell([row["cpu_s"] for row in table.values()], 0)
-        for name, table in (("float32", single), ("bfloat16", half))
-    }
+    lines = []
+    for title, short in (("The whole schedule", False), ("A short one", True)):
+        single, half = chosen("32", short, "ours"), chosen("bf16", short, "ours")
+        lines += [f"{title}, seeds {', '.join(map(str, half))}:", ""]
+        lines += precision_table(single, half, {} if short else paper)
+    sizes = [
+        f"| {row['dim']} x {row['layers']} | {row['float32_s']:.3f} | {row['bfloat16_s']:.3f} |"
+        f" {row['float32_s'] / row['bfloat16_s']:.2f} |"
+        for row in json.loads(STEPS.read_text(encoding="utf-8"))
+    ]
     return [
         *lines,
+        "A step of stage 2 in both precisions, in turn on the same batches of 32 queries, one",
+        "thread, by the size of the network (this track's, QVHighlights', Charades-STA's); median",
+        "CPU seconds. The smaller the network, the less of a step is matrix products:",
         "",
-        "CPU seconds of a whole run, evaluation (always in float32) included:",
-        f"{seconds['float32']} in float32 ({len(single)} measured), {seconds['bfloat16']} in",
-        f"bfloat16 ({len(half)}).",
+        "| hidden size x layers | float32 | bfloat16 | times as fast |",
+        "|---|---|---|---|",
+        *sizes,
         "",
     ]
+
+
+def precision_table(
+    single: Mapping[int, Row], half: Mapping[int, Row], paper: Mapping[int, Row]
+) -> list[str]:
+    """Metrics in both precisions, and the differences of equal seeds."""
+    seeds = [seed for seed in half if seed in single]
+    known = {"float32, rows above": paper} if paper else {}
+    tables = {**known, "float32": single, "bfloat16": half}
+    heads = [f"{name}, {split}" for split in SPLITS for name in (*tables, "difference")]
+    lines = [f"|  | {' | '.join(heads)} |", "|---|" + "---|" * len(heads)]
+    for label, (key, digits) in METRICS.items():
+        cells = []
+        for split in SPLITS:
+            of = {
+                name: {seed: row["metrics"][split][key] for seed, row in table.items()}
+                for name, table in tables.items()
+            }
+            cells += [cell(list(values.values()), digits) for values in of.values()]
+            change = [of["bfloat16"][seed] - of["float32"][seed] for seed in seeds]
+            cells.append(cell(change, digits, signed=True))
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    for label, key in (("CPU seconds of the run", "cpu_s"), ("peak memory, MB", "peak_mb")):
+        values = {
+            name: [row[key] for row in table.values() if key in row]
+            for name, table in tables.items()
+        }
+        cells = [cell(found, 0) for found in values.values()] + ["-"]
+        lines.append(f"| {label} | {' | '.join(cells + ['-'] * len(cells))} |")
+    return [*lines, ""]
 
 
 def departures_section() -> list[str]:
-    """The table of departures: what, why, and what each changes."""
-    keys = (("mIoU", 1), ("R1@0.7", 1), ("uncertainty/NLL", 2), ("uncertainty/spearman/EU", 2))
-    labels = ("mIoU", "R1@0.7", "NLL", "Spearman(error, EU)")
+    """The table of departures: what, why, and what the release's way changes."""
     base = chosen("bf16", True, "ours")
-
-    def values(table: Mapping[int, Mapping[str, Any]], split: str, key: str) -> list[float]:
-        return [row["metrics"][split][key] for row in table.values()]
-
-    def change(name: str, key: str, digits: int) -> str:
-        table = chosen("bf16", True, name)
-        return " / ".join(
-            cell(
-                [
-                    row["metrics"][split][key] - base[seed]["metrics"][split][key]
-                    for seed, row in table.items()
-                ],
-                digits,
-                signed=True,
-            )
-            for split in SPLITS
-        )
-
     lines = [
-        f"| the release's way, in place of ours | seeds | {' | '.join(labels)} |",
-        "|---|---|" + "---|" * len(labels),
+        "| what | the release | here, and why | seeds | measured: the release's way less ours |",
+        "|---|---|---|---|---|",
     ]
-    cells = [
-        " / ".join(cell(values(base, split, key), digits) for split in SPLITS)
-        for key, digits in keys
-    ]
-    lines.append(f"| (ours) | {len(base)} | {' | '.join(cells)} |")
-    for name in list(DEPARTURES)[1:]:
-        if table := chosen("bf16", True, name):
-            cells = [change(name, key, digits) for key, digits in keys]
-            lines.append(f"| {name} | {len(table)} | {' | '.join(cells)} |")
-    return [*lines, ""]
+    for decision in yaml.safe_load(DECISIONS.read_text(encoding="utf-8")):
+        what, theirs, why, name = (decision[key] for key in ("what", "release", "ours", "variant"))
+        table = chosen("bf16", True, name) if name else {}
+        found = measured(base, table) if table else "not measured"
+        lines.append(f"| {what} | {theirs} | {why} | {len(table) or '-'} | {found} |")
+    if table := chosen("bf16", True, TOGETHER):
+        together = f"| all that is measured here but late centres | | | {len(table)} |"
+        lines.append(f"{together} {measured(base, table)} |")
+    levels = ", ".join(f"{label} {level(base, key, digits)}" for key, label, digits in EFFECTS)
+    return [*lines, "", f"Ours, {len(base)} seeds, IID / OOD: {levels}.", ""]
+
+
+def level(table: Mapping[int, Row], key: str, digits: int) -> str:
+    """A metric on both splits."""
+    return " / ".join(
+        cell([row["metrics"][split][key] for row in table.values()], digits) for split in SPLITS
+    )
+
+
+def measured(base: Mapping[int, Row], table: Mapping[int, Row]) -> str:
+    """Differences of one departure to ours, seed by seed."""
+
+    def change(split: str, key: str, digits: int) -> str:
+        values = [
+            row["metrics"][split][key] - base[seed]["metrics"][split][key]
+            for seed, row in table.items()
+            if seed in base
+        ]
+        return cell(values, digits, signed=True)
+
+    return "; ".join(
+        f"{label} {' / '.join(change(split, key, digits) for split in SPLITS)}"
+        for key, label, digits in EFFECTS
+    )
 
 
 if __name__ == "__main__":

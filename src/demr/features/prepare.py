@@ -73,7 +73,11 @@ def shortest_stream(rows: Mapping[str, int], vid: str) -> int:
 
 
 def span_fractions(duration_s: float, clip_s: float, count: int) -> Tensor:
-    """Start and end of each clip as fractions of the duration, ``(L, 2)`` float32."""
+    """Start and end of each clip as fractions of the duration, ``(L, 2)`` float32.
+
+    [ours] The release counts in whole clips, a partial last one included, but multiplies what it
+    predicts by the duration; and at clips of 2 s its centres are half a clip late.
+    """
     return torch.from_numpy(clip_spans(duration_s, clip_s, count) / duration_s).float()
 
 

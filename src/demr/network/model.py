@@ -203,6 +203,8 @@ class DemrModel(nn.Module):
             text_embedding = block(text_embedding, batch.text_mask)
         query_embedding = self.query_pool(text_embedding, batch.text_mask)
         match_logit, match_embedding = None, None
+        # Without the modality's embedding, which the fusion's input alone has [ours: the release
+        # compares after adding it; one vector on all clips and one on all queries tell no match].
         # Cosines in bfloat16 would be steps of 0.004, as large as what is learned from.
         with torch.autocast(projected.device.type, enabled=False):
             unit_clip = F.normalize(projected.float(), dim=-1).index_select(0, batch.video_idx)
@@ -261,9 +263,9 @@ class DemrModel(nn.Module):
 def _offset_prior(centre_norm: Tensor) -> Tensor:
     """Logit of an offset of four clips, as a fraction of each video's duration, ``(B, 1)``.
 
-    The head predicts offsets relative to it. An offset is a fraction of the video, so without
-    the prior a head had to know the duration to say "three more seconds", and an untrained one
-    proposed windows as wide as the video.
+    The head predicts offsets relative to it [ours: in the release relative to half of the video].
+    An offset is a fraction of the video, so without the prior a head had to know the duration to
+    say "three more seconds", and an untrained one proposed windows as wide as the video.
     """
     clip_norm = (2 * centre_norm[:, :1]).clamp(max=1)
     return (_TYPICAL_OFFSET_CLIPS * clip_norm).clamp(max=0.5).logit()

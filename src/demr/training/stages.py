@@ -130,6 +130,8 @@ class _Stage(lightning.LightningModule):
 class ReconstructionStage(_Stage):
     """Stage 1: predict masked words from the fused text; ``L = L_qr + L_sal``.
 
+    [ours] All of the saliency loss, as the paper has it: the release leaves its clip contrast out.
+
     Attributes:
         masking: What to hide once the alignment is over.
     """
