@@ -259,7 +259,7 @@ def _truth(annotation: Annotation, unclipped: bool) -> tuple[Window, ...] | None
 
 
 def _array(windows: Sequence[Window] | None) -> FloatArray:
-    return np.reshape(np.asarray(windows, np.float64), (-1, 2))
+    return np.asarray(windows, np.float64).reshape(-1, 2)
 
 
 def _moved_by_clipping(pairs: Joined, metrics: dict[str, float]) -> str:
@@ -353,8 +353,9 @@ def _highlights(pairs: Joined, notes: list[str]) -> dict[str, float]:
         [a.qid for p, a in scored if p is not None and p.saliency is None],
         "predictions without saliency: counted as misses",
     )
-    votes = [a.saliency_votes for _, a in scored if a.saliency_votes]
-    annotators = {len(one) for of_query in votes for one in of_query.values()}
+    annotators: set[int] = set()
+    for _, annotation in scored:
+        annotators.update(map(len, (annotation.saliency_votes or {}).values()))
     if len(annotators) > 1:
         notes.append("queries were scored by different numbers of annotators: no highlight metrics")
         return {}
