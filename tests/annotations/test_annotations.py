@@ -553,6 +553,15 @@ def test_windows_as_annotated_survive_clipping_and_writing(file: Maker, tmp_path
     assert report.clipped == 0
 
 
+def test_the_summary_names_few_keys_and_none_raw(file: Maker) -> None:
+    strange = {"a\x1b[2J\n": 1, **{f"k{n}" + "x" * 99: n for n in range(20)}}
+    _, report = read_annotations_with_report(file(lines(RECORD | strange)))
+    assert report.summary().isprintable()
+    assert r"a\x1b[2J\n (1), k0x" in report.summary()
+    assert report.summary().endswith(", 13 more")
+    assert len(report.summary()) < 400
+
+
 def test_labels_of_youtube_highlights_are_kept(file: Maker, tmp_path: Path) -> None:
     labels = {"label": [[0], [1], [1]], "match": [-1, 1, 1], "domain": "dog", "fps": 30.0}
     record = RECORD | {"duration": 4.9, "relevant_windows": None, **labels}

@@ -3,6 +3,9 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
+from demr.machine.terminal import printable
+
+_KEYS, _SHOWN = 8, 30  # keys that a summary names, and characters of one
 ROUNDING_S = 0.05  # what one decimal of a second, or half a frame, can be off
 
 
@@ -99,6 +102,7 @@ class RepairReport:
         return f"{self.queries} queries" + (": " + ", ".join(notes) if notes else ", no repairs")
 
     def _kept(self) -> str:
-        return "further keys kept: " + ", ".join(
-            f"{key} ({count})" for key, count in sorted(self.further_keys.items())
-        )
+        names = sorted(self.further_keys)
+        shown = [f"{printable(key[:_SHOWN])} ({self.further_keys[key]})" for key in names[:_KEYS]]
+        more = [f"{len(names) - _KEYS} more"] if len(names) > _KEYS else []
+        return "further keys kept: " + ", ".join([*shown, *more])
