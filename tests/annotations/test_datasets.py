@@ -320,7 +320,7 @@ def test_a_broken_entry_is_named_by_its_video(
 )
 def test_json_of_no_known_form_lists_the_forms(tmp_path: Path, document: object, got: str) -> None:
     text = refusal(tmp_path, document)
-    assert text.startswith(": expected queries in a known form: JSON Lines with query, vid and")
+    assert text.startswith(": expected a known form of queries: JSON Lines as of QVHighlights")
     assert got in text
     for name in ("QVHighlights", "ActivityNet", "TACoS", "DiDeMo", "NLQ", "YouCook2", "HiREST",
                  "Charades-STA", "CSV"):  # fmt: skip
@@ -340,7 +340,9 @@ def test_broken_json_is_named_by_its_line(tmp_path: Path) -> None:
 def test_other_text_lists_the_forms(tmp_path: Path) -> None:
     path = tmp_path / "queries.xml"
     path.write_text("<queries/>")
-    with pytest.raises(AnnotationError, match=r"in a known form: .* got no JSON: .* at line 1"):
+    with pytest.raises(
+        AnnotationError, match=r"a known form of queries: .* got no JSON: .* at line 1"
+    ):
         read_annotations(path)
 
 

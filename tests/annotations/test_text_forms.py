@@ -44,6 +44,11 @@ def test_a_table(tmp_path: Path) -> None:
         (TABLE, "q.CSV", "utf-8-sig"),
         (TABLE.replace("\n", "\r\n"), "q.csv", "utf-8"),
         (TABLE, "no_ending", "utf-8"),
+        (
+            TABLE.replace(",", "\t").replace("a man\t", "a man,").replace('"\t runs', '", runs'),
+            "unicode_text.txt",
+            "utf-16",
+        ),
         (TABLE, "q.csv", "utf-16"),
         ("sep=,\r\n" + TABLE.removeprefix("\n").replace("\n\n", "\n"), "q.csv", "utf-8"),
         (TABLE.replace("video,query", "Video,Sentence").replace("end,", "END,"), "q.csv", "utf-8"),

@@ -141,10 +141,13 @@ def didemo_records(
 def _segments(place: str, times: Sequence[object]) -> list[tuple[int, int]]:
     segments = []
     for time in times:
-        whole = isinstance(time, list) and len(time) == 2 and all(type(n) is int for n in time)
-        if not whole or not 0 <= time[0] <= time[1]:  # type: ignore[index]
+        if (
+            not isinstance(time, list)
+            or [type(segment) for segment in time] != [int, int]
+            or not 0 <= time[0] <= time[1]
+        ):
             raise broken(place, "times of [first segment, last segment]", repr(time))
-        segments.append((time[0], time[1]))  # type: ignore[index]
+        segments.append((time[0], time[1]))
     return segments
 
 

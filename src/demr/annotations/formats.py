@@ -12,8 +12,8 @@ from demr.annotations.text_forms import csv_records, looks_like_csv, text_record
 from demr.errors import AnnotationError
 
 FORMS = (
-    "JSON Lines with query, vid and duration (as QVHighlights), JSON of ActivityNet Captions, the "
-    "CD and CG splits, TACoS, DiDeMo, Ego4D NLQ, YouCook2 or HiREST, text of Charades-STA, CSV"
+    "JSON Lines as of QVHighlights, JSON of ActivityNet Captions, CD or CG splits, TACoS, DiDeMo, "
+    "Ego4D NLQ, YouCook2, HiREST, text of Charades-STA, CSV"
 )
 
 
@@ -32,12 +32,12 @@ def file_records(
     """
     text = read_text(source)
     suffix = (source.with_suffix("") if source.suffix == ".gz" else source).suffix.lower()
-    if suffix in (".csv", ".tsv"):
+    if suffix in (".json", ".jsonl"):
+        return _json_records(source, text, durations_s, report)
+    if suffix in (".csv", ".tsv") or looks_like_csv(text):
         return csv_records(source, text, durations_s, report)
-    if suffix == ".txt" or (suffix not in (".json", ".jsonl") and "##" in text.partition("\n")[0]):
+    if suffix == ".txt" or "##" in text.partition("\n")[0]:
         return text_records(source, text, durations_s, report)
-    if suffix not in (".json", ".jsonl") and text.lstrip()[:1] not in "{[" and looks_like_csv(text):
-        return csv_records(source, text, durations_s, report)
     return _json_records(source, text, durations_s, report)
 
 
@@ -117,9 +117,9 @@ def _of_object(
 def _unknown(source: Path, got: str) -> AnnotationError:
     return AnnotationError(
         str(source),
-        expected=f"queries in a known form: {FORMS}",
+        expected=f"a known form of queries: {FORMS}",
         got=got,
-        remedy="convert it, for example to CSV with the columns video,query,start,end",
+        remedy="write it as CSV: video,query,start,end",
     )
 
 
