@@ -178,6 +178,7 @@ def test_queries_are_tidied() -> None:
         (RECORD | {"relevant_clip_ids": [1], "saliency_scores": [[[1]]]}, "number as saliency"),
         (RECORD | {"relevant_clip_ids": [1], "saliency_scores": [[10**400]]}, "a finite number"),
         (RECORD | {"relevant_clip_ids": [True], "saliency_scores": [[1]]}, "clip numbers"),
+        (RECORD | {"relevant_clip_ids": [2**63], "saliency_scores": [[1]]}, "clip numbers"),
         (RECORD | {"event": 3}, "text under 'event'"),
         (RECORD | {"kind": None}, "text under 'event' and 'kind'"),
         ([RECORD], "one JSON object a line"),

@@ -367,6 +367,9 @@ def _says_absent(record: Mapping[str, Any], pairs: Sequence[Window]) -> bool:
     return bool(record.get("kind", "absent") == "absent") and set(pairs) == {(0.0, 0.0)}
 
 
+_MOST_CLIPS = 10**9
+
+
 def _votes(place: str, record: Mapping[str, Any]) -> dict[int, tuple[float, ...]] | None:
     clips, scores = record.get("relevant_clip_ids"), record.get("saliency_scores")
     if clips is None or scores is None:
@@ -377,8 +380,8 @@ def _votes(place: str, record: Mapping[str, Any]) -> dict[int, tuple[float, ...]
         raise broken(place, "one saliency score list per relevant clip", "lists that do not match")
     by_clip: dict[int, tuple[float, ...]] = {}
     for clip, votes in zip(clips, scores, strict=True):
-        if type(clip) is not int:
-            raise broken(place, "whole clip numbers", repr(clip))
+        if type(clip) is not int or abs(clip) > _MOST_CLIPS:
+            raise broken(place, f"whole clip numbers up to {_MOST_CLIPS}", repr(clip))
         if type(votes) is not list or not votes:
             raise broken(place, "a list of saliency scores per clip", repr(votes))
         try:

@@ -184,6 +184,9 @@ class ModelFolder:
                 tokenizer = kind.from_pretrained(self.path, local_files_only=True)
             if not tokenizer.is_fast:
                 raise ValueError("a tokenizer without offsets")
+            # What transformers takes unseen from the settings, such as a length that is no number,
+            # shows only here.
+            tokenizer("a dog")
         except Exception as error:  # errors of json, tokenizers and transformers
             raise ModelError(
                 str(self.path),
@@ -291,7 +294,7 @@ def _check(source: str, folder: Path, family: Family) -> ModelFolder:
             got=brief(error),
             remedy="check the path, or name a model of the hub",
         ) from error
-    if model_type not in family.classes:
+    if not isinstance(model_type, str) or model_type not in family.classes:
         raise ModelError(
             source,
             expected=f"for encoder {family.encoder} {family.known}",

@@ -93,7 +93,7 @@ class TextTower:
         pad = self._tokenizer.pad_token_id
         if pad is None:
             pad = self._settings.eos_token_id if self._is_causal else self._settings.pad_token_id
-        return int(pad)
+        return pad if isinstance(pad, int) else -1  # refused with the tokenizer
 
     def _check_tokenizer(self) -> None:
         folder, size = self._loaded.folder.path, int(self._settings.vocab_size)
@@ -102,13 +102,15 @@ class TextTower:
             raise unfit_tokenizer(folder, f"a padding token below {size}", str(self._pad))
         if not self._is_causal:
             return
+        end = self._settings.eos_token_id
+        if not isinstance(end, int):
+            raise unfit_tokenizer(folder, "an eos_token_id (config.json)", str(end)[:40])
         plain, ids = (
             self._tokenizer("a dog", add_special_tokens=special)["input_ids"]
             for special in (False, True)
         )
         # A causal tower has read the whole sentence at its end token alone: a sentence without it
         # is embedded as its first token, and so like any other.
-        end = int(self._settings.eos_token_id)
         if self._loaded.folder.model_type == "xclip" or end == _BY_RANK:
             fits = max(*ids[:-1], self._pad) <= ids[-1] and ids.count(ids[-1]) == 1
         else:
