@@ -110,7 +110,7 @@ def test_floating_point_noise_is_cut_and_not_counted(file: Maker) -> None:
     path = file(lines(RECORD | {"relevant_windows": [[20, 30 + 1e-12]]}))
     (found,), report = read_annotations_with_report(path)
     assert found.windows_s == ((20.0, 30.0),)
-    assert (report.clipped, report.trimmed) == (0, 0)
+    assert (report.clipped, report.trimmed, found.annotated_s) == (0, 0, None)
 
 
 def test_several_windows_and_the_whole_video_are_kept(file: Maker) -> None:
@@ -231,7 +231,7 @@ def test_files_that_cannot_be_read(tmp_path: Path, file: Maker) -> None:
 @given(st.text())
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_text_is_read_or_refused_in_one_line(file: Maker, text: str) -> None:
-    for name in ("x.jsonl", "x.txt", "x"):
+    for name in ("x.jsonl", "x.json", "x.csv", "x.txt", "x"):
         try:
             read_annotations(file(text, name))
         except AnnotationError as error:
@@ -294,6 +294,13 @@ def test_what_is_written_is_read_back(tmp_path: Path, written: list[Annotation],
     quiet = report.__dict__ | {"queries": 0, "unknown": 0, "absent": 0}
     assert not any(quiet.values())
     assert [len(list(folder.iterdir())) for folder in [(tmp_path / name).parent]] != [0]
+
+
+@pytest.mark.parametrize("query", ["## a", "video,query", "a 1 2##b"])
+def test_a_query_like_another_form_changes_nothing(tmp_path: Path, query: str) -> None:
+    annotation = Annotation("1", query, "v", 3.0, None, event="\ud800")
+    write_annotations(tmp_path / "no_ending", [annotation])
+    assert read_annotations(tmp_path / "no_ending") == [annotation]
 
 
 def test_the_same_queries_give_the_same_bytes(tmp_path: Path) -> None:

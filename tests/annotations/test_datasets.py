@@ -1,6 +1,8 @@
 """The JSON of single data sets, by hand-worked values, and what is broken in it."""
 
+import copy
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -350,3 +352,58 @@ def test_one_record_over_several_lines(tmp_path: Path) -> None:
     record = {"qid": 1, "query": "a dog", "vid": "v", "duration": 9, "relevant_windows": [[1, 2]]}
     ((found,), _) = read(tmp_path, record)
     assert found == Annotation(1, "a dog", "v", 9.0, ((1.0, 2.0),))
+
+
+WHOLE: list[Any] = [
+    {"s01-d01.avi": TACOS, "s34-d28.avi": {**TACOS, "duration": 100.0, "novels": [{}, {}]}},
+    [DIDEMO, {**DIDEMO, "annotation_id": 6, "times": [[0, 5]]}],
+    nlq({"clip_start_sec": 10.5, "clip_end_sec": 12.0, "query": "where is the cup?"}),
+    {"database": {"yv": {"duration": 9, "annotations": [{"id": 0, "segment": [2, 3],
+                                                         "sentence": "cut"}]}}},
+    {"Make it": {"a.mp4": {"relevant": True, "clip": True, "v_duration": 9, "bounds": [1, 2]}}},
+    [{"qid": 1, "query": "a dog", "vid": "v", "duration": 9, "relevant_windows": [[1, 2]],
+      "relevant_clip_ids": [0], "saliency_scores": [[1, 2, 3]], "annotated_windows": [[1, 2]]}],
+]  # fmt: skip
+GARBAGE: list[Any] = [
+    None, True, 0, -1, 1.5, 1e308, 10**400, float("nan"), "", "x", "\ud800", [], [[]], {}, [None],
+    [[0, 0]], [1, 2, 3], {"a": 1}, [[[]]], 2**63,
+]  # fmt: skip
+
+
+def damage(generator: random.Random, node: Any) -> Any:
+    """The document with one value, somewhere in it, replaced, removed, doubled or renamed."""
+    if not isinstance(node, dict | list) or not node or generator.random() < 0.15:
+        return copy.deepcopy(generator.choice(GARBAGE))
+    node = copy.copy(node)
+    keys = list(node) if isinstance(node, dict) else list(range(len(node)))
+    key, turn = generator.choice(keys), generator.random()
+    if turn < 0.1:
+        del node[key]
+    elif turn < 0.15 and isinstance(node, dict):
+        node[generator.choice(["", "query", "\x1b[2J", "video"])] = node.pop(key)
+    elif turn < 0.2 and isinstance(node, list):
+        node.append(copy.deepcopy(node[key]))
+    else:
+        node[key] = damage(generator, node[key])
+    return node
+
+
+@pytest.mark.parametrize("whole", WHOLE)
+def test_any_damage_is_read_or_refused_in_one_line(tmp_path: Path, whole: Any) -> None:
+    generator = random.Random(0)
+    path, out = tmp_path / "queries.json", tmp_path / "out.jsonl"
+    read_any = 0
+    for _ in range(300):
+        path.write_text(json.dumps(damage(generator, whole)))
+        try:
+            found, report = read_annotations_with_report(path)
+        except AnnotationError as error:
+            refused = str(error)
+            assert "\n" not in refused
+            assert len(refused) < 500 + len(str(path))
+            continue
+        read_any += 1
+        assert "\n" not in report.summary()
+        write_annotations(out, found)
+        assert read_annotations(out) == found
+    assert 10 < read_any < 290

@@ -38,11 +38,13 @@ def save(path: Path, records: Sequence[object]) -> Path:
 def evaluate(tmp_path: Path, cli: Cli) -> Callable[..., Any]:
     """Measure records against records: finished command and, if it went well, its numbers."""
 
-    def run(predictions: Sequence[object], annotations: Sequence[object] = ASKED) -> Any:
+    def run(
+        predictions: Sequence[object], annotations: Sequence[object] = ASKED, *options: str
+    ) -> Any:
         out = tmp_path / "out.json"
         done = cli(
             *("evaluate", "--predictions", save(tmp_path / "p.jsonl", predictions)),
-            *("--annotations", save(tmp_path / "a.jsonl", annotations), "--json", out),
+            *("--annotations", save(tmp_path / "a.jsonl", annotations), "--json", out, *options),
         )
         return done, json.loads(out.read_text())["all"] if out.exists() else {}
 
@@ -52,6 +54,47 @@ def evaluate(tmp_path: Path, cli: Cli) -> Callable[..., Any]:
 def test_all_is_well(evaluate: Any) -> None:
     done, metrics = evaluate(ANSWERED)
     assert (done.code, done.err, metrics["R1@0.7"]) == (0, "", 100.0)
+
+
+def test_recall_at_any_iou_and_windows_as_annotated(evaluate: Any) -> None:
+    longer = [{**record, "relevant_windows": [[2, 12]]} for record in ASKED]  # of 10 s
+    predictions = [{**record, "pred_relevant_windows": [[2, 6, 0.9]]} for record in ANSWERED]
+    done, metrics = evaluate(predictions, longer, "--iou", "0.45,0.4", "--unclipped")
+    assert (done.code, metrics["R1@0.4"], metrics["R1@0.45"], metrics["mIoU"]) == (0, 100, 0, 40)
+    rows = [line.split()[:2] for line in done.out.splitlines() if "R1@" in line]
+    assert rows == [
+        ["R1@0.3", "100.0"],
+        ["R1@0.4", "100.0"],
+        ["R1@0.45", "0.0"],
+        ["R1@0.5", "0.0"],
+        ["R1@0.7", "0.0"],
+    ]
+    done, metrics = evaluate(predictions, longer)
+    assert metrics["mIoU"] == 50
+    assert "mIoU 40.00 instead of 50.00" in done.err
+
+
+@pytest.mark.parametrize("iou", ["x", "0", "1.1", "nan", "0.3;0.4", ",", "-0.5"])
+def test_what_is_no_iou_is_refused(evaluate: Any, iou: str) -> None:
+    done, _ = evaluate(ANSWERED, ASKED, "--iou", iou)
+    assert "expected numbers above 0, at most 1, with commas" in done.one_line()
+
+
+def test_a_run_is_measured_as_it_is(cli: Cli, tmp_path: Path) -> None:
+    for options in (("--iou", "0.4"), ("--unclipped",)):
+        assert "with --predictions" in cli("evaluate", tmp_path, *options).one_line()
+
+
+def test_highlights_are_printed_where_saliency_is_given(evaluate: Any) -> None:
+    scored = {"relevant_clip_ids": [1, 2], "saliency_scores": [[4, 4, 4], [3, 3, 3]]}
+    saliency = {"pred_saliency_scores": [0.0, 1.0, 0.5, 0.0, 0.0]}
+    done, _ = evaluate([r | saliency for r in ANSWERED], [r | scored for r in ASKED])
+    rows = [line.split(":") for line in done.out.splitlines() if "highlights" in line]
+    assert [(name.split(",")[1].strip(), value.split()) for name, value in rows] == [
+        (grade, [metric, "100.0"])
+        for grade in ("fair", "good", "very good")
+        for metric in ("mAP", "HIT@1")
+    ]
 
 
 @pytest.mark.parametrize(

@@ -215,12 +215,14 @@ def write_annotations(path: str | os.PathLike[str], annotations: Iterable[Annota
                 got=f"{annotation.qid!r} twice",
                 remedy="rename one of the two",
             )
-        lines.append(json.dumps(_record(annotation), ensure_ascii=False) + "\n")
+        line = json.dumps(_record(annotation), ensure_ascii=False)
+        # Half of a surrogate pair, in what is kept as it is, can only be spelled.
+        lines.append(line if _is_writable(line) else json.dumps(_record(annotation)))
     if not lines:
         raise AnnotationError(
             str(target), expected="at least one query", got="none", remedy="nothing was written"
         )
-    _write(target, "".join(lines).encode())
+    _write(target, "".join(f"{line}\n" for line in lines).encode())
 
 
 def _write(target: Path, data: bytes) -> None:
@@ -338,12 +340,19 @@ def _windows(
             report.clipped += outside > ROUNDING_S
             report.trimmed += _NOISE_S < outside <= ROUNDING_S
             windows.append((max(start, 0.0), min(end, duration)))
-    if annotated is None and windows != pairs:
+    if annotated is None and windows != pairs and _differ(windows, pairs):
         annotated = tuple(pairs)
     if not windows:
         report.emptied += 1
         return None, annotated
     return tuple(windows), annotated
+
+
+def _differ(one: Sequence[Window], other: Sequence[Window]) -> bool:
+    if len(one) != len(other):
+        return True
+    off = (max(abs(a[0] - b[0]), abs(a[1] - b[1])) for a, b in zip(one, other, strict=True))
+    return max(off, default=0.0) > _NOISE_S
 
 
 def _pairs(place: str, value: object, report: RepairReport) -> list[Window]:

@@ -122,7 +122,7 @@ def didemo_records(
         duration = durations_s.get(vid, durations_s.get(video))
         if duration is None:
             segments = number(place, "num_segments", record.get("num_segments", 0))
-            duration = _SEGMENT_S * max([segments, *(last + 1.0 for _, last in times)])
+            duration = _SEGMENT_S * max([segments, *(last + 1 for _, last in times)])
             record["duration_guessed"] = True
             guessed.add(vid)
         windows = None

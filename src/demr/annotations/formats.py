@@ -32,7 +32,8 @@ def file_records(
     """
     text = read_text(source)
     suffix = (source.with_suffix("") if source.suffix == ".gz" else source).suffix.lower()
-    if suffix in (".json", ".jsonl"):
+    is_text = suffix in (".txt", ".csv", ".tsv")
+    if suffix in (".json", ".jsonl") or (not is_text and text.lstrip()[:1] in ("{", "[")):
         return _json_records(source, text, durations_s, report)
     if suffix in (".csv", ".tsv") or looks_like_csv(text):
         return csv_records(source, text, durations_s, report)
