@@ -67,6 +67,32 @@ def examine() -> list[Finding]:
     ]
 
 
+def examine_pack(path: Path) -> list[Finding]:
+    """Read every shard of a feature pack and compare it with what was packed.
+
+    Raises:
+        FeatureError: If it is no pack.
+    """
+    from demr.features.pack import FeaturePack
+
+    pack = FeaturePack(path)
+    findings = [Finding("pack", "ok", f"{path}: {len(pack)} videos, {pack.identity}")]
+    again = "copy it again from where the pack came from, or make the pack again"
+    shards = list(pack.check_shards())
+    whole = [shard for shard in shards if not shard.error]
+    findings += [
+        Finding(shard.path.name, "broken", shard.error, again) for shard in shards if shard.error
+    ]
+    bare = sum(not shard.has_checksum for shard in whole)
+    if bare:
+        detail = f"{len(whole)} of {len(shards)} can be read; {bare} without a checksum"
+        remedy = "extract or import the features again to have checksums"
+        return [*findings, Finding("shards", "missing", detail, remedy)]
+    state: State = "ok" if whole else "broken"
+    detail = f"{len(whole)} of {len(shards)} are what was packed (SHA-256)"
+    return [*findings, Finding("shards", state, detail)]
+
+
 def is_healthy(findings: list[Finding]) -> bool:
     """Whether nothing is broken; optional parts may be missing."""
     return all(finding.state != "broken" for finding in findings)

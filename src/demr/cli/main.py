@@ -55,11 +55,18 @@ def demo(
 
 
 @app.command()
-def doctor() -> None:
-    """Show what is installed, cached and usable, and what to run to get the rest."""
-    from demr.cli.doctor import examine, findings_table, is_healthy
+def doctor(
+    pack: Annotated[
+        Path | None, typer.Argument(help="A feature pack: read it whole, compare its checksums.")
+    ] = None,
+) -> None:
+    """Show what is installed, cached and usable, and what to run to get the rest.
 
-    findings = examine()
+    With a feature pack: whether its shards still are what was packed.
+    """
+    from demr.cli.doctor import examine, examine_pack, findings_table, is_healthy
+
+    findings = examine() if pack is None else examine_pack(pack)
     console().print(findings_table(findings))
     if not is_healthy(findings):
         raise typer.Exit(1)

@@ -106,7 +106,7 @@ class EncoderIdentity:
             normalization = values["normalization"]
             if normalization not in ("l2", "none"):
                 raise ValueError(f"normalization {normalization!r}")
-            return cls(
+            made = cls(
                 name=str(values["name"]),
                 version=str(values["version"]),
                 clip_s=float(values["clip_s"]),
@@ -117,7 +117,11 @@ class EncoderIdentity:
                 digest=str(values.get("digest", "")),
                 dtype=str(values.get("dtype", "float32")),
             )
-        except (KeyError, TypeError, ValueError) as error:
+            dims = [size for _, size in made.streams]
+            if not (dims and min(dims) > 0 and made.text_dim >= 0 and 0 < made.clip_s < math.inf):
+                raise ValueError(f"clips of {made.clip_s:g} s, {dims} and {made.text_dim} numbers")
+            return made
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise FeatureError(
                 "encoder identity",
                 expected="name, version, clip_s, streams, text_dim and normalization (l2 or none)",

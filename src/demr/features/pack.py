@@ -17,8 +17,10 @@ from safetensors.numpy import save_file
 from demr.encoders.base import EncoderIdentity, VideoFeatures
 from demr.errors import FeatureError
 from demr.features.prepare import check_storable
-from demr.features.shards import TENSOR, FeatureShard
+from demr.features.shards import TENSOR, FeatureShard, file_sha256
 from demr.machine.files import sync
+from demr.machine.memory import memory_left
+from demr.machine.reading import read_json
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 PACK_VERSION = 1
 # Rows of a shard: 370 MB of SlowFast and CLIP.
 _SHARD_ROWS = 65_536
+# An index becomes objects of Python, which take several times as much as its text.
+_INDEX_SHARE = 16
 
 
 class FeaturePackWriter:
@@ -65,6 +69,7 @@ class FeaturePackWriter:
         self._pending = 0
         self._shard = 0
         self._videos: dict[str, dict[str, float | int]] = {}
+        self._checksums: dict[str, str] = {}
 
     def add(self, video: VideoFeatures) -> None:
         """Append one video.
@@ -108,6 +113,7 @@ class FeaturePackWriter:
             name = self._temporary / f"video-{self._shard:05d}.safetensors"
             with self._disk_errors():
                 save_file({TENSOR: np.concatenate(self._rows)}, name)
+                self._checksums[name.name] = file_sha256(name)
                 name.chmod(0o644)  # safetensors makes files that only their owner can read
                 sync(name)
             self._rows, self._pending, self._shard = [], 0, self._shard + 1
@@ -130,6 +136,7 @@ class FeaturePackWriter:
             "version": PACK_VERSION,
             "encoder": self.identity.to_dict(),
             "videos": self._videos,
+            "sha256": self._checksums,
         }
         self.add_text("index.json", json.dumps(index))
         with self._disk_errors():
@@ -168,6 +175,22 @@ class _Entry:
     duration_s: float
 
 
+@dataclass(frozen=True)
+class ShardState:
+    """What reading a shard whole has shown.
+
+    Attributes:
+        path: The file.
+        has_checksum: Whether the pack has one for it; packs of older versions have none. Without
+            one, numbers are finite and where the index expects them, but may be others.
+        error: What is wrong with it, on one line; empty if nothing is.
+    """
+
+    path: Path
+    has_checksum: bool
+    error: str = ""
+
+
 class FeaturePack:
     """Stored features; shards are memory-mapped, so opening reads only the index.
 
@@ -186,6 +209,7 @@ class FeaturePack:
         folders = [folder if folder == path else folder.parent for folder in folders]
         self._videos: dict[str, _Entry] = {}
         self._shards: dict[Path, FeatureShard] = {}
+        self._checksums: dict[Path, str] = {}
         identities = [self._read_index(folder) for folder in folders or [path]]
         # One without a digest fits any, and so does not show whether the others fit each other.
         self.identity = max(identities, key=lambda identity: identity.digest != "")
@@ -200,8 +224,10 @@ class FeaturePack:
 
     def _read_index(self, folder: Path) -> EncoderIdentity:
         try:
-            index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-            version = int(index["version"])
+            index = read_json(folder / "index.json", memory_left() // _INDEX_SHARE)
+            version = index["version"]
+            if type(version) is not int or version < 1:
+                raise ValueError(f"version {version!r}")
             if version > PACK_VERSION:
                 raise FeatureError(
                     str(folder),
@@ -219,7 +245,10 @@ class FeaturePack:
                 )
                 for vid, entry in index["videos"].items()
             }
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            checksums = {
+                folder / str(name): str(sha) for name, sha in index.get("sha256", {}).items()
+            }
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise FeatureError(
                 str(folder),
                 expected="a folder with a feature pack (index.json and shards)",
@@ -235,6 +264,7 @@ class FeaturePack:
                 remedy="keep one of the two",
             )
         self._videos |= videos
+        self._checksums |= checksums
         return identity
 
     @property
@@ -262,12 +292,40 @@ class FeaturePack:
                 got="no features",
                 remedy="extract this video or drop its queries",
             )
-        shard = self._shards.get(entry.shard)
-        if shard is None:
-            shard = FeatureShard(entry.shard, self.identity.video_dim)
-            self._shards[entry.shard] = shard
-        rows = shard.rows(entry.row, entry.rows)
+        rows = self._open(entry.shard).rows(entry.row, entry.rows)
         return VideoFeatures(vid, entry.duration_s, self.identity.clip_s, rows)
+
+    def _open(self, path: Path) -> FeatureShard:
+        shard = self._shards.get(path)
+        if shard is None:
+            shard = self._shards[path] = FeatureShard(path, self.identity.video_dim)
+        return shard
+
+    def check_shards(self) -> Iterator["ShardState"]:
+        """Read every shard whole and compare it with what was packed."""
+        stored: dict[Path, list[_Entry]] = {}
+        for entry in self._videos.values():
+            stored.setdefault(entry.shard, []).append(entry)
+        for path, entries in stored.items():
+            checksum = self._checksums.get(path)
+            try:
+                self._check(path, entries, checksum)
+            except (FeatureError, OSError) as error:
+                yield ShardState(path, checksum is not None, str(error))
+            else:
+                yield ShardState(path, checksum is not None)
+
+    def _check(self, path: Path, entries: list["_Entry"], checksum: str | None) -> None:
+        shard, end = self._open(path), 0
+        for entry in sorted(entries, key=lambda entry: entry.row):
+            if entry.row < end:
+                raise shard.damaged(f"an index in which videos share row {entry.row}")
+            end = entry.row + entry.rows
+            rows = shard.rows(entry.row, entry.rows)
+            if checksum is None and not np.isfinite(rows).all():
+                raise shard.damaged(f"NaN or infinity in rows {entry.row} to {end}")
+        if checksum is not None and file_sha256(path) != checksum:
+            raise shard.damaged("other bytes than were packed: the checksum differs")
 
     def __iter__(self) -> Iterator[VideoFeatures]:
         for vid in self._videos:

@@ -1,5 +1,6 @@
 """One file of a feature pack: checked when it is opened, read where its values are used."""
 
+import hashlib
 import json
 import mmap
 from pathlib import Path
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from demr.errors import FeatureError
+from demr.machine.reading import check_regular
 
 TENSOR = "features"
 
@@ -29,6 +31,7 @@ class FeatureShard:
         self._path = path
         self._expected = f"a complete shard of features, {width} numbers of float16 a clip"
         try:
+            check_regular(path)
             # The library checks the header against the file's size; only where the numbers begin
             # it does not give.
             with safe_open(path, framework="numpy") as checked:
@@ -39,9 +42,9 @@ class FeatureShard:
                 begin = 8 + length + json.loads(file.read(length))[TENSOR]["data_offsets"][0]
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, SafetensorError, ValueError, KeyError) as error:
-            raise self._damaged(f"{type(error).__name__}: {error}") from error
+            raise self.damaged(f"{type(error).__name__}: {error}") from error
         if dtype != "F16" or len(shape) != 2 or shape[1] != width:
-            raise self._damaged(f"{dtype} of shape {shape}")
+            raise self.damaged(f"{dtype} of shape {shape}")
         self._size = len(self._map)
         # A plain array: each slice of a numpy.memmap costs several times as much.
         flat = np.frombuffer(self._map, np.float16, shape[0] * width, begin)
@@ -55,17 +58,28 @@ class FeatureShard:
         """
         # Touching mapped pages that the file has lost would kill the process.
         if self._map.size() < self._size:
-            raise self._damaged(f"{self._map.size()} of {self._size} bytes, after it was opened")
+            raise self.damaged(f"{self._map.size()} of {self._size} bytes, after it was opened")
         if first < 0 or count < 1 or first + count > len(self._rows):
-            raise self._damaged(
+            raise self.damaged(
                 f"{len(self._rows)} rows, where the index expects {first} to {first + count}"
             )
         return self._rows[first : first + count]
 
-    def _damaged(self, got: str) -> FeatureError:
+    def damaged(self, got: str) -> FeatureError:
+        """The error of what was found in the file, in one line."""
         return FeatureError(
             str(self._path),
             expected=self._expected,
             got=got,
             remedy="extract or import the features again",
         )
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
