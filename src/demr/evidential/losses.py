@@ -1,4 +1,7 @@
-"""Losses of evidential regression: the likelihood and the two regularisers of its evidence."""
+"""Losses of evidential regression: the likelihood and the two regularisers of its evidence.
+
+Both regularisers see training inputs alone, and so neither lowers the evidence far from them.
+"""
 
 import math
 from typing import Literal
