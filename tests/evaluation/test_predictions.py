@@ -259,7 +259,8 @@ def test_intervals_and_uncertainty_by_hand() -> None:
 
 def test_presence_by_hand() -> None:
     def says(qid: str, present: float | None) -> PredictionRecord:
-        return PredictionRecord(qid, np.zeros((0, 3)), present=present)
+        verdict = "uncertain" if present is None else "found"
+        return PredictionRecord(qid, np.zeros((0, 3)), present=present, verdict=verdict)
 
     annotations = [asked("a"), asked("b"), asked("c", ()), asked("d", ())]
     predictions = [says("a", 0.9), says("b", 0.4), says("c", 0.4), says("d", 0.1)]
@@ -274,7 +275,11 @@ def test_presence_by_hand() -> None:
     assert some["presence/AUROC"] == pytest.approx((1 + 0.5) / 2)
     assert some["presence/brier"] == pytest.approx((0.01 + 0.36 + 0.16) / 3)
     none = [says(qid, None) for qid in "abcd"]
-    assert not any("presence" in key for key in measure(none, annotations).metrics)
+    said = {k: v for k, v in measure(none, annotations).metrics.items() if "presence" in k}
+    assert said == {"presence/not judged": 4}
+    # Predictions of others say nothing of presence, and nothing is said of them.
+    foreign = [replace(one, verdict=None) for one in none]
+    assert not any("presence" in key for key in measure(foreign, annotations).metrics)
     assert "presence/AUROC" not in measure(predictions[:2], annotations[:2]).metrics
 
 

@@ -121,9 +121,9 @@ def presence_metrics(pairs: Pairs) -> dict[str, float]:
 
     Returns:
         ``presence/AUROC of score`` by the score of the first window; of the predictions that carry
-        ``present`` ``presence/AUROC``, ``presence/brier`` and ``presence/ECE``, and where some
-        carry none (the model cannot judge them) ``presence/not judged``, their number. Empty where
-        queries are all present or all absent.
+        ``present`` ``presence/AUROC``, ``presence/brier`` and ``presence/ECE``, and
+        ``presence/not judged``, the number of those that carry a verdict without it: the model
+        cannot judge them. Empty where queries are all present or all absent.
     """
     label = np.array([bool(a.windows_s) for _, a in pairs], dtype=bool)
     if not _both_kinds(label):
@@ -141,8 +141,8 @@ def presence_metrics(pairs: Pairs) -> dict[str, float]:
             "presence/brier": brier(probability, label),
             "presence/ECE": ece(probability, label),
         }
-        if not all(judged):
-            metrics["presence/not judged"] = float(len(pairs) - sum(judged))
+    if unjudged := sum(p.present is None and p.verdict is not None for p, _ in pairs):
+        metrics["presence/not judged"] = float(unjudged)
     return metrics
 
 

@@ -49,12 +49,12 @@ class Moment:
             "start": round(self.start, 3),
             "end": round(self.end, 3),
             "score": round(self.score, 4),
-            "confidence": _known(self.confidence, 4),
-            "verdict": self.verdict,
             "start_interval": _known_pair(self.start_interval, 3),
             "end_interval": _known_pair(self.end_interval, 3),
             "aleatoric": _known_pair(self.aleatoric, 4),
             "epistemic": _known_pair(self.epistemic, 4),
+            "confidence": _known(self.confidence, 4),
+            "verdict": self.verdict,
         }
 
 
