@@ -6,6 +6,7 @@ Without these checks a search answers every sentence alike, or breaks in the mid
 import json
 import os
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -208,3 +209,32 @@ def test_sizes_beyond_every_number(tmp_path: Path) -> None:
     (tmp_path / PICTURES).write_text('{"size": {"shortest_edge": 1e400}, "crop_size": 48}')
     with pytest.raises(ModelError, match="OverflowError"):
         Preprocessing.read(tmp_path, "clip")
+
+
+@pytest.mark.parametrize("kind", ["sparse", "archive"])
+def test_weights_larger_than_memory_are_refused_unread(
+    make: Callable[[str, Change], Any], tmp_path: Path, kind: str
+) -> None:
+    def grow(path: Path) -> None:
+        if kind == "sparse":
+            with path.open("wb") as stream:
+                stream.truncate(1 << 40)
+            return
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("archive/data.pkl", b"x")
+        data = path.read_bytes()
+        size = data.rindex(b"PK\x01\x02") + 24  # what the directory says of the unpacked size
+        path.write_bytes(data[:size] + b"\xf0\xff\xff\xff" + data[size + 4 :])
+
+    def change(folder: Path) -> None:
+        (folder / "model.safetensors").unlink()
+        grow(folder / "pytorch_model.bin")
+
+    place = tmp_path / "w.pyth"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("demr.machine.arrays.memory_left", lambda: 1 << 31)
+        with pytest.raises(ModelError, match=r"of weights, where 2\.1 GB are left"):
+            make("clip", change)
+        grow(place)
+        with pytest.raises(ModelError, match=r"of weights, where 2\.1 GB are left"):
+            get_encoder(f"slowfast:{place}", device="cpu")

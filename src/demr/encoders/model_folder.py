@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 import textwrap
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 
 from demr.errors import InputError, ModelError
+from demr.machine.arrays import check_loadable
 from demr.machine.hub import fetch
 from demr.machine.reading import check_regular_tree, read_json, read_text
 
@@ -302,6 +304,16 @@ def _check(source: str, folder: Path, family: Family) -> ModelFolder:
             remedy="name another model",
         )
     weights = _weights(folder, _SAFE) or _weights(folder, _PICKLED)
+    try:
+        for file in weights:
+            check_loadable(file)
+    except (OSError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
+        raise ModelError(
+            f"{source} ({file.name})",
+            expected="weights that can be loaded",
+            got=brief(error),
+            remedy=_AGAIN,
+        ) from error
     if not weights:
         raise ModelError(
             source,

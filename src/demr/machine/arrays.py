@@ -34,6 +34,7 @@ UNREADABLE_ARRAYS = (
 
 # An array is converted, scaled or joined to others before it is stored: copies of it.
 _SHARE = 4
+_ZIP = b"PK\x03\x04"
 # What numpy.savez writes. Others may reserve gigabytes before they unpack a byte.
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
@@ -67,6 +68,24 @@ def check_memory(nbytes: int) -> None:
         raise OSError(
             f"{readable_size(nbytes)} of numbers, where {readable_size(most)} can be read"
         )
+
+
+def check_loadable(path: Path) -> None:
+    """Refuse a file of weights that memory cannot hold, packed or unpacked.
+
+    Raises:
+        OSError: If it cannot, or it is no regular file.
+        zipfile.BadZipFile: If it begins as an archive, as torch writes it, and is none.
+    """
+    most = memory_left()
+    with open_regular(path) as stream:
+        size = stream.seek(0, io.SEEK_END)
+        stream.seek(0)
+        if size <= most and stream.read(4) == _ZIP:
+            with zipfile.ZipFile(stream) as archive:
+                size = max(size, sum(info.file_size for info in archive.infolist()))
+    if size > most:
+        raise OSError(f"{readable_size(size)} of weights, where {readable_size(most)} are left")
 
 
 class ArrayFile:

@@ -9,6 +9,7 @@ import os
 import shutil
 import urllib.error
 import urllib.request
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,9 @@ from demr.encoders.slowfast.network import (
     tensor_shapes,
 )
 from demr.errors import ModelError
+from demr.machine.arrays import check_loadable
 from demr.machine.files import atomic_path
+from demr.machine.reading import open_regular
 
 PUBLISHED = "SLOWFAST_8x8_R50"
 """Name of PyTorchVideo's weights, trained on Kinetics-400."""
@@ -182,14 +185,15 @@ def how_to_fetch() -> str:
 
 def _check(source: str, path: Path) -> SlowFastWeights:
     try:
-        with path.open("rb") as stream:
+        check_loadable(path)
+        with open_regular(path) as stream:
             begin = stream.read(4096)
-    except OSError as error:
+    except (OSError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
         raise ModelError(
             f"encoder slowfast ({source})",
             expected="a file that can be read",
             got=brief(error),
-            remedy="check its permissions",
+            remedy="check its permissions, or copy it again",
         ) from error
     if path.suffix not in _SUFFIXES:
         raise ModelError(
