@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 from typing import Any
 
@@ -107,13 +108,48 @@ def test_word_vectors_by_hand(tmp_path: Path) -> None:
         text.encode_video("talk.mp4")
 
 
+def test_words_in_bytes_are_words(tmp_path: Path) -> None:
+    np.savez(
+        tmp_path / "w.npz",
+        words=np.array([b"a", b"dog"]),
+        vectors=np.arange(1, 9, dtype=np.float32).reshape(2, 4),
+    )
+    (found,) = WordVectors(tmp_path / "w.npz", IDENTITY).encode_queries(["A dog"])
+    assert found.features.tolist() == [[1, 2, 3, 4], [5, 6, 7, 8]]
+
+
+@pytest.mark.parametrize(
+    ("words", "vectors"),
+    [
+        (np.array([["a"], ["b"]]), np.ones((2, 4))),
+        (np.array(["a", "b"]), np.zeros((2, 4))),
+        (np.array("a"), np.ones((1, 4))),
+        (np.array(["a", "b"]), np.ones((3, 4))),
+        (np.array(["a"], dtype=object), np.ones((1, 4))),
+    ],
+)
+def test_tables_that_know_nothing(
+    tmp_path: Path, words: np.ndarray[Any, Any], vectors: np.ndarray[Any, Any]
+) -> None:
+    np.savez(tmp_path / "w.npz", words=words, vectors=vectors)
+    with pytest.raises(FeatureError, match=r"words and vectors|a readable"):
+        WordVectors(tmp_path / "w.npz", IDENTITY)
+
+
+def test_a_pipe_in_place_of_a_querys_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "qid7.npz")
+    stored = StoredText(tmp_path, IDENTITY, {"x": "7"})
+    with pytest.raises(FeatureError, match="a pipe, no regular file"):
+        stored.encode_queries(["x"])
+
+
 def test_word_vectors_of_another_width_or_none_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "words.npz"
     np.savez(path, words=np.array(["dog"]), vectors=np.zeros((1, 300)))
     with pytest.raises(FeatureError, match="--text-dim"):
         WordVectors(path, IDENTITY)
     np.savez(path, words=np.array(["dog", "cat"]), vectors=np.zeros((1, 4)))
-    with pytest.raises(FeatureError, match="got 2 words"):
+    with pytest.raises(FeatureError, match=r"got words of shape \(2,\)"):
         WordVectors(path, IDENTITY)
     for broken in (tmp_path / "none.npz", tmp_path / "text.npz"):
         (tmp_path / "text.npz").write_text("x")

@@ -169,15 +169,18 @@ class WordVectors(_Stored):
     def __init__(self, path: Path, identity: EncoderIdentity) -> None:
         try:
             with ArrayFile(path) as arrays:
-                words = arrays.read("words")
+                # Text as bytes would know no word at all.
+                words = arrays.read("words").astype(str)
                 vectors = arrays.read("vectors").astype(np.float32)
         except UNREADABLE_ARRAYS as error:
             raise _damaged(path, error) from error
-        if vectors.ndim != 2 or len(words) != len(vectors) or vectors.shape[1] != identity.text_dim:
+        fits = vectors.ndim == 2 and vectors.shape[1] == identity.text_dim
+        if not fits or words.shape != vectors.shape[:1] or not vectors.any():
             raise FeatureError(
                 str(path),
                 expected=f"words and vectors of width {identity.text_dim} ({identity.spec})",
-                got=f"{len(words)} words, vectors of shape {vectors.shape}",
+                got=f"words of shape {words.shape}, vectors of shape {vectors.shape}"
+                + ("" if vectors.any() else ", all zero"),
                 remedy="import the video features with the --text-dim of these vectors",
             )
         self._identity = identity
