@@ -1,9 +1,13 @@
 import json
+import math
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from demr.answers import pretrained
 from demr.answers.pretrained import Pretrained, load_pretrained, save_pretrained
@@ -86,7 +90,8 @@ def test_weights_cut_short_are_named(folder: Path, kept: int) -> None:
 def test_weights_of_another_model_are_named_briefly(folder: Path) -> None:
     other = {**ARCHITECTURE, "dim": 16}
     change(folder, architecture=other)
-    with pytest.raises(ModelError, match=r"model\.safetensors: .* size mismatch") as caught:
+    message = r"model\.safetensors: .* of shape \(8, 5\) and not \(16, 5\)"
+    with pytest.raises(ModelError, match=message) as caught:
         load_pretrained(folder)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < len(str(folder)) + 400
@@ -107,7 +112,96 @@ def test_a_config_that_is_no_json(folder: Path, text: str) -> None:
 @pytest.mark.parametrize("text", ["[]", "3", "{}", '{"format_version": "1"}'])
 def test_a_config_of_something_else(folder: Path, text: str) -> None:
     (folder / "config.json").write_text(text)
-    with pytest.raises(ModelError, match="got no format_version; name the run folder"):
+    with pytest.raises(ModelError, match=r"no object|under format_version.*name the run folder"):
+        load_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        '{"a":' * 100_000,
+        '{"format_version": 1, "a": ' + "[" * 900 + "]" * 900 + "}",
+        '{"format_version": 1, "max_clips": 1' + "0" * 400 + "}",
+        '{"format_version": 1, "max_clips": 1e400}',
+        '{"format_version": 0}',
+        '{"format_version": true}',
+        '{"format_version": 1, "domain": NaN}',
+    ],
+)
+def test_a_config_that_nothing_can_be_done_with(folder: Path, text: str) -> None:
+    (folder / "config.json").write_text(text)
+    with pytest.raises(ModelError, match="a model folder with config") as caught:
+        load_pretrained(folder)
+    assert len(str(caught.value)) < len(str(folder)) + 400
+
+
+@pytest.mark.parametrize("key", ["dim", "heads", "layers", "hidden", "text_layers"])
+@pytest.mark.parametrize("value", [-4, 10**6, 10**7, 2**62, True, "8", 1.5, None, [8]])
+def test_sizes_are_bounded_before_memory_is_taken(folder: Path, key: str, value: Any) -> None:
+    change(folder, architecture=ARCHITECTURE | {key: value})
+    with pytest.raises(ModelError, match=f"architecture {key}: expected a whole number"):
+        load_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("text_dim", -1),
+        ("text_dim", 10**12),
+        ("text_dim", True),
+        ("streams", [["a", -1]]),
+        ("streams", [["a", 10**12]]),
+        ("streams", [["a", 600_000], ["b", 600_000]]),
+        ("clip_s", 0),
+        ("clip_s", -1),
+        ("clip_s", 1e300),
+        ("name", "a\0b"),
+        ("model", "x" * 10_000),
+    ],
+)
+def test_an_encoder_is_bounded_as_well(folder: Path, key: str, value: Any) -> None:
+    encoder = json.loads((folder / "config.json").read_text())["encoder"]
+    change(folder, encoder=encoder | {key: value})
+    with pytest.raises(ModelError, match="encoder identity"):
+        load_pretrained(folder)
+
+
+def weights_with(folder: Path, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    state = load_file(folder / "model.safetensors")
+    name = "foreground_head.convs.0.weight"
+    save_file(state | {name: change(state[name]).contiguous()}, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.index_fill(0, torch.tensor([0]), math.nan), "numbers of .* are not finite"),
+        (lambda w: w.index_fill(0, torch.tensor([0]), -math.inf), "numbers of .* are not finite"),
+        (lambda w: w.to(torch.int8), "of I8, where weights are"),
+        (lambda w: w.to(torch.int64), "of I64, where weights are"),
+        (lambda w: w > 0, "of BOOL, where weights are"),
+        (lambda w: w.flatten(), "of shape"),
+        (lambda w: w[:-1], "of shape"),
+        (lambda w: w[:0], "of shape"),
+    ],
+)
+def test_weights_that_no_network_can_have(
+    folder: Path, change: Callable[[torch.Tensor], torch.Tensor], message: str
+) -> None:
+    weights_with(folder, change)
+    with pytest.raises(ModelError, match=message):
+        load_pretrained(folder)
+
+
+def test_a_file_that_promises_terabytes(folder: Path) -> None:
+    size = 4 << 40
+    tensors = {"w": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, size]}}
+    header = json.dumps(tensors).encode()
+    path = folder / "model.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    os.truncate(path, 8 + len(header) + size)  # with holes: on the disk it takes a few kilobytes
+    with pytest.raises(ModelError, match="the complete weights that config"):
         load_pretrained(folder)
 
 
@@ -142,7 +236,8 @@ def test_a_newer_format(folder: Path) -> None:
 )
 def test_a_config_that_describes_no_model(folder: Path, values: dict[str, Any]) -> None:
     change(folder, **values)
-    with pytest.raises(ModelError, match=r"config\.json: expected the architecture and encoder"):
+    expected = "expected the architecture and encoder|is not a number"
+    with pytest.raises(ModelError, match=expected):
         load_pretrained(folder)
 
 

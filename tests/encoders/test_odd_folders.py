@@ -122,7 +122,11 @@ CASES: list[tuple[tuple[str, ...], Change, str]] = [
     (CROPPED, edit(PICTURES, size={"shortest_edge": 0}), "size 0"),
     (CROPPED, edit(PICTURES, image_mean=[0.5, 0.5]), "2 channels"),
     (CROPPED, edit(PICTURES, image_std=[0, 1, 1]), "image_std"),
-    (CROPPED, edit(PICTURES, image_std=[float("nan"), 1, 1]), "3 channels: .nan"),
+    (
+        CROPPED,
+        edit(PICTURES, image_std=[float("nan"), 1, 1]),
+        "NaN is not a number",
+    ),
     (CROPPED, edit(PICTURES, rescale_factor=0), "rescale_factor 0"),
     (CROPPED, edit("config.json", text_config__num_hidden_layers=10**6), "num_hidden_layers of 1"),
     (CROPPED, edit("config.json", vision_config__num_channels=4), "num_channels of 3"),
@@ -207,7 +211,7 @@ def test_json_nested_without_end(make: Callable[[str, Change], Any], name: str) 
 
 def test_sizes_beyond_every_number(tmp_path: Path) -> None:
     (tmp_path / PICTURES).write_text('{"size": {"shortest_edge": 1e400}, "crop_size": 48}')
-    with pytest.raises(ModelError, match="OverflowError"):
+    with pytest.raises(ModelError, match="beyond all numbers"):
         Preprocessing.read(tmp_path, "clip")
 
 

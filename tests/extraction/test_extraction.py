@@ -376,7 +376,7 @@ def test_one_extraction_at_a_time_and_one_encoder(
             extract(found(tmp_path, "a"), NameEncoder(), plan, out, in_process, untold)
     with monkeypatch.context() as patch:
         # The other has just finished, and removed what is locked here.
-        patch.setattr(fcntl, "flock", lambda lock, _: Path(lock.name).unlink())
+        patch.setattr(fcntl, "flock", lambda *_: (parts_folder(out) / "lock").unlink())
         with pytest.raises(FeatureError, match="another that is at work there"):
             extract(found(tmp_path, "a"), NameEncoder(), plan, out, in_process, untold)
 
@@ -460,9 +460,8 @@ def test_the_pack_is_on_the_disk_before_the_parts_go(
 def test_what_others_keep_in_the_folder_stays_and_half_written_files_go(tmp_path: Path) -> None:
     out = tmp_path / "pack"
     parts = parts_folder(out)
-    (parts / ".pack.abc").mkdir(parents=True)
-    for name in (".pack.abc/video-00000.safetensors", ".video-0.abc", ".plan.json.abc"):
-        (parts / name).write_text("half")
+    (parts / ".demr-0.tmp" / "pack").mkdir(parents=True)
+    (parts / ".demr-0.tmp" / "pack" / "video-00000.safetensors").write_text("half")
     (parts / "notes.txt").write_text("mine")
     seen: list[set[str]] = []
 
@@ -508,7 +507,7 @@ def test_killed_while_the_pack_is_written(tmp_path: Path) -> None:
     killed = subprocess.run([sys.executable, "-c", KILLED, str(out)], cwd=root, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert list(tmp_path.iterdir()) == [parts_folder(out)]
-    assert len(list(parts_folder(out).glob(".pack.*"))) == 1
+    assert len(list(parts_folder(out).glob(".demr-*.tmp/pack"))) == 1
     videos, plan = found(tmp_path, "a"), name_plan(parts_folder(out))
     extract(videos, NameEncoder(), plan, out, in_process, untold)
     assert list(tmp_path.iterdir()) == [out]

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from demr.errors import ConfigError
-from demr.runs.config import TrainConfig, fields_of, load_config, load_stored_config, parse_config
+from demr.machine.typed import fields_of
+from demr.runs.config import TrainConfig, load_config, load_stored_config, parse_config
 
 RECIPES = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 SMALLEST: dict[str, Any] = {"name": "x", "data": {"root": "data/x"}}
@@ -70,7 +71,7 @@ def test_an_unknown_key_names_those_there_are(tmp_path: Path) -> None:
     assert "lambda_der" not in line
     with pytest.raises(ConfigError, match="known keys here: saliency, clip_contrast") as caught:
         load_config(save(tmp_path, nested("losses.giou", 5.0)))
-    assert "losses.giou: expected a known key, got 5.0" in str(caught.value)
+    assert "losses.giou: expected a known key, got 'giou'; known" in str(caught.value)
     with pytest.raises(ConfigError, match="known keys here: name, seed, gradient_clip"):
         load_config(save(tmp_path, {**SMALLEST, "sed": 3}))
     # One level deeper, behind "or None".
@@ -83,37 +84,38 @@ def test_an_unknown_key_names_those_there_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("retrieval.epochs", "many", "valid integer"),
-        ("retrieval.epochs", 1.5, "valid integer"),
-        ("retrieval.epochs", 0, "greater than 0"),
-        ("retrieval.epochs", None, "valid integer"),
-        ("retrieval.lr", "fast", "valid number"),
-        ("retrieval.lr", -1e-4, "greater than or equal to 0"),
+        ("retrieval.epochs", "many", "a whole number from 1 to 1,000,000, got 'many'"),
+        ("retrieval.epochs", 1.5, "a whole number from 1 to 1,000,000, got 1.5"),
+        ("retrieval.epochs", 0, "from 1 to 1,000,000, got 0"),
+        ("retrieval.epochs", None, "a whole number from 1 to 1,000,000, got null"),
+        ("retrieval.lr", "fast", "a number from 0 on, got 'fast'"),
+        ("retrieval.lr", -1e-4, "a number from 0 on, got -0.0001"),
         ("retrieval.lr", float("nan"), "retrieval.lr"),
-        ("retrieval.lr", float("inf"), "less than inf"),
-        ("model.input_dropout", 1, "less than 1"),
-        ("model.layers", 0, "greater than 0"),
-        ("model.dim", 30, r"even and divisible by heads \(8\)"),
+        ("retrieval.lr", float("inf"), "a number from 0 on, got inf"),
+        ("model.input_dropout", 1, "a number from 0 to below 1, got 1"),
+        ("model.layers", 0, "a whole number from 1 to 256, got 0"),
+        ("model.dim", 30, r"even and divisible by heads \(8\), got 30"),
         ("model.fusion", "sum", "'rff' or 'concat'"),
         ("losses.regularizer", "l2", "'none', 'der' or 'geom'"),
         ("reconstruction.pos", ["noun", "adverb"], "adjective"),
         ("losses.lambda_der", float("nan"), "losses.lambda_der"),
-        ("losses.lambda_geom", -1, "greater than or equal to 0"),
-        ("losses.location_gradient", "perhaps", "valid boolean"),
+        ("losses.lambda_geom", -1, "a number from 0 on, got -1"),
+        ("losses.location_gradient", "perhaps", "true or false, got 'perhaps'"),
         ("retrieval.schedule", "step", "cosine, or the epoch above 0"),
         ("retrieval.schedule", 0, "cosine, or the epoch above 0"),
         ("retrieval.schedule", True, "cosine, or the epoch above 0"),
-        ("seed", -1, "greater than or equal to 0"),
-        ("name", 3, "valid string"),
-        ("losses", [1, 2], "losses"),
-        ("data.tests", ["a"], "dictionary"),
-        ("data.root", 3, "path"),
+        ("seed", -1, "a whole number from 0 to 4,294,967,295, got -1"),
+        ("name", None, "a text, got null"),
+        ("name", {"a": 1}, "a text"),
+        ("losses", [1, 2], r"a group of settings \(saliency.* got \[1, 2\]"),
+        ("data.tests", ["a"], "a mapping of a text to a path"),
+        ("data.root", ["a"], "a path"),
         ("data.val", 0.0, "a share of the training videos between 0 and 1"),
         ("data.val", 1, "a share of the training videos between 0 and 1"),
         ("data.val", [0.5], "a share of the training videos between 0 and 1"),
-        ("data.shapes", {"train": 0}, "greater than 0"),
-        ("retrieval.noise", {"sound": 0.1}, "'video' or 'text'"),
-        ("retrieval.noise", {"video": 1}, "less than 1"),
+        ("data.shapes", {"train": 0}, "train: .* from 1 to 1,000,000, got 0"),
+        ("retrieval.noise", {"sound": 0.1}, "the key 'video' or 'text', got 'sound'"),
+        ("retrieval.noise", {"video": 1}, "a number from 0 to below 1, got 1"),
     ],
 )
 def test_a_wrong_value_is_named(tmp_path: Path, key: str, value: object, message: str) -> None:
@@ -166,14 +168,14 @@ def test_the_config_of_an_older_run_is_read(tmp_path: Path) -> None:
     # To train anew it has to be brought up to date.
     with pytest.raises(ConfigError, match=r"data\.shapes\.seed.* \(11 more like it\)"):
         load_config(path)
-    older["data"] = {"root": 3}
+    older["data"] = {"root": [3]}
     with pytest.raises(ConfigError, match=r"data\.root"):
         load_stored_config(save(tmp_path, older))
 
 
 def test_validation_is_never_a_test(tmp_path: Path) -> None:
     for name in ("val.jsonl", "./val.jsonl"):
-        with pytest.raises(ConfigError, match="validation split is also listed as a test split"):
+        with pytest.raises(ConfigError, match="a validation split that is no test split"):
             load_config(save(tmp_path, nested("data.tests", {"iid": name})))
     allowed = nested("data.tests", {"iid": "iid.jsonl", "ood": "ood.jsonl"})
     assert len(load_config(save(tmp_path, allowed)).data.tests) == 2
@@ -208,10 +210,10 @@ def test_overrides(tmp_path: Path) -> None:
         ("=3", "a.b=value"),
         ("name.first=3", "a key inside a mapping, got name is 'x'"),
         ("retrieval.lr=[1,", "a YAML value"),
-        ("name=2024-13-45", "a YAML value"),
+        ("seed=2024-13-45", "a YAML value"),
         ("retrieval.rate=1", "known keys here"),
         ("retrieval.=1", "known keys here"),
-        ("retrieval.lr=", "valid number"),
+        ("retrieval.lr=", "a number from 0 on, got null"),
     ],
 )
 def test_a_wrong_override_is_named(tmp_path: Path, override: str, message: str) -> None:
@@ -229,7 +231,7 @@ def test_a_wrong_override_is_named(tmp_path: Path, override: str, message: str) 
         ("\x00", "valid YAML"),
         ("3: x\n", "expected"),
         ("[" * 1_000, "valid YAML"),
-        ("name: 2024-13-45\n", "valid YAML"),
+        ("seed: 2024-13-45\n", "valid YAML"),
         ("a: !!python/object/apply:os.getcwd []\n", "valid YAML"),
     ],
 )
@@ -239,11 +241,114 @@ def test_a_file_that_is_no_config(tmp_path: Path, text: str, message: str) -> No
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("precision=32", "32"),
+        ("name=1", "1"),
+        ("name=on", "on"),
+        ("name=2024-01-01", "2024-01-01"),
+        ("name=010", "010"),
+        ("name=1e3", "1e3"),
+        ("data.encoder=on", "on"),
+        ("data.root=3", Path("3")),
+        ("data.train=no", Path("no")),
+        ("data.tests.on=1.0", Path("1.0")),
+        ("data.text=null", None),
+        ("losses.location_gradient=off", False),
+        ("retrieval.lr=1e-3", 1e-3),
+    ],
+)
+def test_a_text_is_taken_as_it_was_written(tmp_path: Path, override: str, value: object) -> None:
+    """YAML takes 32 for a number and ``on`` for true; what is wanted decides."""
+    *_, last = override.partition("=")[0].split(".")
+    key = override.partition("=")[0]
+    for config in (
+        load_config(save(tmp_path, SMALLEST), [override]),
+        load_config(save(tmp_path, written(override))),
+    ):
+        found: Any = config
+        for part in key.split("."):
+            found = found[part] if isinstance(found, dict) else getattr(found, part)
+        assert (found, type(found)) == (value, type(value) if value is None else type(found)), last
+        assert load_config(save(tmp_path, config.to_yaml())) == config
+
+
+def written(override: str) -> str:
+    """A file that says the same as an override, in the same letters."""
+    key, _, value = override.partition("=")
+    lines = {"name": "name: x\n", "data": "data: {root: d}\n"}
+    *groups, last = key.split(".")
+    inner = f"{last}: {value}"
+    for group in reversed(groups):
+        inner = f"{group}: {{{inner}}}"
+    top = (groups or [last])[0]
+    if top == "data":
+        inner = inner.replace("data: {", "data: {root: d, ") if "root:" not in inner else inner
+    return "".join({**lines, top: inner + "\n"}.values())
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed=4294967296", "from 0 to 4,294,967,295, got 4294967296"),
+        ("seed=true", "a whole number from 0 .* got true"),
+        ("seed=010", "'010', which is no plain number"),
+        ("retrieval.lr=1:30", "'1:30', which is no plain number"),
+        ("retrieval.lr=1e400", "a number from 0 on, got '1e400'"),
+        ("retrieval.lr=.nan", "a number from 0 on, got nan"),
+        ("model.dim=0", "from 1 to 65,536, got 0"),
+        ("model.heads=-4", "from 1 to 1,024, got -4"),
+        ("model.hidden=10000000", "from 1 to 65,536, got 10000000"),
+        ("model.layers=1000000", "from 1 to 256, got 1000000"),
+        ("model={dim: 16384, layers: 256}", "less than 2,000,000,000 parameters"),
+        ("devices=0", "from 1 to"),
+        ("device=0", r"a known key, got 'device'; did you mean devices\?"),
+        ("lr=1", r"did you mean reconstruction.lr or retrieval.lr\?"),
+        ("encoder=on", r"did you mean data.encoder\?"),
+        ("name=../../x", "a name .* that is no path"),
+        ("name=a/b", "a name .* that is no path"),
+        ("name=.x", "a name .* that is no path"),
+        ('data.root="a\\0b"', "a path that a file can have"),
+        ("data.tests=!!set {a}", "the tag"),
+        ("name=!!python/name:os.getcwd", "could not determine a constructor"),
+        ("x=&a [*a]", "an alias of what it stands in"),
+        ("x=" + "[" * 100_000, "nested deeper than 64 levels"),
+        ("x=" + "[" * 70 + "]" * 70, "nested deeper than 64 levels"),
+        ("x=" + "9" * 5000, "Exceeds the limit|whole number of"),
+        ("x=0x" + "f" * 5000, "a whole number of 20000 bits"),
+        ("x=" + "a" * 2_000_000, "more than any settings have"),
+    ],
+)
+def test_settings_are_bounded(tmp_path: Path, override: str, message: str) -> None:
+    """Also what no machine could do is one short line, at once."""
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(save(tmp_path, SMALLEST), [override])
+    assert len(str(caught.value)) < 500
+
+
+def test_yaml_that_grows_by_its_aliases(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 10)]
+    with pytest.raises(ConfigError, match="more than 20000 values, with its aliases written out"):
+        load_config(save(tmp_path, "\n".join(lines)))
+    with pytest.raises(ConfigError, match="a second time in line 2"):
+        load_config(save(tmp_path, "seed: 1\nseed: 2\n"))
+    merged = "base: &base {lr: 0.5, epochs: 3}\nname: x\ndata: {root: d}\n"
+    path = save(tmp_path, merged + "retrieval: {<<: *base, epochs: 4}\n")
+    with pytest.raises(ConfigError, match="base: expected a known key"):
+        load_config(path)
+    stage = load_stored_config(path).retrieval
+    assert (stage.lr, stage.epochs) == (0.5, 4)
+
+
 def test_batches_hold_whole_groups_of_queries(tmp_path: Path) -> None:
     for stage in ("reconstruction", "retrieval"):
         values = nested(f"{stage}.batch_size", 12)
         values[stage]["queries_per_video"] = 5
-        with pytest.raises(ConfigError, match="queries_per_video must divide batch_size"):
+        with pytest.raises(
+            ConfigError, match=r"queries_per_video that divides batch_size \(12\), got 5"
+        ):
             load_config(save(tmp_path, values))
 
 

@@ -15,6 +15,7 @@ from demr.answers.covariates import LEAST_POINTS, Standardizer, numbers
 from demr.answers.intervals import LEVELS, IntervalCalibrator
 from demr.answers.presence import PresenceCalibrator
 from demr.errors import InputError, ModelError
+from demr.machine.documents import format_version, read_json
 from demr.machine.files import atomic_path
 
 __all__ = [
@@ -168,12 +169,10 @@ class Calibration:
         """
         target = Path(path)
         try:
-            data = json.loads(target.read_text(encoding="utf-8"), parse_constant=_no_constant)
+            data = read_json(target)
             if not isinstance(data, dict):
                 raise TypeError("not a JSON object")
-            version = data["version"]
-            if isinstance(version, bool) or not isinstance(version, int) or version < 1:
-                raise ValueError(f"version {version!r}")
+            version = format_version(data, "version", FORMAT_VERSION)
         except OSError as error:
             raise ModelError(
                 str(target),
@@ -181,7 +180,7 @@ class Calibration:
                 got=error.strerror or str(error),
                 remedy="run demr calibrate",
             ) from error
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
+        except (TypeError, ValueError) as error:
             raise _damaged(target, error) from error
         if version > FORMAT_VERSION:
             raise ModelError(
@@ -203,14 +202,10 @@ class Calibration:
             raise _damaged(target, error) from error
 
 
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a number")
-
-
 def _damaged(path: Path, error: Exception) -> ModelError:
     return ModelError(
         str(path),
         expected="a calibration file as demr writes it",
-        got=f"a damaged one ({type(error).__name__}: {error})",
+        got=f"a damaged one ({type(error).__name__}: {str(error)[:200]})",
         remedy="run demr calibrate again",
     )

@@ -13,6 +13,7 @@ from demr.batches.batch import Item, collate
 from demr.batches.dataset import MomentDataset
 from demr.batches.sampling import sequential_batches
 from demr.batches.stretches import MAX_CLIPS, Stretch, cut_item, cut_video, plan_stretches
+from demr.errors import ModelError
 from demr.network.model import DemrModel, ModelOutput
 
 FloatArray = NDArray[np.float64]
@@ -217,6 +218,9 @@ def decode(output: ModelOutput, mask: Tensor, duration_s: Tensor) -> list[Propos
         output: Model output for a batch.
         mask: True where a clip is valid, ``(B, L)``.
         duration_s: ``(B,)``.
+
+    Raises:
+        ModelError: If the model says something that is no number, about a clip that is there.
     """
     nig = output.nig
     # The excess keeps the digits of alpha - 1 that float32 loses in alpha.
@@ -231,6 +235,13 @@ def decode(output: ModelOutput, mask: Tensor, duration_s: Tensor) -> list[Propos
     records = []
     for index, length in enumerate(lengths):
         rows = [column[index, :length] for column in columns]
+        if not all(np.isfinite(row).all() for row in rows):
+            raise ModelError(
+                "the model's predictions",
+                expected="finite numbers",
+                got=f"numbers that are not, for {length} clips",
+                remedy="its weights have diverged: train it again with a lower learning rate",
+            )
         window, foreground, nu, alpha, beta = rows
         records.append(
             Proposals(

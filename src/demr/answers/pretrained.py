@@ -8,17 +8,20 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from demr.answers.domain import check_domain
 from demr.batches.stretches import MAX_CLIPS
 from demr.encoders import Encoder, EncoderIdentity, get_encoder
 from demr.errors import DemrError, ModelError
+from demr.machine.documents import format_version, read_json
 from demr.machine.files import atomic_path
 from demr.machine.hub import fetch
 from demr.network.model import DemrModel
 from demr.network.settings import Architecture
+from demr.network.weights import read_weights
 
 FORMAT_VERSION = 1
 # The start and end fraction that features.prepare_video appends to a clip.
@@ -129,43 +132,14 @@ def load_pretrained(folder: Path) -> Pretrained:
     Raises:
         ModelError: If a file is missing, damaged, or of a newer format.
     """
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            str(folder),
-            expected="a model folder with config.json and model.safetensors",
-            got=f"{type(error).__name__}: {error}",
-            remedy="name the run folder that `demr train` wrote",
-        ) from error
-    version = config.get("format_version") if isinstance(config, dict) else None
-    if not isinstance(version, int) or version > FORMAT_VERSION:
-        newer = isinstance(version, int)
-        raise ModelError(
-            str(folder / "config.json"),
-            expected=f"model format {FORMAT_VERSION} or older",
-            got=f"format {version}" if newer else "no format_version",
-            remedy="upgrade demr" if newer else "name the run folder that `demr train` wrote",
-        )
-    stored = config.get("architecture")
-    if isinstance(stored, dict) and stored.get("saliency_hint"):
-        raise ModelError(
-            str(folder / "config.json"),
-            expected="a network of the parts that demr still has",
-            got="one with saliency_hint",
-            remedy="train it again, or keep the demr that trained it",
-        )
-    weights = folder / "model.safetensors"
+    config = _read_config(folder / "config.json")
     try:
         identity = EncoderIdentity.from_dict(config["encoder"])
         architecture = Architecture.from_stored(config["architecture"])
-        model = DemrModel(identity.video_dim + APPENDED_DIMS, identity.text_dim, architecture)
-        model.load_state_dict({k: v.float() for k, v in load_file(weights).items()})
-        known = config.get("known_words")
-        known_words = None if known is None else frozenset(map(str, known))
+        known_words = _known_words(config.get("known_words"))
         domain = check_domain(config.get("domain"), identity.video_dim)
         max_clips = config.get("max_clips", MAX_CLIPS)
-        if isinstance(max_clips, bool) or not isinstance(max_clips, int) or max_clips < 1:
+        if type(max_clips) is not int or max_clips < 1:
             raise ValueError(f"max_clips must be a number above 0, is {max_clips!r}")
     except (DemrError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise ModelError(
@@ -174,12 +148,18 @@ def load_pretrained(folder: Path) -> Pretrained:
             got=_brief(error),
             remedy="copy the file again from the training run",
         ) from error
-    except (OSError, SafetensorError, RuntimeError) as error:
+    weights = folder / "model.safetensors"
+    try:
+        # Without memory, until the file is known to hold what the config describes.
+        with torch.device("meta"):
+            model = DemrModel(identity.video_dim + APPENDED_DIMS, identity.text_dim, architecture)
+        model.load_state_dict(read_weights(weights, model), assign=True)
+    except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(
             str(weights),
-            expected="the complete weights that config.json describes",
+            expected="the complete weights that config.json describes, all finite",
             got=_brief(error),
-            remedy="copy the file again from the training run",
+            remedy="copy the file again from the training run, or train it again",
         ) from error
     return Pretrained(
         model.eval(),
@@ -190,6 +170,46 @@ def load_pretrained(folder: Path) -> Pretrained:
         domain,
         max_clips,
     )
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """A model's ``config.json``, of a format and a network that demr has."""
+    try:
+        config = read_json(path)
+        if not isinstance(config, dict):
+            raise ValueError("no object")
+        version = format_version(config, "format_version", FORMAT_VERSION)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            str(path),
+            expected="a model folder with config.json and model.safetensors",
+            got=_brief(error),
+            remedy="name the run folder that `demr train` wrote",
+        ) from error
+    if version > FORMAT_VERSION:
+        raise ModelError(
+            str(path),
+            expected=f"model format {FORMAT_VERSION} or older",
+            got=f"format {version}",
+            remedy="upgrade demr",
+        )
+    stored = config.get("architecture")
+    if isinstance(stored, dict) and stored.get("saliency_hint"):
+        raise ModelError(
+            str(path),
+            expected="a network of the parts that demr still has",
+            got="one with saliency_hint",
+            remedy="train it again, or keep the demr that trained it",
+        )
+    return config
+
+
+def _known_words(known: object) -> frozenset[str] | None:
+    if known is None:
+        return None
+    if not isinstance(known, list) or not all(isinstance(word, str) for word in known):
+        raise TypeError("known_words must be a list of words, or null")
+    return frozenset(known)
 
 
 def _brief(error: Exception) -> str:

@@ -1,6 +1,5 @@
 """The demo: render a fresh video, search it, and lay the truth beside the answers."""
 
-import tempfile
 from pathlib import Path
 
 from demr.errors import VideoError
@@ -33,7 +32,9 @@ def run_demo(out: Path, seed: int) -> Path:
     """
     _make_folder(out)
     with status("rendering a video") as tell:
-        video = _render(out / "shapes.mp4", seed)
+        video = out / "shapes.mp4"
+        # The writer moves it into place when it is whole.
+        render_scene(demo_scene(seed), video, width=_WIDTH, height=_HEIGHT, fps=_FPS, crf=_CRF)
         tell("searching it")
         result, truth = search_demo(video, seed)
         tell("writing the report")
@@ -60,15 +61,6 @@ def _make_folder(out: Path) -> None:
             got=error.strerror or str(error),
             remedy="choose another --out",
         ) from error
-
-
-def _render(video: Path, seed: int) -> Path:
-    """Render the demo's video under another name and move it into place."""
-    with tempfile.TemporaryDirectory(dir=video.parent) as folder:
-        fresh = Path(folder) / video.name
-        render_scene(demo_scene(seed), fresh, width=_WIDTH, height=_HEIGHT, fps=_FPS, crf=_CRF)
-        fresh.replace(video)
-    return video
 
 
 def search_demo(video: Path, seed: int) -> tuple[SearchResult, dict[str, Windows]]:

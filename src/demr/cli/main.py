@@ -16,6 +16,7 @@ from demr.cli.data import app as data_app
 from demr.cli.models import app as models_app
 from demr.cli.search import app as search_app
 from demr.errors import DemrError
+from demr.machine.processes import end_with_parent
 from demr.machine.terminal import (
     complain,
     console,
@@ -74,6 +75,7 @@ def doctor(
 
 def main() -> None:
     """Run the command line; what a user can mend becomes one line and exit code 2."""
+    end_with_parent()
     warnings.showwarning = _show_warning
     open_closed_streams()
     code = _ending(_run)

@@ -15,6 +15,23 @@ CLIP_S = 2.0
 """Length of a clip in seconds where nothing else is asked for: QVHighlights'."""
 # A remainder shorter than this is rounding of a container's clock, not a clip.
 _MIN_CLIP_S = 1e-3
+# Far beyond any encoder: a damaged file must not ask for more than a machine has.
+_LONGEST_CLIP_S = 86_400.0
+_WIDEST = 1_000_000
+
+
+def _dims(value: object, what: str, least: int = 1) -> int:
+    if type(value) is not int or not least <= value <= _WIDEST:
+        raise ValueError(
+            f"{what} of {str(value)[:40]} numbers, where {least} to {_WIDEST:,} can be"
+        )
+    return value
+
+
+def _word(value: object, what: str) -> str:
+    if not isinstance(value, str) or len(value) > 4096 or not value.isprintable():
+        raise ValueError(f"{what} {str(value)[:40]!r}, which is no word")
+    return value
 
 
 @dataclass(frozen=True)
@@ -106,26 +123,30 @@ class EncoderIdentity:
             normalization = values["normalization"]
             if normalization not in ("l2", "none"):
                 raise ValueError(f"normalization {normalization!r}")
-            made = cls(
-                name=str(values["name"]),
-                version=str(values["version"]),
-                clip_s=float(values["clip_s"]),
-                streams=tuple((str(name), int(dims)) for name, dims in values["streams"]),
-                text_dim=int(values["text_dim"]),
-                normalization=normalization,
-                model=str(values.get("model", "")),
-                digest=str(values.get("digest", "")),
-                dtype=str(values.get("dtype", "float32")),
+            streams = tuple(
+                (_word(name, "stream"), _dims(dims, f"stream {name}"))
+                for name, dims in values["streams"]
             )
-            dims = [size for _, size in made.streams]
-            if not (dims and min(dims) > 0 and made.text_dim >= 0 and 0 < made.clip_s < math.inf):
-                raise ValueError(f"clips of {made.clip_s:g} s, {dims} and {made.text_dim} numbers")
-            return made
+            _dims(sum(dims for _, dims in streams), "all streams")
+            clip_s = float(values["clip_s"])
+            if not 0 < clip_s <= _LONGEST_CLIP_S or isinstance(values["clip_s"], bool):
+                raise ValueError(f"clip_s {clip_s:g}, where clips last up to {_LONGEST_CLIP_S:g} s")
+            return cls(
+                name=_word(values["name"], "name"),
+                version=_word(values["version"], "version"),
+                clip_s=clip_s,
+                streams=streams,
+                text_dim=_dims(values["text_dim"], "text_dim", least=0),
+                normalization=normalization,
+                model=_word(values.get("model", ""), "model"),
+                digest=_word(values.get("digest", ""), "digest"),
+                dtype=_word(values.get("dtype", "float32"), "dtype"),
+            )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise FeatureError(
                 "encoder identity",
                 expected="name, version, clip_s, streams, text_dim and normalization (l2 or none)",
-                got=f"{type(error).__name__} {error}",
+                got=f"{type(error).__name__} {str(error)[:200]}",
                 remedy="extract the features again",
             ) from error
 

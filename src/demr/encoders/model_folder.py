@@ -21,8 +21,9 @@ import torch
 
 from demr.errors import InputError, ModelError
 from demr.machine.arrays import check_loadable
+from demr.machine.documents import read_json
 from demr.machine.hub import fetch
-from demr.machine.reading import check_regular_tree, read_json, read_text
+from demr.machine.reading import check_regular_tree, read_text
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _SAFE = ("model.safetensors", "model.safetensors.index.json")

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from demr.errors import ModelError
-from demr.machine.reading import read_json
+from demr.machine.documents import read_json
 
 # Numbers that preprocessor files use for Pillow's filters.
 _FILTERS: Mapping[int, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "bicubic"}

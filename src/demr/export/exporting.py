@@ -25,6 +25,7 @@ from demr.answers.fitting import load_calibration
 from demr.answers.pretrained import APPENDED_DIMS, Pretrained, find_model, load_pretrained
 from demr.batches.batch import Batch
 from demr.errors import InputError, ModelError
+from demr.machine.documents import read_json
 from demr.machine.files import atomic_path
 from demr.network.model import DemrModel
 
@@ -209,7 +210,7 @@ def metadata(folder: Path, pretrained: Pretrained) -> dict[str, str]:
 
 def _compact(path: Path) -> str:
     # Both files were read and checked before.
-    return json.dumps(json.loads(path.read_text(encoding="utf-8")))
+    return json.dumps(read_json(path))
 
 
 def random_batch(

@@ -5,14 +5,11 @@ and the folder removed. A video's features depend on its file alone, so that a r
 and started again makes the same bytes.
 """
 
-import fcntl
-import glob
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,7 +19,8 @@ from demr.errors import DemrError, FeatureError, InputError, VideoError
 from demr.extraction.parts import ExtractionPlan, Tell, disk_errors, has_part, read_part
 from demr.extraction.videos import Found, VideoFile
 from demr.features.pack import FeaturePack, FeaturePackWriter
-from demr.machine.files import atomic_path
+from demr.machine.documents import format_version, read_json
+from demr.machine.files import atomic_path, locked, sweep
 from demr.machine.terminal import counted
 
 REPORT = "extraction.json"
@@ -94,7 +92,11 @@ def extract(
             if not any(plan.parts.glob(_FINISHED)):
                 shutil.rmtree(plan.parts, ignore_errors=True)
             raise
-        summary = _publish(found, encoder.identity, plan.parts, out)
+        try:
+            summary = _publish(found, encoder.identity, plan.parts, out)
+        except VideoError:
+            _remove(plan.parts)
+            raise
         _remove(plan.parts)
     return summary
 
@@ -107,44 +109,31 @@ def parts_folder(out: Path) -> Path:
 @contextmanager
 def _parts_folder(parts: Path, identity: EncoderIdentity) -> Iterator[None]:
     """The folder of finished videos, checked, and for this process alone."""
-    with disk_errors(parts):
-        parts.mkdir(parents=True, exist_ok=True)
-        lock = (parts / "lock").open("w")
-    with lock:
+    busy = FeatureError(
+        str(parts),
+        expected="one extraction at a time",
+        got="another that is at work there",
+        remedy="wait for it, or choose another --out",
+    )
+    with ExitStack() as stack:
         with disk_errors(parts):
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # One that was just finishing has removed the file that is locked here.
-                is_alone = os.fstat(lock.fileno()).st_nlink > 0
-            except BlockingIOError:
-                is_alone = False
-        if not is_alone:
-            raise FeatureError(
-                str(parts),
-                expected="one extraction at a time",
-                got="another that is at work there",
-                remedy="wait for it, or choose another --out",
-            )
+            parts.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(parts / "lock", busy=busy, required=True))
         _check_plan(parts, identity)
         # What was half written when a process was killed.
-        _remove(parts, finished=False)
+        sweep(parts)
         yield
 
 
-def _remove(parts: Path, *, finished: bool = True) -> None:
+def _remove(parts: Path) -> None:
     """Remove what extractions have put into the folder, and the folder if that was all."""
-    pack = glob.escape(parts.name.removesuffix(_PARTIAL))
-    half = (f".{pack}.*", ".video-*", ".plan.json.*")
-    for pattern in (*half, _FINISHED, "plan.json", "lock") if finished else half:
+    sweep(parts)
+    for pattern in (_FINISHED, "plan.json", "lock"):
         for path in parts.glob(pattern):
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                with suppress(OSError):
-                    path.unlink()
-    if finished:
-        with suppress(OSError):
-            parts.rmdir()
+            with suppress(OSError):
+                path.unlink()
+    with suppress(OSError):
+        parts.rmdir()
 
 
 def _check_plan(parts: Path, identity: EncoderIdentity) -> None:
@@ -155,9 +144,10 @@ def _check_plan(parts: Path, identity: EncoderIdentity) -> None:
             temporary.write_text(json.dumps(plan), encoding="utf-8")
         return
     try:
-        plan = json.loads(path.read_text(encoding="utf-8"))
-        begun, version = EncoderIdentity.from_dict(plan["encoder"]), int(plan["version"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        plan = read_json(path)
+        version = format_version(plan, "version", _PLAN_VERSION)
+        begun = EncoderIdentity.from_dict(plan["encoder"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise FeatureError(
             str(path),
             expected="the plan of an extraction",
@@ -199,7 +189,6 @@ def _publish(found: Found, identity: EncoderIdentity, parts: Path, out: Path) ->
             clips += len(done.features)
             used.add(done.dtype)
         if not videos:
-            _remove(parts)
             raise VideoError(
                 counted(len(skipped), "video"),
                 expected="at least one that can be used",
@@ -234,7 +223,7 @@ def _finished_before(found: Found, identity: EncoderIdentity, out: Path, parts: 
     unasked = f"a pack of other files than the {len(found.videos)} asked for"
     try:
         pack = FeaturePack(out)
-        report = json.loads((out / REPORT).read_text(encoding="utf-8"))
+        report = read_json(out / REPORT)
         skipped = tuple((str(e["path"]), str(e["reason"])) for e in report["skipped"])
         damaged = tuple((str(e["path"]), str(e["damage"])) for e in report["damaged"])
         clips = int(report["clips"])

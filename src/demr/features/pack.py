@@ -1,14 +1,12 @@
 """Feature packs: sharded safetensors in float16 with an index, written once, read by mapping."""
 
 import json
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from safetensors import SafetensorError
@@ -18,9 +16,9 @@ from demr.encoders.base import EncoderIdentity, VideoFeatures
 from demr.errors import FeatureError
 from demr.features.prepare import check_storable
 from demr.features.shards import TENSOR, FeatureShard, file_sha256
-from demr.machine.files import sync
+from demr.machine.documents import format_version, read_json
+from demr.machine.files import atomic_folder
 from demr.machine.memory import memory_left
-from demr.machine.reading import read_json
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,7 +39,6 @@ class FeaturePackWriter:
         path: Folder to create.
         identity: The encoder whose features are stored.
         within: Folder to write in until then, on the same disk; by default the pack's parent.
-            A killed process leaves a hidden folder there that begins with the pack's name.
 
     Attributes:
         identity: Stored when the block ends; what it was computed in may be known only then.
@@ -60,11 +57,10 @@ class FeaturePackWriter:
                 got="an existing one",
                 remedy="choose another folder or remove this one",
             )
-        path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
         self.identity = identity
-        within = within or path.parent
-        self._temporary = Path(tempfile.mkdtemp(dir=within, prefix=f".{path.name}."))
+        self._making = atomic_folder(path, within=within)
+        self._temporary = path
         self._rows: list[NDArray[np.float16]] = []
         self._pending = 0
         self._shard = 0
@@ -104,9 +100,7 @@ class FeaturePackWriter:
             FeatureError: If the disk is full.
         """
         with self._disk_errors():
-            file = self._temporary / name
-            file.write_text(text, encoding="utf-8")
-            sync(file)
+            (self._temporary / name).write_text(text, encoding="utf-8")
 
     def _flush(self) -> None:
         if self._rows:
@@ -114,8 +108,6 @@ class FeaturePackWriter:
             with self._disk_errors():
                 save_file({TENSOR: np.concatenate(self._rows)}, name)
                 self._checksums[name.name] = file_sha256(name)
-                name.chmod(0o644)  # safetensors makes files that only their owner can read
-                sync(name)
             self._rows, self._pending, self._shard = [], 0, self._shard + 1
 
     @contextmanager
@@ -130,7 +122,7 @@ class FeaturePackWriter:
                 remedy="free disk space or choose another folder; nothing was left behind",
             ) from error
 
-    def _publish(self) -> None:
+    def _finish(self) -> None:
         self._flush()
         index = {
             "version": PACK_VERSION,
@@ -139,15 +131,15 @@ class FeaturePackWriter:
             "sha256": self._checksums,
         }
         self.add_text("index.json", json.dumps(index))
-        with self._disk_errors():
-            # mkdtemp made it private; a pack is shared like any other data.
-            self._temporary.chmod(0o755)
-            sync(self._temporary)
-            self._temporary.rename(self._path)
-            sync(self._path.parent)
 
     def __enter__(self) -> Self:
-        """Start writing."""
+        """Start writing.
+
+        Raises:
+            FeatureError: If nothing can be written there.
+        """
+        with self._disk_errors():
+            self._temporary = self._making.__enter__()
         return self
 
     def __exit__(
@@ -157,12 +149,16 @@ class FeaturePackWriter:
         trace: TracebackType | None,
     ) -> None:
         """Publish the pack, or remove what was written if an error came."""
-        try:
-            if kind is None:
-                self._publish()
-        finally:
-            # After the renaming there is no such folder any more.
-            shutil.rmtree(self._temporary, ignore_errors=True)
+        if kind is None:
+            try:
+                self._finish()
+            except BaseException as failed:
+                self._making.__exit__(type(failed), failed, failed.__traceback__)
+                raise
+            with self._disk_errors():
+                self._making.__exit__(None, None, None)
+        else:
+            self._making.__exit__(kind, error, trace)
 
 
 @dataclass(frozen=True)
@@ -173,6 +169,16 @@ class _Entry:
     row: int
     rows: int
     duration_s: float
+
+
+def _entry(folder: Path, stored: Any) -> _Entry:
+    shard, row, rows = (stored[key] for key in ("shard", "row", "rows"))
+    if not all(type(number) is int and number >= 0 for number in (shard, row, rows)):
+        raise ValueError(f"shard {shard!r}, row {row!r}, rows {rows!r}"[:120])
+    duration_s = float(stored["duration_s"])
+    if not 0 < duration_s < float("inf"):
+        raise ValueError(f"a duration of {duration_s:g} s")
+    return _Entry(folder / f"video-{shard:05d}.safetensors", row, rows, duration_s)
 
 
 @dataclass(frozen=True)
@@ -225,9 +231,7 @@ class FeaturePack:
     def _read_index(self, folder: Path) -> EncoderIdentity:
         try:
             index = read_json(folder / "index.json", memory_left() // _INDEX_SHARE)
-            version = index["version"]
-            if type(version) is not int or version < 1:
-                raise ValueError(f"version {version!r}")
+            version = format_version(index, "version", PACK_VERSION)
             if version > PACK_VERSION:
                 raise FeatureError(
                     str(folder),
@@ -236,15 +240,7 @@ class FeaturePack:
                     remedy="upgrade demr",
                 )
             identity = EncoderIdentity.from_dict(index["encoder"])
-            videos = {
-                vid: _Entry(
-                    folder / f"video-{int(entry['shard']):05d}.safetensors",
-                    int(entry["row"]),
-                    int(entry["rows"]),
-                    float(entry["duration_s"]),
-                )
-                for vid, entry in index["videos"].items()
-            }
+            videos = {vid: _entry(folder, entry) for vid, entry in index["videos"].items()}
             checksums = {
                 folder / str(name): str(sha) for name, sha in index.get("sha256", {}).items()
             }

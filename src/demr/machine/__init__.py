@@ -7,16 +7,20 @@ read.
 """
 
 from demr.machine.devices import has_fast_bfloat16, resolve_device
-from demr.machine.files import atomic_path, sync, write_json
+from demr.machine.files import atomic_path, locked, sync, temporary_folder, write_json
 from demr.machine.hub import ask, fetch
 from demr.machine.memory import memory_left, readable_size
-from demr.machine.processes import ignored_interrupts, late_interrupts
+from demr.machine.processes import (
+    end_with_parent,
+    ignored_interrupts,
+    late_interrupts,
+    tied_process,
+)
 from demr.machine.reading import (
     check_regular,
     check_regular_tree,
     open_regular,
     read_bytes,
-    read_json,
     read_records,
     read_text,
 )
@@ -30,22 +34,25 @@ __all__ = [
     "clock",
     "console",
     "counted",
+    "end_with_parent",
     "fetch",
     "has_fast_bfloat16",
     "ignored_interrupts",
     "late_interrupts",
+    "locked",
     "memory_left",
     "need_extra",
     "open_regular",
     "plain",
     "printable",
     "read_bytes",
-    "read_json",
     "read_records",
     "read_text",
     "readable_size",
     "resolve_device",
     "status",
     "sync",
+    "temporary_folder",
+    "tied_process",
     "write_json",
 ]

@@ -8,12 +8,11 @@ their own error of one line, as they do with a missing file.
 import errno
 import gzip
 import io
-import json
 import os
 import re
 import stat
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import IO, BinaryIO
 
 from demr.machine.memory import memory_left, readable_size
 
@@ -109,19 +108,6 @@ def read_text(path: Path, most: int = SETTINGS_BYTES, encoding: str = "utf-8") -
         UnicodeDecodeError: If it is no such text.
     """
     return read_bytes(path, most).decode(encoding)
-
-
-def read_json(path: Path, most: int = SETTINGS_BYTES) -> Any:
-    """Read a JSON file whole.
-
-    Raises:
-        OSError: If it is no regular file, is larger, or cannot be read.
-        ValueError: If it is no JSON, or nested so deep that it means harm.
-    """
-    try:
-        return json.loads(read_text(path, most))
-    except RecursionError as error:
-        raise ValueError("JSON that is nested too deep") from error
 
 
 def read_records(path: Path) -> bytes:

@@ -1,19 +1,39 @@
 """What can be set about the network and its losses: the one place of their names and defaults.
 
-A training config holds these classes as they are, and validates them by their annotations.
+A training config and the config of a stored model hold these classes as they are, and validate
+them by their annotations. What can be set at all is bounded here, far beyond what anyone trains:
+a slip of the keyboard or a damaged file must not ask for more than a machine has.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Le, Lt
+from pydantic import BeforeValidator, TypeAdapter, ValidationError
+from pydantic_core import PydanticCustomError
 
-PositiveInt = Annotated[int, Gt(0)]
-Count = Annotated[int, Ge(0)]
+from demr.machine.typed import describe, fields_of, first_fault
+
+
+def _no_truth(value: object) -> object:
+    """Refuse true and false as numbers; pydantic takes them for 1 and 0."""
+    if isinstance(value, bool):
+        raise PydanticCustomError("int_type", "a number")
+    return value
+
+
+_Number = BeforeValidator(_no_truth)
+PositiveInt = Annotated[int, Ge(1), Le(1_000_000), _Number]
+Count = Annotated[int, Ge(0), Le(1_000_000), _Number]
+# As far as NumPy and Lightning take them.
+Seed = Annotated[int, Ge(0), Le(2**32 - 1), _Number]
 # Less than infinity, which is also false of NaN.
-Weight = Annotated[float, Ge(0), Lt(float("inf"))]
-Rate = Annotated[float, Ge(0), Lt(1)]
+Weight = Annotated[float, Ge(0), Lt(float("inf")), _Number]
+Rate = Annotated[float, Ge(0), Lt(1), _Number]
+_Width = Annotated[int, Ge(1), Le(65_536), _Number]
+_Layers = Annotated[int, Ge(0), Le(256), _Number]
+_MOST_PARAMETERS = 2_000_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,13 +44,13 @@ class Architecture:
         ValueError: If ``dim`` is odd or not divisible by ``heads``.
     """
 
-    dim: PositiveInt = 256
+    dim: _Width = 256
     """Hidden size D; even, and divisible by ``heads``."""
-    heads: PositiveInt = 8
+    heads: Annotated[int, Ge(1), Le(1024), _Number] = 8
     """Attention heads."""
-    layers: PositiveInt = 4
+    layers: Annotated[int, Ge(1), Le(256), _Number] = 4
     """Fusion layers."""
-    hidden: PositiveInt = 512
+    hidden: _Width = 512
     """Width of the feed-forward in RFF."""
     input_dropout: Rate = 0.5
     """Dropout in the projections."""
@@ -42,7 +62,7 @@ class Architecture:
     The fusion reads the result, and it is added to the foreground logit. Not in the paper: it
     learns in alignment epochs, at a small part of the fusion's cost.
     """
-    text_layers: Count = 0
+    text_layers: _Layers = 0
     """Self-attention layers over the projected tokens, before anything else.
 
     Not in the paper, whose tokens come from a contextual encoder. Word vectors carry no context:
@@ -51,7 +71,16 @@ class Architecture:
 
     def __post_init__(self) -> None:
         if self.dim % self.heads or self.dim % 2:
-            raise ValueError(f"dim must be even and divisible by heads ({self.heads})")
+            raise ValueError(
+                f"a dim that is even and divisible by heads ({self.heads}); got {self.dim}"
+            )
+        # Projections, attention and feed-forward; what else there is does not count beside them.
+        size = (self.layers + self.text_layers + 1) * self.dim * (8 * self.dim + 2 * self.hidden)
+        if size > _MOST_PARAMETERS:
+            raise ValueError(
+                f"dim, hidden and layers of less than {_MOST_PARAMETERS:,} parameters; got "
+                f"{self.dim}, {self.hidden} and {self.layers + self.text_layers}: {size:,}"
+            )
 
     @classmethod
     def from_stored(cls, values: Mapping[str, Any]) -> Self:
@@ -61,12 +90,28 @@ class Architecture:
         longer has and that must be off, and ``dropout``, which works in training alone.
 
         Raises:
-            TypeError: For other keys that are not known.
-            ValueError: If a value does not fit.
+            TypeError: If it is no mapping.
+            ValueError: If a key is not known, or a value does not fit.
         """
+        if not isinstance(values, dict):
+            raise TypeError("architecture must be an object")
         if values.get("saliency_hint"):
             raise ValueError("saliency_hint, which the network no longer has")
-        return cls(**{k: v for k, v in values.items() if k not in ("saliency_hint", "dropout")})
+        known = {k: v for k, v in values.items() if k not in ("saliency_hint", "dropout")}
+        kinds = fields_of(cls) or {}
+        for name, value in known.items():
+            if name not in kinds:
+                raise ValueError(f"architecture {name[:40]!r}, which the network does not have")
+            # A recipe may write numbers as texts, a stored model does not.
+            if isinstance(value, str) and not isinstance(getattr(cls, name), str):
+                expected = describe(kinds[name])
+                raise ValueError(f"architecture {name}: expected {expected}, got {value[:40]!r}")
+        try:
+            return TypeAdapter(cls).validate_python(known)
+        except ValidationError as error:
+            fault = first_fault(error, cls)
+            place = f"architecture {fault.key}".strip()
+            raise ValueError(f"{place}: expected {fault.expected}, got {fault.got}") from error
 
 
 @dataclass(frozen=True, kw_only=True)

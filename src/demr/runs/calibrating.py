@@ -17,7 +17,7 @@ from demr.errors import FeatureError, InputError, ModelError
 from demr.extraction.videos import find_videos
 from demr.features.pack import FeaturePack, FeaturePackWriter
 from demr.machine.devices import resolve_device
-from demr.machine.files import atomic_folder
+from demr.machine.files import atomic_folder, temporary_folder
 from demr.runs.config import CalibrationConfig, DataConfig
 from demr.runs.data import RunData, console, open_data
 from demr.runs.folder import load_run
@@ -196,8 +196,8 @@ def _features(
             got=f"{len(missing)} of {len(wanted)} missing, such as {missing[0]}",
             remedy="name the folder that holds them; a video is called by its file name",
         )
-    with tempfile.TemporaryDirectory() as temporary:
-        pack = Path(temporary) / "features"
+    with temporary_folder(Path(tempfile.gettempdir())) as temporary:
+        pack = temporary / "features"
         with FeaturePackWriter(pack, pretrained.identity) as writer:
             for number, vid in enumerate(wanted, start=1):
                 if tell is not None:

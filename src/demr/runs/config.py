@@ -1,18 +1,55 @@
 """Training configs: typed, documented, and strict about unknown keys."""
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, cast
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from demr.errors import ConfigError
-from demr.network.settings import Architecture, Count, LossWeights, PositiveInt, Rate, Weight
+from demr.machine.documents import YamlReader
+from demr.machine.reading import read_text
+from demr.machine.typed import build, fields_of, first_fault, kind_at
+from demr.network.settings import (
+    Architecture,
+    Count,
+    LossWeights,
+    PositiveInt,
+    Rate,
+    Seed,
+    Weight,
+)
 
-# An impossible date is a ValueError of its own, a thousand brackets a RecursionError.
-_NO_YAML = (yaml.YAMLError, ValueError, RecursionError)
+_LONGEST_NAME = 100
+
+
+def _file_name(value: str) -> str:
+    """Check that a name is one folder's, and leads nowhere else."""
+    if not re.fullmatch(rf"[^\W.][\w .+=,@-]{{0,{_LONGEST_NAME - 1}}}", value) or value[-1] in ". ":
+        raise ValueError(
+            "a name of letters, digits and . _ + - that is no path, as a folder is called by it"
+        )
+    return value
+
+
+def _real_path(value: Path) -> Path:
+    """Check that a path is one that a file can have."""
+    if not value.name.isprintable() or "\0" in str(value) or len(str(value)) > 4096:
+        raise ValueError("a path that a file can have")
+    return value
+
+
+_Name = Annotated[str, AfterValidator(_file_name)]
+_FilePath = Annotated[Path, AfterValidator(_real_path)]
 
 
 class _Strict(BaseModel):
@@ -22,20 +59,20 @@ class _Strict(BaseModel):
 class DataConfig(_Strict):
     """Where annotations and features are, relative to the working directory."""
 
-    root: Path
+    root: _FilePath
     """Folder that the other paths start from."""
-    train: Path = Path("train.jsonl")
+    train: _FilePath = Path("train.jsonl")
     """Annotations to train on."""
-    val: Path | float = Path("val.jsonl")
+    val: _FilePath | float = Path("val.jsonl")
     """Annotations for every choice and for calibration, never a test split; or, for data sets
     without such a split, the share of the training videos to hold out for it."""
-    tests: dict[str, Path] = {}
+    tests: dict[str, _FilePath] = {}
     """Name of a test split -> its annotations."""
-    features: Path = Path("features")
+    features: _FilePath = Path("features")
     """Feature pack with the videos of all splits."""
     encoder: str = "builtin"
     """Encoder of the queries; must be the one that made the features. Unused with ``text``."""
-    text: Path | None = None
+    text: _FilePath | None = None
     """Stored features of the queries: a folder with one .npz a qid, or an .npz of word vectors
     (``words`` and ``vectors``); may lie outside ``root``."""
     absent_queries: bool = True
@@ -49,7 +86,7 @@ class DataConfig(_Strict):
     def _path_or_share(cls, value: object) -> Path | float:
         # By hand: a union would name both of its parts in two errors.
         if isinstance(value, str | Path):
-            return Path(value)
+            return _real_path(Path(value))
         if isinstance(value, float) and 0 < value < 1:
             return value
         raise ValueError("a path, or a share of the training videos between 0 and 1")
@@ -57,7 +94,7 @@ class DataConfig(_Strict):
     @model_validator(mode="after")
     def _val_is_no_test(self) -> Self:
         if self.val in self.tests.values():
-            raise ValueError("the validation split is also listed as a test split")
+            raise ValueError(f"a validation split that is no test split; got {self.val} as both")
         return self
 
 
@@ -76,7 +113,10 @@ class _StageConfig(_Strict):
     @model_validator(mode="after")
     def _batches_hold_whole_groups(self) -> Self:
         if self.batch_size % self.queries_per_video:
-            raise ValueError(f"queries_per_video must divide batch_size ({self.batch_size})")
+            raise ValueError(
+                f"queries_per_video that divides batch_size ({self.batch_size}); "
+                f"got {self.queries_per_video}"
+            )
         return self
 
 
@@ -148,9 +188,9 @@ class CalibrationConfig(_Strict):
 class TrainConfig(_Strict):
     """A whole training run."""
 
-    name: str
-    """Name of the model, stored with it."""
-    seed: Count = 0
+    name: _Name
+    """Name of the model, stored with it; its run folder is called so."""
+    seed: Seed = 0
     """Seed of weights, order, dropout and masks."""
     gradient_clip: Weight = 0.1
     """Largest gradient norm; 0 does not clip."""
@@ -184,33 +224,50 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
         ConfigError: If the file is missing or no YAML mapping, a key is unknown, or a value has
             the wrong type.
     """
-    values = _read(path)
+    values = read_settings(path, TrainConfig)
     for override in overrides:
         _apply(values, override)
     return parse_config(values, str(path))
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """The mapping that a YAML file holds."""
+def read_settings(
+    path: Path, kind: object, *, subject: str = "", remedy: str = "recipes are in configs/"
+) -> dict[str, Any]:
+    """Plain values of a YAML file of settings.
+
+    Args:
+        path: The file.
+        kind: Type of the settings; what is a text there is taken as it was written.
+        subject: What the file is, for errors; its path by default.
+        remedy: Where there are such files.
+
+    Raises:
+        ConfigError: If it cannot be read, or is no mapping of plain values.
+    """
+    subject = subject or str(path)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        reader = YamlReader(read_text(path))
+        values = build(reader, reader.root, kind)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            str(path),
+            subject,
             expected="a readable YAML file",
-            got=type(error).__name__,
-            remedy="check the path; recipes are in configs/",
+            got=f"{type(error).__name__}: {getattr(error, 'strerror', None) or error}",
+            remedy=f"check the path; {remedy}",
         ) from error
-    except _NO_YAML as error:
+    except ValueError as error:
         raise ConfigError(
-            str(path), expected="valid YAML", got=str(error), remedy="mend the file"
+            subject,
+            expected="valid YAML",
+            got=str(error)[:200],
+            remedy=f"mend the file; {remedy}",
         ) from error
     if not isinstance(values, dict):
         raise ConfigError(
-            str(path),
+            subject,
             expected="a mapping of settings",
             got=type(values).__name__,
-            remedy="start from a recipe in configs/",
+            remedy=f"mend the file; {remedy}",
         )
     return values
 
@@ -224,7 +281,7 @@ def load_stored_config(path: Path) -> TrainConfig:
     Raises:
         ConfigError: As :func:`load_config`.
     """
-    values = _read(path)
+    values = read_settings(path, TrainConfig)
     data, stage = values.get("data"), values.get("retrieval")
     if isinstance(data, dict):
         if share := data.pop("val_share", 0):
@@ -233,6 +290,9 @@ def load_stored_config(path: Path) -> TrainConfig:
         data.pop("shapes", None)
     if isinstance(stage, dict) and stage.get("schedule") == "step":
         stage["schedule"] = stage.get("drop_epoch", 160)
+    if isinstance(values.get("name"), str):
+        # Once it could be a path.
+        values["name"] = re.sub(r"[/\\]+", "-", values["name"]).lstrip(".- ") or "model"
     return parse_config(_known_part(values, TrainConfig), str(path))
 
 
@@ -257,64 +317,41 @@ def parse_config(values: Mapping[str, Any], source: str) -> TrainConfig:
     try:
         return TrainConfig.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "config"
-        got = "nothing" if first["type"] == "missing" else repr(first["input"])
-        expected = first["msg"].removeprefix("Value error, ")
-        remedy = "mend it"
-        if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            expected = "a known key"
-            remedy = f"known keys here: {', '.join(_siblings(first['loc']))}"
-        more = error.error_count() - 1
+        fault = first_fault(error, TrainConfig)
         raise ConfigError(
-            f"{source}: {key}",
-            expected=expected,
-            got=got,
-            remedy=remedy + (f" ({more} more like it)" if more else ""),
+            f"{source}: {fault.key or 'config'}",
+            expected=fault.expected,
+            got=fault.got,
+            remedy=fault.remedy,
         ) from error
-
-
-def fields_of(kind: object) -> dict[str, Any] | None:
-    """Names and types of the settings that a part of a config consists of; None for a setting."""
-    for part in (kind, *getattr(kind, "__args__", ())):
-        if isinstance(part, type) and issubclass(part, BaseModel):
-            return {name: field.annotation for name, field in part.model_fields.items()}
-        if isinstance(part, type) and is_dataclass(part):
-            return {field.name: field.type for field in fields(part)}
-    return None
-
-
-def _siblings(loc: tuple[int | str, ...]) -> list[str]:
-    known = fields_of(TrainConfig) or {}
-    for part in loc[:-1]:
-        known = fields_of(known.get(str(part))) or known
-    return list(known)
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
+    subject = f"--set {override[:80]}"
     if not separator or not key:
         raise ConfigError(
-            f"--set {override}",
+            subject,
             expected="a.b=value",
             got="no key and value",
             remedy="write for example --set retrieval.lr=0.0002",
         )
     *parents, last = key.strip().split(".")
-    target = values
+    target, kind = values, cast("object", TrainConfig)
     for parent in parents:
         nested = target.setdefault(parent, {})
         if not isinstance(nested, dict):
             raise ConfigError(
-                f"--set {override}",
+                subject,
                 expected="a key inside a mapping",
-                got=f"{parent} is {nested!r}",
+                got=f"{parent} is {nested!r}"[:120],
                 remedy="check the key",
             )
-        target = nested
+        target, kind = nested, kind_at(kind, parent)
     try:
-        target[last] = yaml.safe_load(text)
-    except _NO_YAML as error:
+        reader = YamlReader(text)
+        target[last] = build(reader, reader.root, kind_at(kind, last))
+    except ValueError as error:
         raise ConfigError(
-            f"--set {override}", expected="a YAML value", got=text, remedy="quote it"
+            subject, expected="a YAML value", got=str(error)[:200], remedy="quote it"
         ) from error

@@ -155,4 +155,7 @@ def prepare_shapes(config: DataConfig) -> None:
                 tasks[split] = bar.add_task(f"rendering {split}", total=total)
             bar.update(tasks[split], completed=done)
 
-        build_dataset(config.root, dict(config.shapes), progress=report)
+        def waiting() -> None:
+            console.print(f"{config.root}: waiting for another process that renders it")
+
+        build_dataset(config.root, dict(config.shapes), progress=report, waiting=waiting)

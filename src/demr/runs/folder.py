@@ -1,14 +1,20 @@
-"""A run folder from config to metrics: prepare data, train, save, calibrate, evaluate."""
+"""A run folder: who may write into it, what it is called, and what lies in it when it is done."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from demr.answers.pretrained import Pretrained, load_pretrained
 from demr.errors import ConfigError, ModelError
-from demr.machine.files import atomic_path
+from demr.machine.files import atomic_path, locked
 from demr.runs.config import TrainConfig, load_config, load_stored_config
 
 _FOLDER_VARIABLE = "DEMR_RUN_FOLDER"
+_LOCK = ".lock"
+# What torchrun, Lightning and clusters say about the processes of a training.
+_RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK")
+_COUNTS = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT", "SLURM_NTASKS", "SLURM_PROCID")
 
 
 def check_folder(config: TrainConfig, run: Path, resume: bool) -> None:
@@ -37,12 +43,42 @@ def check_folder(config: TrainConfig, run: Path, resume: bool) -> None:
                 remedy="resume with the same config and --set, or start a new run",
             )
         return
-    if run.exists() and not (run.is_dir() and not any(run.iterdir())):
+    if run.exists() and not (run.is_dir() and _is_empty(run)):
         raise _taken(run)
 
 
+def _is_empty(run: Path) -> bool:
+    """Whether nothing lies in a folder but what a run that was killed as it began leaves there."""
+    return all(path.name == _LOCK or path.name.startswith(".demr-") for path in run.iterdir())
+
+
+@contextmanager
+def locked_folder(run: Path, what: str) -> Iterator[None]:
+    """Hold a folder for this process alone, in the main process of a parallel training.
+
+    Args:
+        run: Made if it is missing.
+        what: What there can be only one of, such as "training".
+
+    Raises:
+        ConfigError: If another process holds it.
+    """
+    if not is_main_process():
+        yield
+        return
+    run.mkdir(parents=True, exist_ok=True)
+    busy = ConfigError(
+        str(run),
+        expected=f"one {what} at a time",
+        got="another that is at work there",
+        remedy="wait for it, or choose another --out",
+    )
+    with locked(run / _LOCK, busy=busy):
+        yield
+
+
 def claim_folder(config: TrainConfig, run: Path, resume: bool) -> None:
-    """Create the folder of a new run with its config; of two runs one gets it.
+    """Write the config of a new run into its folder.
 
     Raises:
         ConfigError: If the folder was taken meanwhile.
@@ -77,9 +113,21 @@ def _taken(run: Path) -> ConfigError:
 
 
 def is_main_process() -> bool:
-    """Whether this is the process that writes; false in the others of a parallel training."""
-    ranks = ("RANK", "LOCAL_RANK", "NODE_RANK")
-    return all(int(os.environ.get(rank, "0")) == 0 for rank in ranks)
+    """Whether this is the process that writes; false in the others of a parallel training.
+
+    Raises:
+        ConfigError: If a variable that tells the processes apart is no number.
+    """
+    for name in (*_RANKS, *_COUNTS):
+        value = os.environ.get(name, "0")
+        if not (value.isascii() and value.isdecimal() and len(value) < 10):
+            raise ConfigError(
+                f"environment variable {name}",
+                expected="a whole number from 0 on, as torchrun and clusters set it",
+                got=repr(value[:40]),
+                remedy=f"unset {name}",
+            )
+    return all(int(os.environ.get(rank, "0")) == 0 for rank in _RANKS[:3])
 
 
 def default_run_folder(name: str) -> Path:

@@ -16,7 +16,14 @@ from demr.annotations import Annotation, write_annotations
 from demr.encoders import VideoFeatures, get_encoder
 from demr.errors import ConfigError
 from demr.features import FeaturePackWriter
-from demr.machine import atomic_path, ignored_interrupts
+from demr.machine import (
+    atomic_path,
+    end_with_parent,
+    ignored_interrupts,
+    locked,
+    temporary_folder,
+)
+from demr.machine.documents import read_json
 from demr.shapes.language import scene_annotations
 from demr.shapes.render import render_scene
 from demr.shapes.world import Split, make_scene
@@ -39,11 +46,13 @@ def build_dataset(
     workers: int = 0,
     keep_videos: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
+    waiting: Callable[[], None] | None = None,
 ) -> None:
     """Render, encode and annotate every split that is not there yet.
 
     A split appears whole or not at all, so an interrupted build goes on with the split it was
-    at. The folder then holds ``<split>.jsonl`` and ``features/<split>``.
+    at. The folder then holds ``<split>.jsonl`` and ``features/<split>``. Of two processes that
+    build the same one renders, and the other waits and then has it.
 
     Args:
         root: Folder to fill.
@@ -52,14 +61,22 @@ def build_dataset(
         workers: Processes; 0 takes one per core, 1 works in this one.
         keep_videos: Also keep the mp4 files, in ``videos``.
         progress: Called with split, videos done and videos in all.
+        waiting: Called if another process is at work in the folder.
 
     Raises:
         ConfigError: If the folder holds another world than the one asked for.
     """
-    _claim(root, {"world": WORLD_VERSION, "seed": seed, "counts": dict(counts)})
-    for split, count in counts.items():
-        if not (root / f"{split}.jsonl").exists():
-            _build_split(root, split, count, seed, workers, keep_videos, progress)
+    manifest = {"world": WORLD_VERSION, "seed": seed, "counts": dict(counts)}
+    if all((root / f"{split}.jsonl").exists() for split in counts):
+        # Without a lock, for which the folder would have to be writable.
+        _claim(root, manifest)
+        return
+    root.mkdir(parents=True, exist_ok=True)
+    with locked(root / ".lock", waiting=waiting):
+        _claim(root, manifest)
+        for split, count in counts.items():
+            if not (root / f"{split}.jsonl").exists():
+                _build_split(root, split, count, seed, workers, keep_videos, progress)
 
 
 def _claim(root: Path, manifest: dict[str, Any]) -> None:
@@ -70,7 +87,7 @@ def _claim(root: Path, manifest: dict[str, Any]) -> None:
             temporary.write_text(json.dumps(manifest) + "\n", encoding="utf-8")
         return
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = read_json(path)
     except (OSError, ValueError) as error:
         stored = type(error).__name__
     if stored != manifest:
@@ -116,7 +133,9 @@ def _each(make: Callable[[int], _Made], numbers: range, workers: int) -> Iterato
         return
     # Forked children of a process with running threads may hang; spawned ones cannot.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(numbers)), mp_context=context) as pool:
+    with ProcessPoolExecutor(
+        min(workers, len(numbers)), mp_context=context, initializer=end_with_parent
+    ) as pool:
         try:
             with ignored_interrupts():
                 made = pool.map(make, numbers)
@@ -129,8 +148,8 @@ def _each(make: Callable[[int], _Made], numbers: range, workers: int) -> Iterato
 
 def _make_video(split: Split, videos: Path | None, number: int) -> _Made:
     scene = make_scene(split, number)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"{scene.vid}.mp4"
+    with temporary_folder(Path(tempfile.gettempdir())) as folder:
+        path = folder / f"{scene.vid}.mp4"
         render_scene(scene, path)
         features = get_encoder("builtin").encode_video(path)
         if videos is not None:

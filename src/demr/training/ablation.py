@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 from demr.errors import InputError
 from demr.machine import terminal
 from demr.machine.files import atomic_path
+from demr.runs.folder import locked_folder
 from demr.training.ablation_report import Results, collect, figures, tables
 from demr.training.grids import Grid
 from demr.training.trials import (
@@ -89,8 +90,13 @@ class Ablation:
             The trials that failed.
 
         Raises:
+            ConfigError: If another ablation is at work in the folder.
             InputError: If a row is damaged.
         """
+        with locked_folder(self.out, "ablation"):
+            return self._train(jobs, noise)
+
+    def _train(self, jobs: int, noise: NoiseCurves | None) -> list[Trial]:
         rows = read_rows(self.out)
         every = self.different
         missing = [t for id_, t in every.items() if id_ not in rows or not is_row_of(rows[id_], t)]

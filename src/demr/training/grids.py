@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from demr.errors import ConfigError
+from demr.machine.typed import first_fault
+from demr.runs.config import read_settings
 
 Override = bool | int | float | str | list[str] | None
 _CONCAT_DER: dict[str, Override] = {
@@ -40,7 +41,7 @@ class Grid(BaseModel):
     @model_validator(mode="after")
     def _variants_or_sweep(self) -> "Grid":
         if bool(self.variants) == bool(self.sweep) or bool(self.sweep) != bool(self.values):
-            raise ValueError("a grid has either variants, or a sweep with its values")
+            raise ValueError("a grid of either variants, or a sweep with its values; got another")
         return self
 
     @property
@@ -112,32 +113,31 @@ GRIDS: Mapping[str, Grid] = {
 def load_grid(spec: str) -> tuple[str, Grid]:
     """A grid by name, or from a YAML file of one's own.
 
+    Args:
+        spec: The name, or the path.
+
     Raises:
         ConfigError: If there is neither, or the file does not hold a grid.
     """
     if spec in GRIDS:
         return spec, GRIDS[spec]
     path = Path(spec)
+    subject = f"--grid {spec}"
     try:
-        return path.stem, Grid.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError) as error:
+        values = read_settings(
+            path,
+            Grid,
+            subject=subject,
+            remedy=f"a grid has title and variants, or one of these names: {', '.join(GRIDS)}",
+        )
+        return path.stem, Grid.model_validate(values)
+    except ValidationError as error:
+        fault = first_fault(error, Grid)
         raise ConfigError(
-            f"--grid {spec}",
-            expected=f"a YAML file with a grid, or one of {', '.join(GRIDS)}",
-            got=type(error).__name__,
-            remedy="check the name",
-        ) from error
-    except (ValidationError, yaml.YAMLError, ValueError, RecursionError) as error:
-        message = str(error)
-        if isinstance(error, ValidationError):
-            first = error.errors()[0]
-            place = ".".join(map(str, first["loc"]))
-            message = f"{place}: {first['msg'].removeprefix('Value error, ')}".removeprefix(": ")
-        raise ConfigError(
-            f"--grid {spec}",
-            expected="a grid: title, and variants (or sweep and values)",
-            got=" ".join(message.split()),
-            remedy="mend the file",
+            f"{subject}: {fault.key or 'grid'}",
+            expected=fault.expected,
+            got=fault.got,
+            remedy=fault.remedy,
         ) from error
 
 

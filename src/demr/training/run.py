@@ -1,13 +1,14 @@
 """A whole training run: prepare data, train both stages, save, calibrate, evaluate."""
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from demr.annotations.annotations import Annotation
@@ -17,22 +18,23 @@ from demr.answers.pretrained import APPENDED_DIMS, Pretrained, save_pretrained
 from demr.batches.dataset import MomentDataset
 from demr.batches.masking import Masking, Vocabulary
 from demr.batches.noise import FeatureDeviation, TrainingNoise
-from demr.errors import ConfigError
+from demr.errors import ConfigError, ModelError
 from demr.evaluation.measuring import is_scored
 from demr.features.prepare import feature_statistics
 from demr.machine.devices import resolve_device
 from demr.machine.files import atomic_path
 from demr.network.model import DemrModel
 from demr.network.reconstruction import ReconstructionHead
+from demr.network.weights import read_weights
 from demr.runs.calibrating import fit_and_save
 from demr.runs.config import TrainConfig
 from demr.runs.data import RunData, console, open_data
 from demr.runs.evaluating import write_evaluation
-from demr.runs.folder import check_folder, claim_folder, is_main_process
+from demr.runs.folder import check_folder, claim_folder, is_main_process, locked_folder
 from demr.runs.predicting import predict_split
 from demr.runs.splits import check_splits, hold_out
 from demr.training.stages import ReconstructionStage, RefitStage, RetrievalStage
-from demr.training.trainer import disk_errors, fit_stage, use_bf16
+from demr.training.trainer import disk_errors, fit_stage, read_stage, use_bf16
 
 # Largest noise in training, in standard deviations of each feature.
 _NOISE_LEVEL = 4.0
@@ -76,31 +78,42 @@ def train_run(config: TrainConfig, run: Path, *, resume: bool = False) -> Path:
         InputError: If the validation split is too small to calibrate on.
     """
     check_folder(config, run, resume)
-    opened = open_training_data(config)
-    data, train = opened.data, opened.train
-    masking = make_masking(config, train, data.encoder)
-    noise = _make_noise(config, opened)
-    # Only now: a typo in the config must leave nothing behind.
-    claim_folder(config, run, resume)
-    if is_main_process():
-        number = "bfloat16" if use_bf16(config.precision) else "float32"
-        console.print(f"training in {number} (precision: {config.precision})", highlight=False)
-    lightning.seed_everything(config.seed, verbose=False)
-    model = _new_model(config, opened)
-    model = train_stages(config, run, model, train, opened.validation, masking, opened.refit, noise)
-    if is_main_process():
-        pretrained = _describe(config, model, opened)
-        save_pretrained(run, pretrained)
-        device = resolve_device()
-        predicted = {
-            name: predict_split(pretrained, data, annotations, device=device)
-            for name, annotations in opened.splits.items()
-        }
-        calibration = fit_and_save(
-            run / "calibration.json", predicted["val"], config.calibration, config.seed
+    with ExitStack() as stack:
+        if resume:
+            stack.enter_context(locked_folder(run, "training"))
+        opened = open_training_data(config)
+        masking = make_masking(config, opened.train, opened.data.encoder)
+        noise = _make_noise(config, opened)
+        # Only now: a typo in the config must leave nothing behind.
+        if not resume:
+            stack.enter_context(locked_folder(run, "training"))
+        claim_folder(config, run, resume)
+        if is_main_process():
+            number = "bfloat16" if use_bf16(config.precision) else "float32"
+            console.print(f"training in {number} (precision: {config.precision})", highlight=False)
+        lightning.seed_everything(config.seed, verbose=False)
+        model = _new_model(config, opened)
+        model = train_stages(
+            config, run, model, opened.train, opened.validation, masking, opened.refit, noise
         )
-        write_evaluation(run, predicted, calibration)
+        if is_main_process():
+            _finish(config, run, model, opened)
     return run
+
+
+def _finish(config: TrainConfig, run: Path, model: DemrModel, opened: TrainingData) -> None:
+    """Save, calibrate and evaluate a trained model."""
+    pretrained = _describe(config, model, opened)
+    save_pretrained(run, pretrained)
+    device = resolve_device()
+    predicted = {
+        name: predict_split(pretrained, opened.data, annotations, device=device)
+        for name, annotations in opened.splits.items()
+    }
+    calibration = fit_and_save(
+        run / "calibration.json", predicted["val"], config.calibration, config.seed
+    )
+    write_evaluation(run, predicted, calibration)
 
 
 def open_training_data(config: TrainConfig) -> TrainingData:
@@ -228,23 +241,32 @@ def train_stages(
             fit_stage(stage1, config, run, "stage1", epochs)
             with disk_errors(done), atomic_path(done) as path:
                 save_file(_state(stage1), path)
-        stage1.load_state_dict(load_file(done))
+        stage1.load_state_dict(_read_stage1(done, stage1))
     train.masking = None
     train.augment = None if noise is None else noise.augment
     stage2 = RetrievalStage(model, head, config, train, validation)
     last = config.retrieval
     best = fit_stage(stage2, config, run, "stage2", last.epochs, validates=True)
-    state = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
-    stage2.load_state_dict(state)
+    stage2.load_state_dict(read_stage(best, stage2))
     if last.refit_epochs:
         fitted_to = train if refit is None else refit
         fitted_to.augment = train.augment
         stage3 = RefitStage(stage2.model, config, fitted_to)
         fitted = fit_stage(stage3, config, run, "refit", last.refit_epochs)
-        stage3.load_state_dict(
-            torch.load(fitted, map_location="cpu", weights_only=True)["state_dict"]
-        )
+        stage3.load_state_dict(read_stage(fitted, stage3))
     return stage2.model.eval()
+
+
+def _read_stage1(path: Path, stage: ReconstructionStage) -> dict[str, Tensor]:
+    try:
+        return read_weights(path, stage)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            str(path),
+            expected="the weights of stage 1",
+            got=str(error)[:200],
+            remedy=f"remove the folder {path.parent} and run --resume again: training starts anew",
+        ) from error
 
 
 def _state(module: torch.nn.Module) -> dict[str, Tensor]:

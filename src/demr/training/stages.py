@@ -21,6 +21,7 @@ from demr.batches.batch import Batch, Item, collate
 from demr.batches.dataset import MomentDataset
 from demr.batches.masking import Masking
 from demr.batches.sampling import LengthBatches
+from demr.errors import ModelError
 from demr.evaluation.measuring import is_scored
 from demr.evidential import EvidentialHead
 from demr.machine.terminal import console
@@ -39,6 +40,7 @@ from demr.network.reconstruction import (
     reconstruction_accuracy,
     reconstruction_loss,
 )
+from demr.network.weights import check_finite
 from demr.runs.config import ReconstructionConfig, RetrievalConfig, TrainConfig
 
 _DROP = 0.1
@@ -126,6 +128,32 @@ class _Stage(lightning.LightningModule):
         del epoch
         return 1.0
 
+    def _check_finite(self, loss: str) -> None:
+        """Stop a training that has diverged, before its weights replace the last checkpoint.
+
+        Args:
+            loss: Under which the epoch's mean loss was logged.
+
+        Raises:
+            ModelError: If the loss or a weight is not finite.
+        """
+        if torch.isfinite(self.trainer.callback_metrics[loss]):
+            try:
+                check_finite(dict(self.named_parameters()))
+            except ValueError as error:
+                got = str(error)
+            else:
+                return
+        else:
+            got = f"a loss of {float(self.trainer.callback_metrics[loss])}"
+        name = "reconstruction" if self._number == 1 else "retrieval"
+        raise ModelError(
+            f"training, {loss.partition('/')[0]} epoch {self.current_epoch + 1}",
+            expected="finite losses and weights",
+            got=got,
+            remedy=f"start a new run with a {name}.lr below {self._stage.lr:g}",
+        )
+
 
 class ReconstructionStage(_Stage):
     """Stage 1: predict masked words from the fused text; ``L = L_qr + L_sal``.
@@ -192,7 +220,12 @@ class ReconstructionStage(_Stage):
         return 1.0
 
     def on_train_epoch_end(self) -> None:
-        """Print one line an epoch."""
+        """Print one line an epoch.
+
+        Raises:
+            ModelError: If the training has diverged.
+        """
+        self._check_finite("qr/alignment" if self._aligning else "qr/loss")
         logged = self.trainer.callback_metrics
         if self.global_rank == 0 and self._aligning:
             _say(
@@ -250,7 +283,12 @@ class RetrievalStage(_Stage):
         return metrics
 
     def on_train_epoch_end(self) -> None:
-        """Validate, and print one line."""
+        """Validate, and print one line.
+
+        Raises:
+            ModelError: If the training has diverged.
+        """
+        self._check_finite("train/total")
         metrics = self._validate()
         if self.global_rank == 0:
             loss = float(self.trainer.callback_metrics["train/total"])
@@ -308,7 +346,12 @@ class RefitStage(_Stage):
         return evidential_sum(nll, regularizer, self.weights)
 
     def on_train_epoch_end(self) -> None:
-        """Print one line an epoch."""
+        """Print one line an epoch.
+
+        Raises:
+            ModelError: If the training has diverged.
+        """
+        self._check_finite("refit/nll")
         if self.global_rank == 0:
             logged = self.trainer.callback_metrics
             _say(

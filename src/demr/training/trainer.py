@@ -1,6 +1,7 @@
 """Lightning's Trainer as every stage uses it: precision, checkpoints, resume, Ctrl-C."""
 
 import logging
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +18,11 @@ from safetensors import SafetensorError
 from demr.errors import ModelError
 from demr.machine.devices import has_fast_bfloat16, resolve_device
 from demr.machine.files import atomic_path
+from demr.machine.reading import check_regular
+from demr.network.weights import check_state
 from demr.runs.config import TrainConfig
+
+_CHECKPOINT_KEYS = {"state_dict", "epoch", "global_step", "loops", "callbacks", "optimizer_states"}
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -42,11 +47,53 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read without unpickling anything but tensors and plain values."""
+        """Read as :func:`read_checkpoint` does."""
         del weights_only
+        return read_checkpoint(Path(path), map_location)
+
+
+def read_checkpoint(path: Path, map_location: Any | None = None) -> dict[str, Any]:
+    """Read a checkpoint without unpickling anything but tensors and plain values.
+
+    Raises:
+        ModelError: If it is damaged.
+    """
+    try:
+        check_regular(path)
         location = "cpu" if map_location is None else map_location
-        checkpoint: dict[str, Any] = torch.load(path, map_location=location, weights_only=True)
-        return checkpoint
+        checkpoint = torch.load(path, map_location=location, weights_only=True)
+        if not isinstance(checkpoint, dict):
+            raise ValueError("no state of a training")
+    except Exception as error:  # errors of torch, pickle and zip files
+        raise _damaged(path, error) from error
+    return checkpoint
+
+
+def read_stage(path: Path, stage: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Weights of a stage out of its checkpoint.
+
+    Raises:
+        ModelError: If the checkpoint is damaged or another network's.
+    """
+    checkpoint = read_checkpoint(path)
+    try:
+        if not checkpoint.keys() >= _CHECKPOINT_KEYS:
+            raise ValueError("no state of a training")
+        check_state(checkpoint["state_dict"], stage)
+    except ValueError as error:
+        raise _damaged(path, error) from error
+    state: dict[str, torch.Tensor] = checkpoint["state_dict"]
+    return state
+
+
+def _damaged(path: Path, error: Exception) -> ModelError:
+    text = textwrap.shorten(f"{type(error).__name__}: {error}", 160, placeholder=" ...")
+    return ModelError(
+        str(path),
+        expected="a checkpoint of this training",
+        got=text,
+        remedy=f"remove the folder {path.parent} and run --resume again: the stage starts anew",
+    )
 
 
 class PortableCheckpoint(ModelCheckpoint):
@@ -186,6 +233,9 @@ def fit_stage(
         default_root_dir=run,
     )
     resume = folder / "last.ckpt"
+    if resume.exists():
+        # Lightning would find out in the middle of restoring it.
+        read_stage(resume, stage)
     try:
         trainer.fit(stage, ckpt_path=resume if resume.exists() else None, weights_only=True)
     except SystemExit as stop:

@@ -8,20 +8,24 @@ import hashlib
 import json
 import os
 import re
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from demr.errors import InputError
+from demr.machine.documents import read_json
 from demr.machine.files import atomic_path
+from demr.machine.processes import tied_process
 from demr.runs.config import TrainConfig, load_config
 from demr.training.grids import Grid
+
+if TYPE_CHECKING:
+    import subprocess
 
 Row = Mapping[str, Any]
 
@@ -121,7 +125,7 @@ def read_rows(out: Path) -> dict[str, dict[str, Any]]:
     rows = {}
     for path in sorted((out / "rows").glob("*.json")):
         try:
-            row = json.loads(path.read_text(encoding="utf-8"))
+            row = read_json(path)
             rows[_id(path.stem)] = row | {"metrics": dict(row["metrics"])}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
@@ -171,7 +175,7 @@ def make_row(run: Path, trial: Trial, minutes: float | None) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    values: dict[str, Any] = read_json(path)
     return values
 
 
@@ -274,25 +278,21 @@ class TrialRunner:
         return [train, ["balance", str(run), "--split", split, "--limit", limit]]
 
     def _call(self, command: list[str], log: Path) -> int:
-        threads = str(max((os.cpu_count() or 1) // self._jobs, 1))
-        environment = {"OMP_NUM_THREADS": threads} | os.environ
-        with log.open("ab") as stream:
+        with log.open("ab") as stream, ExitStack() as stack:
             with self._lock:
                 if self._stopping.is_set():
                     return 1
-                process = subprocess.Popen(  # noqa: S603 - our own command
-                    [sys.executable, "-m", "demr", *command],
-                    stdin=subprocess.DEVNULL,
-                    stdout=stream,
-                    stderr=stream,
-                    env=environment,
-                )
+                process = stack.enter_context(tied_process(command, stream, self._threads))
                 self._running.add(process)
             try:
                 return process.wait()
             finally:
                 with self._lock:
                     self._running.discard(process)
+
+    @property
+    def _threads(self) -> dict[str, str]:
+        return {"OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // self._jobs, 1))}
 
 
 def _last_line(log: Path) -> str:

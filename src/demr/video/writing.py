@@ -2,9 +2,8 @@
 
 import errno
 import os
-import uuid
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -17,19 +16,21 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
 from demr.errors import InputError, VideoError
+from demr.machine.files import temporary_folder
 from demr.video.orientation import Orientation, Pixels, orientation_of
 from demr.video.source import ONE_THREAD_PIXELS, Source
 
 
 class _Mp4:
-    """An H.264 file under a temporary name in its final folder, renamed when it is whole."""
+    """An H.264 file in a temporary folder beside its place, moved there when it is whole."""
 
     def __init__(
         self, path: Path, size: tuple[int, int], rate: Fraction, options: dict[str, str]
     ) -> None:
         self.path = path
-        self.partial = path.with_name(f".{path.stem[:40]}.{uuid.uuid4().hex}.mp4")
+        self._folder = ExitStack()
         try:
+            self.partial = self._folder.enter_context(temporary_folder(path.parent)) / "video.mp4"
             self.container = av.open(
                 str(self.partial.absolute()), "w", format="mp4", options={"movflags": "faststart"}
             )
@@ -72,14 +73,14 @@ class _Mp4:
             with self.partial.open("rb") as written:
                 os.fsync(written.fileno())
             self.partial.replace(self.path)
+            self._folder.close()
         except (FFmpegError, OSError) as error:
             raise self.failed(error) from None
 
     def discard(self) -> None:
         with suppress(FFmpegError, OSError, AttributeError):
             self.container.close()
-        with suppress(OSError):
-            self.partial.unlink(missing_ok=True)
+        self._folder.close()
 
     def failed(self, error: FFmpegError | OSError) -> VideoError:
         is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
