@@ -24,7 +24,7 @@ from torch import Tensor, stack
 
 from demr.encoders.base import Encoder, VideoFeatures, clip_count
 from demr.video.reading import Video, VideoInfo
-from demr.video.source import DamagedVideoWarning
+from demr.video.damage import DamagedVideoWarning
 
 # Blocks that may wait for the network; each can be tens of megabytes.
 _AHEAD = 2

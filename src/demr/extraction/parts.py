@@ -21,9 +21,7 @@ from demr.extraction.videos import VideoFile
 from demr.features.prepare import check_storable
 from demr.features.shards import TENSOR
 from demr.machine.files import atomic_path
-from demr.video import decoder_watchdog
-
-DECODER_TIMEOUT_S = 300.0
+from demr.video.watchdog import DECODER_TIMEOUT_S, decoder_watchdog
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ It imports :mod:`demr.errors`, PyAV and NumPy. Begin with :class:`Video` in ``re
 ``source.py`` decodes and deals with what containers get wrong, ``writing.py`` writes and cuts mp4.
 """
 
+from demr.video.damage import DamagedVideoWarning
 from demr.video.orientation import Pixels
 from demr.video.reading import (
     Frame,
@@ -13,7 +14,6 @@ from demr.video.reading import (
     probe_video,
     watch_decoding,
 )
-from demr.video.source import DamagedVideoWarning
 from demr.video.watchdog import decoder_watchdog
 from demr.video.writing import VideoWriter, cut_clip
 

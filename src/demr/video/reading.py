@@ -87,8 +87,7 @@ class Video:
     def __init__(
         self, path: str | os.PathLike[str], damaged: Callable[[str], None] | None = None
     ) -> None:
-        with decoder_call(Path(path)):
-            self._source = Source(path, damaged)
+        self._source = Source(path, damaged)
         self._frames = self._source.frames()
         self._is_read = False
 
@@ -96,19 +95,15 @@ class Video:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._source.container.close()
+        self._source.__exit__()
 
     @cached_property
     def _first(self) -> tuple[float, VideoFrame]:
-        first = self._next()
+        first = next(self._frames, None)
         if first is None:
-            self._source.container.close()
+            self._source.__exit__()
             raise self._source.no_frame()
         return first
-
-    def _next(self) -> tuple[float, VideoFrame] | None:
-        with decoder_call(self._source.path):
-            return next(self._frames, None)
 
     @cached_property
     def info(self) -> VideoInfo:
@@ -122,11 +117,9 @@ class Video:
         width, height = frame.width, frame.height
         if orientation.transpose:
             width, height = height, width
-        with decoder_call(source.path):
-            duration_s = source.duration_s()
         return VideoInfo(
             path=source.path,
-            duration_s=duration_s,
+            duration_s=source.duration_s(),
             width=width,
             height=height,
             fps=source.fps,
@@ -159,7 +152,7 @@ class Video:
     ) -> Iterator[Frame]:
         watcher = _watcher.get()
         source = self._source
-        with source.container:
+        with source:
             times = _checked(times_s) if watcher is None else _watched(_checked(times_s), watcher)
             time_s = next(times, None)
             if time_s is None:
@@ -168,7 +161,7 @@ class Video:
             shown_pts, shown = self._first
             convert = _Converter(source.path, shown, height, width)
             rgb: Pixels | None = None
-            for pts_s, frame in iter(self._next, None):
+            for pts_s, frame in self._frames:
                 while time_s < pts_s:
                     if rgb is None:
                         rgb = convert(shown)

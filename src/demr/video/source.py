@@ -10,38 +10,48 @@ from fractions import Fraction
 from functools import cached_property
 from itertools import chain, dropwhile
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Self, cast
 
-import av
 import numpy as np
-import numpy.typing as npt
 from av.error import FFmpegError
-from av.stream import Disposition, Stream
-from av.video.frame import VideoFrame
-from av.video.stream import VideoStream
+from av.format import Flags
+from av.video.frame import PictureType, VideoFrame
 
 from demr.errors import VideoError
-from demr.video.opening import open_video, reason_of, video_error
+from demr.video.damage import Damage, DamagedVideoWarning
+from demr.video.index import Index
+from demr.video.opening import (
+    MOST_PIXELS,
+    has_flag,
+    open_video,
+    read_packets,
+    reason_of,
+    video_error,
+)
+from demr.video.streams import choose_stream
+from demr.video.timeline import LONGEST_PICTURE_S, Timeline, is_doubtful, read_timeline
+from demr.video.watchdog import decoder_call, decoder_gets_on
 
 if TYPE_CHECKING:
     from av.packet import Packet
+    from av.stream import Stream
+    from av.video.stream import VideoStream
 
 # Below this many pixels a frame decodes in well under a millisecond and handing it between
 # threads costs more than it saves, above all with several processes on the same cores.
 ONE_THREAD_PIXELS = 320 * 240
 _FALLBACK_FPS = 25.0
+_MOST_FPS = 1000
 # A jump costs about as much as decoding a few seconds of small video.
 _SEEK_WORTH_S = 5.0
 # With an index it is known how many frames a jump saves, and it costs about this many.
 _JUMP_WORTH_FRAMES = 12
 # Frames are stored out of order by a few places at the most.
 _REORDER_FRAMES = 4
-# A stated duration beyond this is a corrupted header, not a recording.
-_LONGEST_S = 30 * 24 * 3600.0
-
-
-class DamagedVideoWarning(UserWarning):
-    """Part of a video could not be decoded; the rest was used."""
+# So many packets before a joint in MPEG-TS one is marked as damaged.
+_JOINT_PACKETS = 2
+# What lies between two packets of Matroska: headers of blocks and clusters.
+_BETWEEN_PACKETS = 256
 
 
 @dataclass
@@ -50,15 +60,19 @@ class _Read:
 
     Attributes:
         in_time_pts: Latest start of a frame that starts in time for the wanted one.
-        last_pts: Latest start of any frame.
         dts: Of the last packet.
         end: Where in the file the last packet, of any stream, ends.
+        last_s: Latest start of any packet of any stream.
+        is_behind_hole: Whether something was swallowed before the next packet of the video.
+        corrupt: Not 0 if a packet was marked as damaged, which is told when this is counted to 1.
     """
 
     in_time_pts: int | None = None
-    last_pts: int | None = None
     dts: int = -(1 << 63)
     end: int | None = None
+    last_s: float | None = None
+    is_behind_hole: bool = False
+    corrupt: int = 0
 
 
 class Source:
@@ -66,6 +80,7 @@ class Source:
 
     Attributes:
         wanted_s: Frames that end before this time are not needed; may grow while frames are read.
+        end_s: When the last frame that was read ends.
     """
 
     def __init__(
@@ -73,54 +88,70 @@ class Source:
     ) -> None:
         self.path = Path(path)
         self._damaged = damaged or _warn_of_damage
-        self.container = open_video(self.path)
-        try:
-            self.stream = self._video_stream()
-            self._check_kind()
-        except VideoError:
-            self.container.close()
-            raise
+        with decoder_call(self.path):
+            self.container = open_video(self.path)
+            try:
+                self.stream = choose_stream(self.container, self.path)
+            except VideoError:
+                self.container.close()
+                raise
+            self._index = Index(self.container, self.stream, self.path)
         context = self.stream.codec_context
+        context.options = {"max_pixels": str(MOST_PIXELS)}
         if context.width * context.height <= ONE_THREAD_PIXELS:
             context.thread_count = 1
         else:
             context.thread_type = "AUTO"
         self.time_base = self.stream.time_base or Fraction(1, 90000)
+        kind = self.container.format.name
+        # AVI stores no times, only the order of its packets.
+        self._is_avi = kind == "avi"
+        self._is_matroska = kind.startswith("matroska")
+        self._is_raw = has_flag(self.container, Flags.no_timestamps)
+        # Others lead a frame off the mark, or to a clock that was set back since.
+        self._can_seek = self._is_matroska or kind.startswith("mov")
+        self._notes: list[str] = []
         self.fps = self._fps()
-        self.lost_packets = 0
-        self.first_loss_s: float | None = None
+        self.damage = Damage()
         self.end_s = 0.0
-        self.reason = "it holds no frame"
         self.wanted_s = 0.0
         self._origin: int | None = None
-        # AVI stores no times: what a packet shows, or where one is behind a jump, is not known.
-        self._is_avi = self.container.format.name == "avi"
-        self._has_clock = not self._is_avi
-        self._is_matroska = self.container.format.name.startswith("matroska")
+        self._has_clock = not self._is_avi and not self._is_raw
 
-    def _video_stream(self) -> VideoStream:
-        for stream in self.container.streams.video:
-            is_cover = Disposition.attached_pic in stream.disposition
-            if not is_cover and stream.codec_context is not None:
-                return stream
-        kinds = sorted({str(stream.type) for stream in self.container.streams})
-        raise video_error(
-            self.path, f"a file without video (only {' and '.join(kinds) or 'nothing'})"
-        )
+    def __enter__(self) -> Self:
+        return self
 
-    def _check_kind(self) -> None:
-        kind = self.container.format.name
-        if kind.endswith("_pipe") or kind == "image2":
-            raise video_error(self.path, "a still picture")
-        # FFmpeg draws plain text as a terminal session; which is never meant here.
-        if kind == "tty":
-            raise video_error(self.path, "a text file")
+    def __exit__(self, *_: object) -> None:
+        with decoder_call(self.path):
+            self.container.close()
 
     def _fps(self) -> float:
-        for rate in (self.stream.average_rate, self.stream.guessed_rate, self.stream.base_rate):
-            if rate is not None and 0 < rate <= 1000:
+        stream = self.stream
+        rates = [stream.average_rate, stream.guessed_rate, stream.base_rate]
+        if self._is_raw:
+            # Their readers fall back on a rate of their own. MPEG-4 states how fine its clock is.
+            named = stream.codec_context.framerate
+            is_fine = stream.codec_context.codec.canonical_name == "mpeg4"
+            rates = [stream.guessed_rate if named and is_fine else named]
+        for rate in rates:
+            if rate is not None and 0 < rate <= _MOST_FPS:
                 return float(rate)
+        if self._is_raw:
+            self._notes.append(f"it names no frame rate; {_FALLBACK_FPS:g} a second were assumed")
         return _FALLBACK_FPS
+
+    @cached_property
+    def _timeline(self) -> Timeline | None:
+        """What reading all packets shows; None where header and index can be believed."""
+        if self._can_seek and not is_doubtful(self._index, self.path):
+            return None
+        with open_video(self.path) as container:
+            stream = cast("VideoStream", container.streams[self.stream.index])
+            size = self._index.size
+            timeline = read_timeline(container, stream, self.fps, size, by_dts=self._is_avi)
+        if timeline.note:
+            self._notes.append(timeline.note)
+        return timeline
 
     def _seconds(self, ticks: int) -> float:
         # Rounded once: ticks times a rounded time base land beside the k / fps that is asked for.
@@ -132,20 +163,36 @@ class Source:
         The first frame is always yielded. Frames that end before :attr:`wanted_s` may be left
         out: where a keyframe lies between here and there, the file is read from it on; and what
         no other frame refers to is not decoded.
+
+        Raises:
+            VideoError: If the decoder fails on damage.
         """
+        frames = self._frames()
+        while True:
+            with decoder_call(self.path):
+                item = next(frames, None)
+            if item is None:
+                return
+            yield item
+
+    def _frames(self) -> Iterator[tuple[float, VideoFrame]]:
         step_s = 1.0 / self.fps
         last_s = -step_s
-        can_jump = True
+        if self._timeline is not None and self._timeline.times is not None:
+            self._can_seek = False
         decoded = self._decoded()
         while (frame := next(decoded, None)) is not None:
             last_s = max(self._start_s(frame, last_s + step_s), last_s, 0.0)
-            self.end_s = last_s + (self._seconds(frame.duration) or step_s)
+            lasts_s = 0.0 if self._is_raw else self._seconds(frame.duration)
+            self.end_s = last_s + min(lasts_s or step_s, LONGEST_PICTURE_S)
             yield last_s, frame
-            target_s = self._worth_a_jump(last_s) if can_jump else None
+            target_s = self._worth_a_jump(last_s)
             if target_s is not None:
-                decoded, can_jump = self._jump(target_s, last_s)
+                decoded = self._jump(target_s, last_s)
 
     def _ticks(self, frame: VideoFrame) -> int | None:
+        if self._is_raw:
+            return None
         # In AVI the times of display are guesses, which B-frames lead astray.
         return frame.dts if self._is_avi else frame.pts
 
@@ -160,11 +207,10 @@ class Source:
             self._origin = ticks - round(counted_s / self.time_base)
         return self._seconds(ticks - self._origin)
 
-    def _jump(self, target_s: float, last_s: float) -> tuple[Iterator[VideoFrame], bool]:
-        """Read on from the keyframe before a time, or from the start if that leads nowhere.
+    def _jump(self, target_s: float, last_s: float) -> Iterator[VideoFrame]:
+        """Frames that start after ``last_s``, read on from the keyframe before a time.
 
-        Returns:
-            Frames that start after ``last_s``, and whether another jump may be tried.
+        From the start, if that leads nowhere; then no other jump is tried.
         """
         origin = self._origin or 0
 
@@ -182,24 +228,27 @@ class Source:
             if start_s <= last_s:
                 # The jump led back, as it does where keyframes are far apart and not indexed:
                 # another one would as well.
-                return dropwhile(is_past, decoded), False
-            if start_s <= self.wanted_s:
-                return chain([frame], decoded), True
+                self._can_seek = False
+                return dropwhile(is_past, decoded)
+            # What the index calls a keyframe need not be one.
+            if start_s <= self.wanted_s and frame.pict_type == PictureType.I:
+                return chain([frame], decoded)
             break
-        # Nothing decodes behind the jump, or the index led past the target: all frames, then.
-        return dropwhile(is_past, self._seeked()), False
+        # Nothing decodes behind the jump, or the index led astray: all frames, then.
+        self._can_seek = False
+        return dropwhile(is_past, self._seeked())
 
     def _worth_a_jump(self, here_s: float) -> float | None:
         """Where to jump to on the way to :attr:`wanted_s`, in seconds; None to go on reading."""
         origin = self._origin
-        if origin is None or not self._has_clock:
+        if origin is None or not (self._can_seek and self._has_clock):
             return None
         # B-frames come before the frames that they need: a keyframe just before the wanted time
         # may not be what shows it.
         before_s = self.wanted_s - _REORDER_FRAMES / self.fps
         if before_s - here_s < _REORDER_FRAMES / self.fps:
             return None
-        keyframes = self._keyframes
+        keyframes = self._index.keyframes
         if not len(keyframes):
             # Without an index it takes a jump to know; one second early, as some containers
             # search in decoding order.
@@ -215,22 +264,10 @@ class Source:
         # Not to the time of the keyframe: shown later than it is decoded, it would be passed by.
         return before_s
 
-    @cached_property
-    def _keyframes(self) -> npt.NDArray[np.int64]:
-        """Timestamps of the indexed keyframes, rising; none where the container has no index."""
-        entries = self.stream.index_entries
-        times = [entry.timestamp for entry in entries if entry.is_keyframe]
-        # A single entry, or an index that stops early, is no map of the file.
-        stated = self.stated_duration_s()
-        span_s = self._seconds(times[-1] - times[0]) if len(times) > 1 else 0.0
-        if stated is None or span_s < stated / 2:
-            return np.zeros(0, np.int64)
-        return np.unique(np.array(times, np.int64))
-
     def _seeked(self, to_s: float | None = None) -> Iterator[VideoFrame]:
         if to_s is None:
             # From the start: what broke is read again.
-            self.lost_packets, self.first_loss_s = 0, None
+            self.damage = Damage()
             pts = (self._origin or 0) - round(1 / self.time_base)
         else:
             pts = (self._origin or 0) + round(to_s / self.time_base)
@@ -240,29 +277,38 @@ class Source:
 
     def _decoded(self) -> Iterator[VideoFrame]:
         # All streams, where holes show only in their packets.
-        packets = self.container.demux(*(() if self._is_matroska else (self.stream,)))
+        only = None if self._is_matroska else self.stream
+        packets = read_packets(self.container, only, lambda error: self._lost(reason_of(error)))
         context = self.stream.codec_context
         read = _Read()
-        while True:
-            try:
-                packet = next(packets, None)
-                if packet is None:
-                    return
-                is_behind_hole = self._is_behind_hole(packet, read)
-                if packet.stream_index != self.stream.index:
-                    continue
-                if packet.is_corrupt or is_behind_hole:
-                    self._lost("a damaged packet")
-                ours = cast("Packet[VideoStream]", packet)
-                is_passed = self._is_passed(ours, read)
-                context.skip_frame = "NONREF" if is_passed else "DEFAULT"
-                frames = ours.decode()
-            except FFmpegError as error:
-                self._lost(reason_of(error))
-                # A demuxer that failed ends its generator; a decoder may recover at the next
-                # keyframe, so the loop goes on and ends by itself.
+        count = -1
+        for packet in packets:
+            decoder_gets_on()
+            if self._is_matroska:
+                self._look_for_hole(packet, read)
+            if packet.stream_index != self.stream.index:
                 continue
-            yield from frames
+            count += 1
+            ours = cast("Packet[VideoStream]", packet)
+            if self._timeline is not None:
+                self._timeline.place(ours, count)
+            self._note_damage(ours, read)
+            if not packet.size:
+                continue
+            context.skip_frame = "NONREF" if self._is_passed(ours, read) else "DEFAULT"
+            yield from self._decode(ours)
+        if read.corrupt:
+            self._lost("a damaged packet")
+        context.skip_frame = "DEFAULT"
+        yield from self._decode(None)
+
+    def _decode(self, packet: "Packet[VideoStream] | None") -> "list[VideoFrame]":
+        try:
+            return self.stream.decode(packet)
+        except FFmpegError as error:
+            # It may recover at the next keyframe.
+            self._lost(reason_of(error))
+            return []
 
     def _is_passed(self, packet: "Packet[VideoStream]", read: _Read) -> bool:
         """Whether a later frame that starts in time for the wanted one is on its way already.
@@ -284,96 +330,59 @@ class Source:
             read.in_time_pts = packet.pts
         return False
 
-    def _is_behind_hole(self, packet: "Packet[Stream]", read: _Read) -> bool:
-        """Whether a stretch of a Matroska file that no packet covers has swallowed frames.
+    def _note_damage(self, packet: "Packet[VideoStream]", read: _Read) -> None:
+        if read.is_behind_hole or read.corrupt == 1:
+            self._lost("a damaged packet")
+        read.is_behind_hole = False
+        read.corrupt = max(0, read.corrupt - 1)
+        if packet.is_corrupt:
+            read.corrupt = _JOINT_PACKETS + 1
+        elif packet.is_keyframe and packet.dts is not None:
+            # Where whole parts were joined one of the last packets is marked, too.
+            is_next = self._seconds(packet.dts - read.dts) < 1.5 / self.fps
+            read.corrupt = 0 if is_next else min(read.corrupt, 1)
+        if packet.pts is not None and self._origin is not None:
+            self.damage.passed(self._seconds(packet.pts - self._origin))
 
-        Its reader looks for the next sound cluster and raises nothing. A pause in a variable rate
-        takes up no room in the file.
+    def _look_for_hole(self, packet: "Packet[Stream]", read: _Read) -> None:
+        """Note whether a stretch of a Matroska file that no packet covers has swallowed some.
+
+        Its reader looks for the next cluster and raises nothing. A pause takes up no room in the
+        file, and sound goes on in it.
         """
-        if not self._is_matroska or packet.pos is None or packet.pos < 0:
-            return False
-        begin, read.end = read.end, packet.pos + packet.size
-        if packet.stream_index != self.stream.index or packet.pts is None:
-            return False
-        last, read.last_pts = read.last_pts, max(packet.pts, read.last_pts or packet.pts)
-        whole_s = (self.container.duration or 0) / av.time_base
-        if begin is None or last is None or whole_s <= 0:
-            return False
-        gap_s = self._seconds(packet.pts - last)
-        usual = self.path.stat().st_size / whole_s * gap_s
-        return gap_s > 3.0 / self.fps and packet.pos - begin > usual / 4
+        if packet.pos is None or packet.pos < 0 or packet.pts is None or packet.time_base is None:
+            return
+        sides = sum(side.data_size for side in packet.iter_sidedata())
+        begin, read.end = read.end, packet.pos + packet.size + sides
+        start_s = float(packet.pts * packet.time_base)
+        last_s, read.last_s = read.last_s, max(start_s, read.last_s or start_s)
+        if begin is None or last_s is None or not self._index.whole_s:
+            return
+        gap_s, gap = start_s - last_s, packet.pos - begin
+        usual = self._index.size / self._index.whole_s * gap_s
+        if gap_s > 3.0 / self.fps and gap > max(usual / 4, _BETWEEN_PACKETS):
+            read.is_behind_hole = True
 
     def _lost(self, reason: str) -> None:
-        self.reason = reason
-        self.lost_packets += 1
-        if self.first_loss_s is None:
-            self.first_loss_s = self.end_s
-
-    def stated_duration_s(self) -> float | None:
-        """Duration of the video stream as its header states it, if it does sanely."""
-        stream = self.stream
-        stated = self._seconds(stream.duration) if stream.duration else None
-        if stated is None:
-            end_s = _clock(stream.metadata.get("DURATION", ""))
-            stated = end_s - self._matroska_start_s() if end_s is not None else None
-        return stated if stated is not None and self._is_sane(stated) else None
-
-    def _matroska_start_s(self) -> float:
-        # Matroska states where the video ends on its clock, not how long it is.
-        return self._seconds(self.stream.start_time or 0) if self._is_matroska else 0.0
-
-    def _is_sane(self, stated_s: float) -> bool:
-        whole_s = (self.container.duration or 0) / av.time_base
-        if not 0 < stated_s < _LONGEST_S or (whole_s > 0 and stated_s > whole_s + 1.0):
-            return False
-        entries = self.stream.index_entries
-        count = len(entries)
-        indexed = entries[count - 1].timestamp - entries[0].timestamp if count else 0
-        return self._seconds(indexed) <= stated_s + 1.0
+        self.damage.add(reason, self.end_s)
 
     def duration_s(self) -> float:
-        """Usable length in seconds: stream header, else container, else counted packets."""
-        least_s = 1.0 / self.fps
-        cut_s = self._cut_off_s()
-        if cut_s is not None:
-            return max(cut_s, least_s)
-        stated = self.stated_duration_s()
-        if stated is None and self.container.duration:
-            stated = self.container.duration / av.time_base - self._matroska_start_s()
-        if stated is None or not self._is_sane(stated):
-            stated = self._counted_duration_s()
-        return max(stated, least_s)
+        """Usable length in seconds: of its packets, where header and index are not believed."""
+        with decoder_call(self.path):
+            timeline = self._timeline
+        if timeline is not None:
+            length_s = timeline.duration_s or timeline.frames / self.fps
+        else:
+            length_s = self._index.cut_off_s or self._index.duration_s or 0.0
+        return max(length_s, 1.0 / self.fps)
 
-    def _cut_off_s(self) -> float | None:
-        """Start of the first sample whose bytes lie past the end of the file, if one does."""
-        entries = self.stream.index_entries
-        count = len(entries)
-        size = self.path.stat().st_size
-        if not count or entries[count - 1].pos + entries[count - 1].size <= size:
-            return None
-        low, high = 0, count - 1
-        while low < high:
-            middle = (low + high) // 2
-            if entries[middle].pos + entries[middle].size > size:
-                high = middle
-            else:
-                low = middle + 1
-        return self._seconds(entries[low].timestamp - entries[0].timestamp)
-
-    def _counted_duration_s(self) -> float:
-        with open_video(self.path) as container:
-            first, last, count = math.inf, -math.inf, 0
-            with suppress(FFmpegError):
-                for packet in container.demux(container.streams[self.stream.index]):
-                    pts = packet.pts if packet.pts is not None else packet.dts
-                    if packet.is_discard:
-                        continue
-                    count += packet.size > 0
-                    if pts is not None:
-                        first = min(first, pts)
-                        last = max(last, pts + (packet.duration or 0))
-        by_clock = (last - first) * float(self.time_base) if last > first else 0.0
-        return by_clock if 0 < by_clock < _LONGEST_S else count / self.fps
+    @property
+    def _whole_s(self) -> float | None:
+        """How long the file should be, in seconds, if that is known."""
+        timeline, stated_s = self._timeline, self._index.stated_s
+        if timeline is None or (timeline.is_steady and stated_s is not None):
+            return stated_s
+        return timeline.duration_s or None
 
     def end_of_good_part(self) -> float:
         """Seconds up to which frames may be shown; reports what was lost.
@@ -381,43 +390,25 @@ class Source:
         Returns:
             Infinity for a sound file, whose last frame stays on screen.
         """
-        stated = self.stated_duration_s()
-        missing_s = 0.0 if stated is None else stated - self.end_s
+        whole_s = self._whole_s
+        missing_s = 0.0 if whole_s is None else whole_s - self.end_s
         is_cut = missing_s > max(0.5, 3.0 / self.fps)
-        self._report_loss(self.end_s if is_cut else None)
+        self._report(self.end_s if is_cut else None)
         return self.end_s if is_cut else math.inf
 
     def report_known_loss(self) -> None:
         """Report what was lost, where frames up to the end were not asked for."""
-        self._report_loss(self._cut_off_s())
+        self._report(self._index.cut_off_s)
 
-    def _report_loss(self, cut_s: float | None) -> None:
-        if cut_s is None and not self.lost_packets:
-            return
-        until_s = cut_s if self.first_loss_s is None else self.first_loss_s
-        losses = [f"{self.lost_packets} packets unreadable"] if self.lost_packets else []
-        stated_s = self.stated_duration_s()
-        if cut_s is not None:
-            whole = "" if stated_s is None else f" of {stated_s:.2f} s"
-            losses.append(f"nothing after {cut_s:.2f} s{whole}")
-        self._damaged(
-            f"{self.path}: damaged video, frames are good until {until_s:.2f} s "
-            f"({', '.join(losses)}); the good part was used"
-        )
+    def _report(self, cut_s: float | None) -> None:
+        line = self.damage.line(cut_s, self._whole_s, self._notes)
+        if line:
+            self._damaged(f"{self.path}: {line}")
 
     def no_frame(self) -> VideoError:
         """The error to raise where no frame could be decoded."""
-        return video_error(self.path, f"no frame that decodes ({self.reason})")
+        return video_error(self.path, f"no frame that decodes ({self.damage.reason})")
 
 
 def _warn_of_damage(message: str) -> None:
     warnings.warn(message, DamagedVideoWarning, stacklevel=4)
-
-
-def _clock(text: str) -> float | None:
-    """Seconds of a Matroska ``HH:MM:SS.fraction`` tag."""
-    try:
-        hours, minutes, seconds = text.split(":")
-        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
-    except ValueError:
-        return None

@@ -208,7 +208,7 @@ def cut_clip(
     target = Path(out)
     _check_cut(start_s, end_s, target, overwrite)
     source = Source(path)
-    with source.container:
+    with source:
         clip: _Clip | None = None
         try:
             for frame, shown_s, until_s in _shown(source, start_s, end_s):
