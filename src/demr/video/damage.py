@@ -15,7 +15,7 @@ class Damage:
     Attributes:
         packets: How many.
         first_s: Until when everything decoded.
-        again_s: From when on it is read again; None if the file ends there.
+        again_s: From when on what decodes is read again; None if nothing is.
         reason: What was wrong with the last of them.
     """
 
@@ -23,18 +23,18 @@ class Damage:
     first_s: float = 0.0
     again_s: float | None = None
     reason: str = "it holds no frame"
+    _is_new: bool = False
 
-    def add(self, reason: str, decoded_s: float) -> None:
-        """Note a loss; all before ``decoded_s`` is decoded."""
-        if not self.packets:
-            self.first_s = decoded_s
+    def add(self, reason: str, good_s: float) -> None:
+        """Note a loss; all before ``good_s`` is decoded."""
+        self.first_s = min(self.first_s, good_s) if self.packets else good_s
         self.packets += 1
-        self.reason, self.again_s = reason, None
+        self.reason, self._is_new = reason, True
 
     def passed(self, time_s: float) -> None:
         """Note a packet that can be read; it shows at ``time_s``."""
-        if self.packets and self.again_s is None:
-            self.again_s = max(time_s, self.first_s)
+        if self._is_new:
+            self.again_s, self._is_new = max(time_s, self.first_s), False
 
     def line(self, cut_s: float | None, whole_s: float | None, notes: Sequence[str] = ()) -> str:
         """What to tell; empty if all is well.
@@ -53,7 +53,9 @@ class Damage:
         if facts:
             until_s = self.first_s if self.packets else cut_s
             used = "the part before was used"
-            if self.packets and self.again_s is not None:
+            # Behind the end packets may be there that nothing can be made of.
+            is_read_on = cut_s is None or (self.again_s is not None and self.again_s < cut_s)
+            if self.packets and self.again_s is not None and is_read_on:
                 used = f"what decodes from {self.again_s:.2f} s on was used, too"
             parts.append(
                 f"damaged video, frames are good until {until_s:.2f} s ({', '.join(facts)}); {used}"

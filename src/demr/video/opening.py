@@ -111,9 +111,10 @@ def read_packets(
                 if packet.size or packet.dts is not None:
                     yield packet
             return
-        except MemoryError:
-            raise
-        except Exception as error:  # noqa: BLE001  (told)
+        except Exception as error:
+            # FFmpeg lacks memory, too, where a damaged file asks for gigabytes.
+            if isinstance(error, MemoryError) and not isinstance(error, FFmpegError):
+                raise
             if failed is not None:
                 failed(error)
 

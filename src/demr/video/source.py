@@ -65,6 +65,7 @@ class _Read:
         last_s: Latest start of any packet of any stream.
         is_behind_hole: Whether something was swallowed before the next packet of the video.
         corrupt: Not 0 if a packet was marked as damaged, which is told when this is counted to 1.
+        corrupt_s: When that one shows.
     """
 
     in_time_pts: int | None = None
@@ -73,6 +74,7 @@ class _Read:
     last_s: float | None = None
     is_behind_hole: bool = False
     corrupt: int = 0
+    corrupt_s: float = math.inf
 
 
 class Source:
@@ -298,7 +300,7 @@ class Source:
             context.skip_frame = "NONREF" if self._is_passed(ours, read) else "DEFAULT"
             yield from self._decode(ours)
         if read.corrupt:
-            self._lost("a damaged packet")
+            self._lost("a damaged packet", read.corrupt_s)
         context.skip_frame = "DEFAULT"
         yield from self._decode(None)
 
@@ -307,7 +309,7 @@ class Source:
             return self.stream.decode(packet)
         except FFmpegError as error:
             # It may recover at the next keyframe.
-            self._lost(reason_of(error))
+            self._lost(reason_of(error), self._time_s(packet))
             return []
 
     def _is_passed(self, packet: "Packet[VideoStream]", read: _Read) -> bool:
@@ -332,17 +334,22 @@ class Source:
 
     def _note_damage(self, packet: "Packet[VideoStream]", read: _Read) -> None:
         if read.is_behind_hole or read.corrupt == 1:
-            self._lost("a damaged packet")
+            self._lost("a damaged packet", read.corrupt_s)
         read.is_behind_hole = False
         read.corrupt = max(0, read.corrupt - 1)
         if packet.is_corrupt:
-            read.corrupt = _JOINT_PACKETS + 1
+            read.corrupt, read.corrupt_s = _JOINT_PACKETS + 1, self._time_s(packet)
         elif packet.is_keyframe and packet.dts is not None:
             # Where whole parts were joined one of the last packets is marked, too.
             is_next = self._seconds(packet.dts - read.dts) < 1.5 / self.fps
             read.corrupt = 0 if is_next else min(read.corrupt, 1)
-        if packet.pts is not None and self._origin is not None:
-            self.damage.passed(self._seconds(packet.pts - self._origin))
+        self.damage.passed(self._time_s(packet))
+
+    def _time_s(self, packet: "Packet[VideoStream] | None") -> float:
+        """When a packet shows, as far as that is known, else the end of what was decoded."""
+        if packet is None or packet.pts is None or self._origin is None:
+            return self.end_s
+        return self._seconds(packet.pts - self._origin)
 
     def _look_for_hole(self, packet: "Packet[Stream]", read: _Read) -> None:
         """Note whether a stretch of a Matroska file that no packet covers has swallowed some.
@@ -363,8 +370,8 @@ class Source:
         if gap_s > 3.0 / self.fps and gap > max(usual / 4, _BETWEEN_PACKETS):
             read.is_behind_hole = True
 
-    def _lost(self, reason: str) -> None:
-        self.damage.add(reason, self.end_s)
+    def _lost(self, reason: str, here_s: float = math.inf) -> None:
+        self.damage.add(reason, min(here_s, self.end_s))
 
     def duration_s(self) -> float:
         """Usable length in seconds: of its packets, where header and index are not believed."""

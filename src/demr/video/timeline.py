@@ -38,11 +38,17 @@ _PAUSE_STEPS = 10
 LONGEST_PICTURE_S = 3600.0
 _PER_FRAME_S = 600.0
 # A longer step between two packets of a stream is a gap in it, too.
-_SOUND_S = 1.0
+_SOUND_S = 0.25
 # MPEG-1 and 2 have a fixed rate, unless films are shown at that of television.
 _EVEN_CODECS = ("mpeg1video", "mpeg2video")
 _EVEN_SHARE = 0.99
 _EVEN_PACKETS = 31
+# Of the steps of a video with an even rate that is damaged.
+_EVEN_SHARE_OF_DAMAGED = 0.9
+# Frames that are said to come less often are not believed.
+_SLOWEST_STEP_S = 10.0
+# Ticks that can be added up.
+_FAR = 1 << 55
 _Ticks = npt.NDArray[np.int64]
 _Flags = npt.NDArray[np.bool_]
 
@@ -104,44 +110,46 @@ def read_timeline(
         by_dts: Whether frames are shown at the times of decoding.
     """
     tick_s = float(stream.time_base or Fraction(1, 90000))
-    read = _read(container, stream, tick_s, max(1, round(1 / (fps * tick_s))), by_dts)
+    step = max(1, round(min(1 / fps, _SLOWEST_STEP_S) / tick_s))
+    read = _read(container, stream, tick_s, step, by_dts)
     if not read.has_times or has_flag(container, Flags.no_timestamps):
         return Timeline(None, 0.0, read.frames)
     may_jump = has_flag(container, Flags.ts_discont)
-    packets = read
+    packets = read.without_strays(_PAUSE_S / tick_s)
+    notes = ["single packets with false times were put between their neighbours"]
+    notes = notes if packets is not read else []
     if may_jump and stream.codec_context.codec.canonical_name in _EVEN_CODECS:
-        packets = read.evened(1 / (fps * tick_s))
+        packets = packets.evened(1 / (fps * tick_s))
     shifts, jumps = packets.joined(_PAUSE_S / tick_s if may_jump else np.inf)
     starts = packets.pts + shifts
     first = int(starts[read.is_shown].min(initial=starts.max()))
-    notes = []
     if len(jumps):
-        places = ", ".join(f"{s:.2f}" for s in (starts[jumps[:3]] - first) * tick_s)
-        more = f" and {len(jumps) - 3} more" if len(jumps) > 3 else ""
-        notes.append(f"its clock jumps (at {places} s{more}), and the parts were put end to end")
+        at = _listed((starts[jumps] - first) * tick_s)
+        notes.append(f"its clock jumps (at {at} s), and the parts were put end to end")
+    missing = packets.missing(shifts)
+    if len(missing):
+        notes.append(f"frames are missing (from {_listed((missing - first) * tick_s)} s on)")
     most = (LONGEST_PICTURE_S + min(size, _PER_FRAME_S * read.frames)) / tick_s
-    cuts, end, longest = _cut_pauses(
-        starts,
-        int((starts + read.durations).max()),
-        # Where the clock jumps it is not known when the sound is heard.
-        np.zeros(0, np.int64) if len(jumps) else read.others,
-        most,
-        LONGEST_PICTURE_S / tick_s,
-    )
-    if longest is not None:
+    # Where the clock jumps it is not known when the sound is heard.
+    others = np.zeros(0, np.int64) if len(jumps) else read.others
+    end = int((starts + read.durations).max())
+    cuts, end = _cut_pauses(starts, end, others, most, LONGEST_PICTURE_S / tick_s, step)
+    if cuts is not None:
         shifts = shifts - cuts
-        notes.append(
-            f"it holds too little for its length, and pauses were cut to {longest * tick_s:.0f} s"
-        )
-    duration_s = float(end - first) * tick_s
-    is_changed = packets is not read or notes
+        notes.append("it holds too little for its length, and its pauses were cut short")
+    is_changed = packets is not read or len(jumps) or cuts is not None
     return Timeline(
         (packets.pts + shifts, packets.dts + shifts) if is_changed else None,
-        duration_s,
+        float(end - first) * tick_s,
         read.frames,
         "; ".join(notes),
-        is_steady=not notes and not may_jump,
+        is_steady=not is_changed and not may_jump,
     )
+
+
+def _listed(times_s: npt.NDArray[np.floating]) -> str:
+    more = f" and {len(times_s) - 3} more" if len(times_s) > 3 else ""
+    return ", ".join(f"{time_s:.2f}" for time_s in times_s[:3]) + more
 
 
 @dataclass(frozen=True)
@@ -153,8 +161,8 @@ class _Packets:
         has_dts: Whether the file gives that time.
         is_key: Whether a packet is a keyframe.
         is_shown: Whether an edit list leaves it in.
-        filled: How much time is filled between a packet and the one before, by sound or by bytes
-            that cannot be read.
+        heard: How much sound lies between a packet and the one before.
+        unread: How much time the bytes between them that no packet covers would last.
         others: When packets of other streams are due.
         frames: Packets that hold something.
         has_times: Whether the file gives any.
@@ -166,10 +174,40 @@ class _Packets:
     has_dts: _Flags
     is_key: _Flags
     is_shown: _Flags
-    filled: _Ticks
+    heard: _Ticks
+    unread: _Ticks
     others: _Ticks
     frames: int
     has_times: bool
+
+    @property
+    def usual(self) -> int:
+        """From a packet to the next, mostly."""
+        steps = np.diff(self.dts)
+        return int(np.median(steps[steps > 0])) if (steps > 0).any() else int(self.durations[0])
+
+    def without_strays(self, far: float) -> "_Packets":
+        """The same packets, but for times of single ones that lie ``far`` from all around them."""
+        before, dts, after = self.dts[:-2], self.dts[1:-1], self.dts[2:]
+        is_far = (dts - after > far) | (before - dts > far)
+        is_close = (after >= before) & (after - before <= 4 * self.usual)
+        strays = 1 + np.flatnonzero(is_far & is_close)
+        if not len(strays):
+            return self
+        mended = self.dts.copy()
+        mended[strays] = (self.dts[strays - 1] + self.dts[strays + 1]) // 2
+        pts = self.pts.copy()
+        pts[strays] = mended[strays] + int(np.median(self.pts - self.dts))
+        return replace(self, dts=mended, pts=pts)
+
+    def missing(self, shifts: _Ticks) -> _Ticks:
+        """When frames end behind which others are missing, in a video of an even rate."""
+        dts, usual = self.dts + shifts, self.usual
+        steps = np.diff(dts)
+        if not len(steps) or np.mean(np.abs(steps - usual) <= usual / 4) < _EVEN_SHARE_OF_DAMAGED:
+            return np.zeros(0, np.int64)
+        is_gap = (steps >= 3 * usual) & (self.heard[1:] < steps // 2)
+        return np.sort(dts[:-1][is_gap] + usual)
 
     def evened(self, step: float) -> "_Packets":
         """The same packets at the even steps that MPEG-1 and 2 prescribe, but for real gaps.
@@ -203,12 +241,13 @@ class _Packets:
         known = np.flatnonzero(self.has_dts)
         befores, heres = known[:-1], known[1:]
         steps = np.diff(self.dts[known])
-        usual = int(np.median(steps[steps > 0])) if (steps > 0).any() else int(self.durations[0])
+        usual = self.usual
         latest = np.maximum.accumulate(self.pts)
         # Frames that are not shown can share the time of another; keyframes are shown.
         is_back = (steps < 0) | (self.is_key[heres] & (self.pts[heres] <= latest[befores]))
         is_long = steps > max(pause, _PAUSE_STEPS * usual)
-        suspects = np.flatnonzero(is_back | (is_long & (self.filled[heres] < steps // 2)))
+        is_filled = (self.heard + self.unread)[heres] >= steps // 2
+        suspects = np.flatnonzero(is_back | (is_long & ~is_filled))
         ends = self.pts + self.durations
         shifts = np.zeros_like(self.pts)
         shift, begin, jumps = 0, 0, []
@@ -229,8 +268,8 @@ class _Packets:
 
 
 def _cut_pauses(
-    starts: _Ticks, end: int, others: _Ticks, most: float, longest: float
-) -> tuple[_Ticks, int, float | None]:
+    starts: _Ticks, end: int, others: _Ticks, most: float, longest: float, step: int
+) -> tuple[_Ticks | None, int]:
     """Shorten pauses until a video is no longer than it may be.
 
     Args:
@@ -238,22 +277,24 @@ def _cut_pauses(
         end: Of its last frame.
         others: When packets of other streams are due: time that they fill is no pause.
         most: Ticks that the video may last.
-        longest: Ticks that a pause may last.
+        longest: Ticks that a pause may last; one that is longer becomes a ``step``.
+        step: Ticks that a frame is shown at the least.
 
     Returns:
-        How much earlier each frame starts, the new end, and how long pauses are at the most; None
-        where none was cut.
+        How much earlier each frame starts, None if all stay, and the new end.
     """
     first = int(starts.min())
     others = others[(others > first) & (others < end)]
     marks = np.unique(np.concatenate([starts, others, [end]]))
     pauses = np.diff(marks)
-    if pauses.max(initial=0) <= longest and end - first <= most:
-        return np.zeros_like(starts), end, None
-    while longest > 1 and np.minimum(pauses, longest).sum() > most:
+    kept = np.where(pauses > longest, np.minimum(pauses, step), pauses)
+    while kept.sum() > most and longest > step:
         longest /= 2
-    late = np.concatenate([[0], np.cumsum(pauses - np.minimum(pauses, int(longest)))])
-    return late[np.searchsorted(marks, starts)], end - int(late[-1]), longest
+        kept = np.minimum(kept, int(longest))
+    late = np.concatenate([[0], np.cumsum(pauses - kept)])
+    if not late[-1]:
+        return None, end
+    return late[np.searchsorted(marks, starts)], end - int(late[-1])
 
 
 def _read(
@@ -266,17 +307,20 @@ def _read(
         if count % 256 == 0:
             decoder_gets_on()
         gaps.add(packet)
-        dts, pts = packet.dts, packet.dts if by_dts else packet.pts
+        dts = _bounded(packet.dts)
+        pts = dts if by_dts else _bounded(packet.pts)
         if packet.stream_index != stream.index:
             if dts is not None and packet.time_base:
-                others.append(round(float(dts * packet.time_base) / tick_s))
+                others.append(min(_FAR, round(float(dts * packet.time_base) / tick_s)))
             continue
         has_times |= pts is not None or dts is not None
         frames += packet.size > 0
         next_dts = dts if dts is not None else next_dts if pts is None else pts
         is_ours = (dts is not None, packet.is_keyframe, not packet.is_discard)
         shown = next_dts if pts is None else pts
-        rows.extend((shown, next_dts, packet.duration or step, *is_ours, *gaps.taken(tick_s)))
+        rows.extend(
+            (shown, next_dts, min(packet.duration or step, _FAR), *is_ours, *gaps.taken(tick_s))
+        )
         next_dts += step
     table: _Ticks = np.array(rows, np.int64).reshape(-1, 8)
     has_dts, is_key, is_shown = table[:, 3:6].astype(bool).T
@@ -289,11 +333,16 @@ def _read(
         has_dts=has_dts,
         is_key=is_key,
         is_shown=is_shown,
-        filled=table[:, 6] + unread.astype(np.int64),
+        heard=table[:, 6],
+        unread=unread.astype(np.int64),
         others=np.array(others, np.int64),
         frames=frames,
         has_times=has_times,
     )
+
+
+def _bounded(ticks: int | None) -> int | None:
+    return None if ticks is None else max(-_FAR, min(_FAR, ticks))
 
 
 class _Gaps:

@@ -14,6 +14,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
+from av.error import FFmpegError
+
 from demr.errors import DemrError, VideoError
 from demr.video.opening import reason_of, video_error
 
@@ -92,9 +94,12 @@ def decoder_call(path: Path) -> Iterator[None]:
         decoder_gets_on()
     try:
         yield
-    except (DemrError, MemoryError):
+    except DemrError:
         raise
     except Exception as error:
+        # FFmpeg lacks memory, too, where a damaged file asks for gigabytes.
+        if isinstance(error, MemoryError) and not isinstance(error, FFmpegError):
+            raise
         raise video_error(path, f"damage that the decoder fails on ({reason_of(error)})") from error
     finally:
         if watch is not None:
