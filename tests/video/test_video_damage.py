@@ -23,8 +23,8 @@ from tests.video.numbered_videos import (
 )
 
 from demr.errors import InputError, VideoError
-from demr.video.reading import iter_frames, probe_video
 from demr.video.damage import DamagedVideoWarning
+from demr.video.reading import iter_frames, probe_video
 from demr.video.writing import cut_clip
 
 # --- what cannot be read ----------------------------------------------------------------------

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from tests.video.numbered_videos import every, grey, make_video, shown
 
+from demr.errors import VideoError
 from demr.video import source as video_source
 from demr.video.reading import iter_frames, probe_video
 
@@ -96,19 +97,33 @@ def test_what_an_edit_list_cuts_away_is_not_shown_and_not_counted(tmp_path: Path
     assert probe_video(path).duration_s == pytest.approx(1.0)
 
 
-def test_an_animated_gif_is_a_video(tmp_path: Path) -> None:
-    for count in (20, 1):
-        path = tmp_path / f"{count}.gif"
-        with av.open(str(path), "w") as container:
-            stream = container.add_stream("gif", 10)
-            stream.width, stream.height, stream.pix_fmt = 64, 48, "gray"
-            for index in range(count):
-                frame = av.VideoFrame.from_ndarray(grey(index, 48, 64)[..., 0].copy(), "gray")
-                frame.pts, frame.time_base = index, Fraction(1, 10)
-                container.mux(stream.encode(frame))
-            container.mux(stream.encode(None))
-        assert shown(path, [0.05, 1.05, 9.0]) == [0, min(10, count - 1), count - 1]
-        assert probe_video(path).duration_s == pytest.approx(count / 10)
+def moving_picture(path: Path, codec: str, pix_fmt: str, count: int) -> Path:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, 10)
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, pix_fmt
+        for index in range(count):
+            frame = av.VideoFrame.from_ndarray(grey(index, 48, 64), format="rgb24")
+            frame = frame.reformat(format=pix_fmt)
+            frame.pts, frame.time_base = index, Fraction(1, 10)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+PICTURES = [("gif", "gif", "gray"), ("avif", "libsvtav1", "yuv420p"), ("apng", "apng", "rgb24")]
+
+
+@pytest.mark.parametrize(("suffix", "codec", "pix_fmt"), PICTURES)
+def test_pictures_that_move_are_videos_and_stills_are_not(
+    tmp_path: Path, suffix: str, codec: str, pix_fmt: str
+) -> None:
+    path = moving_picture(tmp_path / f"v.{suffix}", codec, pix_fmt, 20)
+    assert shown(path, [0.05, 1.05, 9.0]) == [0, 10, 19]
+    assert probe_video(path).duration_s == pytest.approx(2.0, abs=0.11)
+    still = moving_picture(tmp_path / f"s.{suffix}", codec, pix_fmt, 1)
+    with pytest.raises(VideoError, match="picture"):
+        probe_video(still)
 
 
 # Weights of red and blue in luma, and FFmpeg's number of the matrix.

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 # threads costs more than it saves, above all with several processes on the same cores.
 ONE_THREAD_PIXELS = 320 * 240
 _FALLBACK_FPS = 25.0
-_MOST_FPS = 1000
+_LEAST_FPS, _MOST_FPS = 1 / LONGEST_PICTURE_S, 1000
 # A jump costs about as much as decoding a few seconds of small video.
 _SEEK_WORTH_S = 5.0
 # With an index it is known how many frames a jump saves, and it costs about this many.
@@ -136,7 +136,7 @@ class Source:
             is_fine = stream.codec_context.codec.canonical_name == "mpeg4"
             rates = [stream.guessed_rate if named and is_fine else named]
         for rate in rates:
-            if rate is not None and 0 < rate <= _MOST_FPS:
+            if rate is not None and _LEAST_FPS <= rate <= _MOST_FPS:
                 return float(rate)
         if self._is_raw:
             self._notes.append(f"it names no frame rate; {_FALLBACK_FPS:g} a second were assumed")

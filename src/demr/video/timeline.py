@@ -7,7 +7,6 @@ file has data for is cut short.
 """
 
 from array import array
-from collections import defaultdict
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -27,7 +26,6 @@ from demr.video.watchdog import decoder_gets_on
 
 if TYPE_CHECKING:
     from av.packet import Packet
-    from av.stream import Stream
 
 # Where clocks may jump, time without data is a jump if it is longer than this, and than so many
 # usual steps: some videos are slow.
@@ -42,11 +40,12 @@ _SOUND_S = 0.25
 # MPEG-1 and 2 have a fixed rate, unless films are shown at that of television.
 _EVEN_CODECS = ("mpeg1video", "mpeg2video")
 _EVEN_SHARE = 0.99
-_EVEN_PACKETS = 31
+# The last frame of a slow video may have been meant for less than a usual step.
+_LAST_S = 0.4
+# By so many frames FFmpeg may be wrong.
+_SLIPS = 2.5
 # Of the steps of a video with an even rate that is damaged.
 _EVEN_SHARE_OF_DAMAGED = 0.9
-# Frames that are said to come less often are not believed.
-_SLOWEST_STEP_S = 10.0
 # Ticks that can be added up.
 _FAR = 1 << 55
 _Ticks = npt.NDArray[np.int64]
@@ -110,7 +109,7 @@ def read_timeline(
         by_dts: Whether frames are shown at the times of decoding.
     """
     tick_s = float(stream.time_base or Fraction(1, 90000))
-    step = max(1, round(min(1 / fps, _SLOWEST_STEP_S) / tick_s))
+    step = max(1, round(1 / (fps * tick_s)))
     read = _read(container, stream, tick_s, step, by_dts)
     if not read.has_times or has_flag(container, Flags.no_timestamps):
         return Timeline(None, 0.0, read.frames)
@@ -120,6 +119,11 @@ def read_timeline(
     notes = notes if packets is not read else []
     if may_jump and stream.codec_context.codec.canonical_name in _EVEN_CODECS:
         packets = packets.evened(1 / (fps * tick_s))
+    if may_jump:
+        # No such container states how long a frame lasts; what is said is a guess.
+        packets = replace(
+            packets, durations=np.full_like(packets.pts, min(packets.usual, int(_LAST_S / tick_s)))
+        )
     shifts, jumps = packets.joined(_PAUSE_S / tick_s if may_jump else np.inf)
     starts = packets.pts + shifts
     first = int(starts[read.is_shown].min(initial=starts.max()))
@@ -131,13 +135,15 @@ def read_timeline(
         notes.append(f"frames are missing (from {_listed((missing - first) * tick_s)} s on)")
     most = (LONGEST_PICTURE_S + min(size, _PER_FRAME_S * read.frames)) / tick_s
     # Where the clock jumps it is not known when the sound is heard.
-    others = np.zeros(0, np.int64) if len(jumps) else read.others
-    end = int((starts + read.durations).max())
-    cuts, end = _cut_pauses(starts, end, others, most, LONGEST_PICTURE_S / tick_s, step)
+    others = np.zeros(0, np.int64) if len(jumps) else read.others.ticks
+    end = int((starts + packets.durations)[read.is_shown].max(initial=first))
+    longest = LONGEST_PICTURE_S / tick_s
+    step = packets.usual if packets.usual <= longest else step
+    cuts, end = _cut_pauses(starts, end, others, most, longest, step)
     if cuts is not None:
         shifts = shifts - cuts
         notes.append("it holds too little for its length, and its pauses were cut short")
-    is_changed = packets is not read or len(jumps) or cuts is not None
+    is_changed = packets.pts is not read.pts or len(jumps) or cuts is not None
     return Timeline(
         (packets.pts + shifts, packets.dts + shifts) if is_changed else None,
         float(end - first) * tick_s,
@@ -161,9 +167,9 @@ class _Packets:
         has_dts: Whether the file gives that time.
         is_key: Whether a packet is a keyframe.
         is_shown: Whether an edit list leaves it in.
-        heard: How much sound lies between a packet and the one before.
-        unread: How much time the bytes between them that no packet covers would last.
-        others: When packets of other streams are due.
+        ends: Where in the file each packet, and all before it, ends.
+        unread: How much time the bytes before a packet that no other covers would last.
+        others: Packets of other streams, in the order of the file.
         frames: Packets that hold something.
         has_times: Whether the file gives any.
     """
@@ -174,9 +180,9 @@ class _Packets:
     has_dts: _Flags
     is_key: _Flags
     is_shown: _Flags
-    heard: _Ticks
+    ends: _Ticks
     unread: _Ticks
-    others: _Ticks
+    others: "_Others"
     frames: int
     has_times: bool
 
@@ -206,8 +212,17 @@ class _Packets:
         steps = np.diff(dts)
         if not len(steps) or np.mean(np.abs(steps - usual) <= usual / 4) < _EVEN_SHARE_OF_DAMAGED:
             return np.zeros(0, np.int64)
-        is_gap = (steps >= 3 * usual) & (self.heard[1:] < steps // 2)
-        return np.sort(dts[:-1][is_gap] + usual)
+        gaps = np.flatnonzero(steps >= 3 * usual)
+        silent = [gap for gap in gaps.tolist() if self.heard(gap, gap + 1) < steps[gap] // 2]
+        return np.sort(dts[silent] + usual)
+
+    def heard(self, before: int, here: int) -> int:
+        """How much sound lies between two packets in the file, in ticks."""
+        # Not between them as they are read: the last before a pause ends when the next one begins.
+        begin, end = np.searchsorted(self.others.ends, self.ends[[before, here]])
+        streams, ticks = self.others.streams[begin:end], self.others.ticks[begin:end]
+        steps = [np.diff(ticks[streams == stream]) for stream in np.unique(streams)]
+        return max((int(s[(s > 0) & (s < self.others.most)].sum()) for s in steps), default=0)
 
     def evened(self, step: float) -> "_Packets":
         """The same packets at the even steps that MPEG-1 and 2 prescribe, but for real gaps.
@@ -219,9 +234,11 @@ class _Packets:
         steps = np.diff(late) / step
         if not len(steps) or np.mean(np.abs(steps - np.round(steps)) < 0.1) < _EVEN_SHARE:
             return self
-        around = np.pad(late, _EVEN_PACKETS // 2, mode="edge")
-        level = np.median(np.lib.stride_tricks.sliding_window_view(around, _EVEN_PACKETS), axis=1)
-        dts = np.round(level + step * places).astype(np.int64)
+        level, levels = float(late[0]), []
+        for one in late.tolist():
+            level = one if abs(one - level) > _SLIPS * step else level
+            levels.append(level)
+        dts = np.round(np.array(levels) + step * places).astype(np.int64)
         # References are shown when the next one is decoded, the pictures between them at once.
         references = np.flatnonzero(self.pts != self.dts)
         pts = dts.copy()
@@ -246,8 +263,10 @@ class _Packets:
         # Frames that are not shown can share the time of another; keyframes are shown.
         is_back = (steps < 0) | (self.is_key[heres] & (self.pts[heres] <= latest[befores]))
         is_long = steps > max(pause, _PAUSE_STEPS * usual)
-        is_filled = (self.heard + self.unread)[heres] >= steps // 2
-        suspects = np.flatnonzero(is_back | (is_long & ~is_filled))
+        for gap in np.flatnonzero(is_long & ~is_back):
+            filled = self.heard(befores[gap], heres[gap]) + self.unread[heres[gap]]
+            is_long[gap] = filled < steps[gap] // 2
+        suspects = np.flatnonzero(is_back | is_long)
         ends = self.pts + self.durations
         shifts = np.zeros_like(self.pts)
         shift, begin, jumps = 0, 0, []
@@ -297,35 +316,56 @@ def _cut_pauses(
     return late[np.searchsorted(marks, starts)], end - int(late[-1])
 
 
+@dataclass(frozen=True)
+class _Others:
+    """Packets of other streams in the order of the file.
+
+    Attributes:
+        streams: Which.
+        ticks: When each is due, by the clock of the video.
+        ends: Where in the file each ends.
+        most: From a packet to the next of the same stream, in ticks, without a gap.
+    """
+
+    streams: _Ticks
+    ticks: _Ticks
+    ends: _Ticks
+    most: float
+
+
 def _read(
     container: InputContainer, stream: VideoStream, tick_s: float, step: int, by_dts: bool
 ) -> _Packets:
     rows, others = array("q"), array("q")
-    gaps = _Gaps()
-    next_dts, frames, has_times = 0, 0, False
+    next_dts, frames, end, covered, uncovered, has_times = 0, 0, 0, 0, 0, False
     for count, packet in enumerate(read_packets(container)):
         if count % 256 == 0:
             decoder_gets_on()
-        gaps.add(packet)
+        if packet.pos is not None and packet.pos >= 0:
+            end = packet.pos + packet.size
+            uncovered += max(0, packet.pos - covered)
+            covered = max(covered, end)
         dts = _bounded(packet.dts)
         pts = dts if by_dts else _bounded(packet.pts)
         if packet.stream_index != stream.index:
             if dts is not None and packet.time_base:
-                others.append(min(_FAR, round(float(dts * packet.time_base) / tick_s)))
+                ticks = round(min(_FAR, max(-_FAR, float(dts * packet.time_base) / tick_s)))
+                others.extend((packet.stream_index, ticks, end))
             continue
         has_times |= pts is not None or dts is not None
         frames += packet.size > 0
         next_dts = dts if dts is not None else next_dts if pts is None else pts
         is_ours = (dts is not None, packet.is_keyframe, not packet.is_discard)
         shown = next_dts if pts is None else pts
-        rows.extend(
-            (shown, next_dts, min(packet.duration or step, _FAR), *is_ours, *gaps.taken(tick_s))
-        )
-        next_dts += step
+        lasts = min(packet.duration or step, _FAR)
+        rows.extend((shown, next_dts, lasts, *is_ours, end, uncovered))
+        next_dts, uncovered = next_dts + step, 0
     table: _Ticks = np.array(rows, np.int64).reshape(-1, 8)
     has_dts, is_key, is_shown = table[:, 3:6].astype(bool).T
-    # So long would the bytes that no packet covers take on average.
-    unread = table[:, 7] * (len(table) * step / max(1, gaps.end))
+    # So long would bytes that no packet covers last on average.
+    unread = table[:, 7] * (len(table) * step / max(1, covered))
+    beside: _Ticks = np.array(others, np.int64).reshape(-1, 3)
+    beside = beside[np.argsort(beside[:, 2], kind="stable")]
     return _Packets(
         pts=table[:, 0],
         dts=table[:, 1],
@@ -333,9 +373,9 @@ def _read(
         has_dts=has_dts,
         is_key=is_key,
         is_shown=is_shown,
-        heard=table[:, 6],
+        ends=table[:, 6],
         unread=unread.astype(np.int64),
-        others=np.array(others, np.int64),
+        others=_Others(beside[:, 0], beside[:, 1], beside[:, 2], _SOUND_S / tick_s),
         frames=frames,
         has_times=has_times,
     )
@@ -343,32 +383,3 @@ def _read(
 
 def _bounded(ticks: int | None) -> int | None:
     return None if ticks is None else max(-_FAR, min(_FAR, ticks))
-
-
-class _Gaps:
-    """What lies between two packets of the video: sound, and bytes that no packet covers."""
-
-    def __init__(self) -> None:
-        self._last_s: dict[int, float] = {}
-        self._heard_s: dict[int, float] = defaultdict(float)
-        self._uncovered = 0
-        self.end = 0
-
-    def add(self, packet: "Packet[Stream]") -> None:
-        """Look at the next packet of any stream."""
-        if packet.pos is not None and packet.pos >= 0:
-            self._uncovered += max(0, packet.pos - self.end)
-            self.end = max(self.end, packet.pos + packet.size)
-        if packet.dts is not None and packet.time_base:
-            now_s, index = float(packet.dts * packet.time_base), packet.stream_index
-            step_s = now_s - self._last_s.get(index, now_s)
-            self._last_s[index] = now_s
-            if 0 < step_s < _SOUND_S:
-                self._heard_s[index] += step_s
-
-    def taken(self, tick_s: float) -> tuple[int, int]:
-        """Ticks of sound and uncovered bytes since the last call."""
-        heard, uncovered = max(self._heard_s.values(), default=0.0), self._uncovered
-        self._heard_s.clear()
-        self._uncovered = 0
-        return round(heard / tick_s), uncovered
