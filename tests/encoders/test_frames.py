@@ -23,8 +23,8 @@ from demr.encoders.base import Encoder, EncoderIdentity
 from demr.encoders.builtin.encoder import BuiltinEncoder
 from demr.encoders.frames import ReadsFrames, _read_ahead, encode_noting_damage, read_blocks
 from demr.errors import VideoError
-from demr.video.reading import Frame, Video, VideoInfo, iter_frames, probe_video
 from demr.video.damage import DamagedVideoWarning
+from demr.video.reading import Frame, Video, VideoInfo, iter_frames, probe_video
 from demr.video.source import Source
 from demr.video.watchdog import TIMED_OUT
 from demr.video.writing import VideoWriter

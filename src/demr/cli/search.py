@@ -92,18 +92,28 @@ def search(
             got="a folder" if len(sources) == 1 else f"{len(sources)} videos",
             remedy="search each by itself, or print --csv",
         )
-    videos, closed = find_sources(sources, is_one=is_one)
-    if clips is not None:
-        check_clips(clips, videos.values(), len(sentences), overwrite=overwrite)
-    retriever = _retriever(model, encoder, device, level)
-    results, skipped = _search_all(retriever, list(videos), sentences, top, is_one=is_one)
-    report_skipped(closed)
-    # Of several videos a sentence has so many moments in all.
-    most = None if is_one else top
-    _print_results(results, output, most)
-    failed = clips is not None and save_clips(results, videos, clips, most, overwrite=overwrite)
+    from demr.video.watchdog import DECODER_TIMEOUT_S, decoder_watchdog
+
+    with decoder_watchdog(DECODER_TIMEOUT_S, _give_up):
+        videos, closed = find_sources(sources, is_one=is_one)
+        if clips is not None:
+            check_clips(clips, videos.values(), len(sentences), overwrite=overwrite)
+        retriever = _retriever(model, encoder, device, level)
+        results, skipped = _search_all(retriever, list(videos), sentences, top, is_one=is_one)
+        report_skipped(closed)
+        # Of several videos a sentence has so many moments in all.
+        most = None if is_one else top
+        _print_results(results, output, most)
+        failed = clips is not None and save_clips(results, videos, clips, most, overwrite=overwrite)
     if skipped or closed or failed:
         raise typer.Exit(1)
+
+
+def _give_up(error: VideoError) -> None:
+    """End the process, whose decoder does not come back."""
+    complain(str(error))
+    # As main() ends what a user can mend.
+    os._exit(2)
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -146,11 +156,12 @@ def find_sources(
     """
     from demr.extraction.videos import find_videos
     from demr.search.queries import check_path
-    from demr.video.opening import open_video
+    from demr.video.source import Source
 
     paths = [check_path(source) for source in sources]
     if is_one:
-        open_video(paths[0]).close()
+        with Source(paths[0]):
+            pass
         return {paths[0]: paths[0].stem}, ()
     found = find_videos(paths)
     as_named = {path.absolute(): path for path in paths}

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor, stack
 
 from demr.encoders.base import Encoder, VideoFeatures, clip_count
-from demr.video.reading import Video, VideoInfo
 from demr.video.damage import DamagedVideoWarning
+from demr.video.reading import Video, VideoInfo
 
 # Blocks that may wait for the network; each can be tens of megabytes.
 _AHEAD = 2

@@ -17,10 +17,11 @@ from rich.progress import (
 from demr.encoders import get_encoder
 from demr.errors import InputError
 from demr.extraction.job import REPORT, Runner, Summary, extract, parts_folder
-from demr.extraction.parts import DECODER_TIMEOUT_S, ExtractionPlan
+from demr.extraction.parts import ExtractionPlan
 from demr.extraction.videos import VideoFile, find_videos
 from demr.extraction.workers import run_workers
 from demr.machine.terminal import console, counted, shortened
+from demr.video.watchdog import DECODER_TIMEOUT_S
 
 # Lines about skipped files; a terminal does not hold a hundred thousand.
 _NAMED = 50
