@@ -93,6 +93,15 @@ def test_the_domain_of_older_models_is_that_of_single_clips() -> None:
     assert measure_strangeness(np.array([[2.0], [0.0]]), domain) == pytest.approx(1.0)
 
 
+def test_what_is_like_videos_of_the_calibration_is_not_strange() -> None:
+    own = check_domain({"low": [0.0], "high": [1.0], "edge": 0.5}, 1)
+    other = check_domain({"low": [8.0], "high": [9.0], "edge": 0.5})
+    for value, strange in ((0.5, 0.0), (8.5, 0.0), (5.0, 2.0)):
+        assert measure_strangeness(np.array([[value]]), own, other) == strange
+    assert measure_strangeness(np.array([[8.5]]), own) == 2.0
+    assert measure_strangeness(np.array([[5.0]]), None, other) == 0.0
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

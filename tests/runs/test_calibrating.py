@@ -10,6 +10,7 @@ from demr import MomentRetriever
 from demr.annotations.annotations import read_annotations, write_annotations
 from demr.answers.calibration import Calibration
 from demr.answers.pretrained import find_model
+from demr.encoders.words import query_words
 
 Cli = Callable[..., Any]
 
@@ -42,6 +43,9 @@ def test_the_bundled_model_is_calibrated_on_videos_of_ones_own(
     present = [a for a in read_annotations(labels) if a.windows_s]
     assert fitted.interval is not None
     assert fitted.interval.points == len(present)
+    # It may judge what it was calibrated on; of so few videos no domain is described.
+    assert fitted.domain is None
+    assert set(fitted.known_words) == {w for a in present for w in query_words(a.query)}
     # The ranking was chosen on far more queries than these.
     assert fitted.ranking == Calibration.load(bundled / "calibration.json").ranking
     retriever = MomentRetriever.from_pretrained(out, device="cpu")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from demr.answers.covariates import LEAST_POINTS, Standardizer, numbers
+from demr.answers.domain import check_domain
 from demr.answers.intervals import LEVELS, IntervalCalibrator
 from demr.answers.presence import PresenceCalibrator
 from demr.errors import InputError, ModelError
@@ -79,6 +80,9 @@ class Calibration:
         thresholds: Named limits of ``present`` and of the confidence of moments, from which
             verdicts are made.
         disagreement: Weight of the voters' spread where the ranking is ``voting``.
+        domain: What the videos look like that it was fitted on, where those are others than the
+            model's own; see :func:`demr.answers.domain.describe_domain`.
+        known_words: Words of their present queries.
     """
 
     interval: IntervalCalibrator | None = None
@@ -90,6 +94,8 @@ class Calibration:
     ranking: str = "score"
     thresholds: Mapping[str, float] = field(default_factory=dict)
     disagreement: float = 1.0
+    domain: Mapping[str, Any] | None = None
+    known_words: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, with the format's version."""
@@ -101,6 +107,8 @@ class Calibration:
             "disagreement": self.disagreement,
             "ranking": self.ranking,
             "thresholds": dict(self.thresholds),
+            "domain": None if self.domain is None else dict(self.domain),
+            "known_words": list(self.known_words),
         }
 
     @classmethod
@@ -116,7 +124,9 @@ class Calibration:
         # Formats 1 and 2 said of further moments what they knew of the first, none before 4 how
         # sure a moment is, and format 1 nothing of disagreement.
         later = {"further": None, "confidence": None, "further_confidence": None}
-        data = {**later, "disagreement": 1.0, **data}
+        data = {**later, "disagreement": 1.0, "domain": None, "known_words": [], **data}
+        if not isinstance(data["known_words"], list):
+            raise TypeError("known_words must be a list")
 
         def part(name: str, kind: type[_Part]) -> _Part | None:
             return None if data[name] is None else kind.from_dict(data[name])
@@ -131,6 +141,8 @@ class Calibration:
             data["ranking"],
             {str(name): float(numbers(thresholds, name, ())) for name in thresholds},
             float(numbers(data, "disagreement", ())),
+            check_domain(data["domain"]),
+            tuple(map(str, data["known_words"])),
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:

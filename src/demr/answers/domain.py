@@ -52,26 +52,41 @@ def describe_domain(
     return {"scales": [s | {"edge": edge} for s, edge in zip(scales, edges.tolist(), strict=True)]}
 
 
-def measure_strangeness(features: NDArray[np.floating], domain: Mapping[str, Any] | None) -> float:
+def measure_strangeness(
+    features: NDArray[np.floating],
+    domain: Mapping[str, Any] | None,
+    calibrated: Mapping[str, Any] | None = None,
+) -> float:
     """How far a video lies outside the training data; at most 1 for all but 1 in 1000 like them.
 
     The share of feature values outside the training range, relative to the share that marks the
     edge of the training videos, at the scale where that is most. 0 if the model stores no domain.
+
+    Args:
+        features: Raw, ``(L, Dv)``.
+        domain: Of the training videos.
+        calibrated: Of other videos that the model was calibrated on: what is like these or like
+            the training videos is not strange.
+
+    Raises:
+        ValueError: If the features are of another size than a domain.
     """
     if domain is None:
         return 0.0
+    if calibrated is not None:
+        return min(measure_strangeness(features, known) for known in (domain, calibrated))
     scales = domain["scales"]
     edges = np.array([scale["edge"] for scale in scales], np.float64)
     return float(np.nanmax(np.array(_shares(features, scales)) / edges))
 
 
-def check_domain(domain: Any, video_dim: int) -> Mapping[str, Any] | None:
+def check_domain(domain: Any, video_dim: int | None = None) -> Mapping[str, Any] | None:
     """Check a stored domain, so that :func:`measure_strangeness` may rely on it.
 
     Args:
         domain: As it was read, or None. Models of demr 0.1 say ``low``, ``high`` and ``edge`` of
             single clips alone.
-        video_dim: Raw features of a clip.
+        video_dim: Raw features of a clip; None takes any number.
 
     Raises:
         KeyError, TypeError, ValueError: If a part is missing or no such number.
@@ -84,6 +99,7 @@ def check_domain(domain: Any, video_dim: int) -> Mapping[str, Any] | None:
     if not isinstance(scales, list) or not all(isinstance(scale, dict) for scale in scales):
         raise TypeError("domain scales must be a list of objects")
     for scale in scales:
+        video_dim = len(scale["low"]) if video_dim is None else video_dim
         clips = scale["clips"]
         if isinstance(clips, bool) or not isinstance(clips, int) or clips < 1:
             raise ValueError("domain clips must be a whole number above 0")

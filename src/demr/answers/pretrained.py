@@ -2,7 +2,7 @@
 
 import json
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -78,11 +78,21 @@ class Pretrained:
             )
         return encoder
 
-    def unknown_words(self, words: Iterable[str]) -> tuple[str, ...]:
-        """Words that training never showed, each once; none where the encoder knows any word."""
+    def unknown_words(
+        self, words: Iterable[str], calibrated: Collection[str] = ()
+    ) -> tuple[str, ...]:
+        """Words that neither training nor calibration showed, each once.
+
+        None where the encoder knows any word.
+
+        Args:
+            words: Of a query.
+            calibrated: Words of the queries that the model was calibrated on.
+        """
         if self.known_words is None:
             return ()
-        return tuple(dict.fromkeys(word for word in words if word not in self.known_words))
+        known = self.known_words.union(calibrated)
+        return tuple(dict.fromkeys(word for word in words if word not in known))
 
 
 def save_pretrained(folder: Path, pretrained: Pretrained, half: bool = False) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from demr.annotations.annotations import Annotation
 from demr.answers.calibration import Calibration
+from demr.answers.domain import describe_domain
 from demr.answers.fitting import fit_calibration, load_calibration
 from demr.answers.pretrained import Pretrained, find_model, load_pretrained
 from demr.encoders.cached_queries import CachedQueries
@@ -25,6 +26,8 @@ from demr.runs.predicting import SplitPredictions, predict_split
 from demr.runs.splits import check_videos
 
 _MODEL_FILES = ("config.json", "model.safetensors", "calibration.json")
+# What fewer videos look like says little of others.
+LEAST_VIDEOS = 10
 Tell = Callable[[str], None]
 
 
@@ -41,7 +44,10 @@ def calibrate_run(
     data = open_data(config.data)
     labels = data.val() if annotations is None else annotations
     split = predict_split(pretrained, data, labels, device=resolve_device(device))
-    return fit_and_save(run / "calibration.json", split, config.calibration, config.seed)
+    others = None if annotations is None else data
+    return fit_and_save(
+        run / "calibration.json", split, config.calibration, config.seed, others=others
+    )
 
 
 def calibrate_model(
@@ -92,13 +98,24 @@ def calibrate_model(
         if tell is not None:
             tell("predicting the labelled queries")
         split = predict_split(pretrained, data, annotations, device=resolve_device(device))
+        return _write_model(folder, out, split, settings, data)
+
+
+def _write_model(
+    folder: Path,
+    out: Path | None,
+    split: SplitPredictions,
+    settings: CalibrationConfig,
+    data: RunData,
+) -> tuple[Path, Calibration]:
+    """Write the calibration into the model's folder, or with a copy of the model into a new one."""
     if out is None:
-        return folder, fit_and_save(calibration, split, settings)
+        return folder, fit_and_save(folder / "calibration.json", split, settings, others=data)
     with atomic_folder(out) as made:
         for name in _MODEL_FILES:
             if (folder / name).exists():
                 shutil.copyfile(folder / name, made / name)
-        fitted = fit_and_save(made / "calibration.json", split, settings)
+        fitted = fit_and_save(made / "calibration.json", split, settings, others=data)
     return out, fitted
 
 
@@ -120,7 +137,12 @@ def _check_place(source: str | Path, out: Path | None) -> None:
 
 
 def fit_and_save(
-    path: Path, split: SplitPredictions, settings: CalibrationConfig, seed: int = 0
+    path: Path,
+    split: SplitPredictions,
+    settings: CalibrationConfig,
+    seed: int = 0,
+    *,
+    others: RunData | None = None,
 ) -> Calibration:
     """Fit a calibration on the predictions of labelled queries, and write it.
 
@@ -131,6 +153,8 @@ def fit_and_save(
         split: Predictions of the labelled queries.
         settings: Which ranking.
         seed: Of the folds.
+        others: Features and queries, where they are not the model's own: what the model may judge
+            from now on, if there are absent queries.
 
     Raises:
         InputError: If there is too little to calibrate on.
@@ -152,10 +176,28 @@ def fit_and_save(
         seed=seed,
         former=former,
     )
+    if others is not None and not note:
+        calibration = _knowing(calibration, split, others)
+    elif former is not None:
+        known = former.domain, former.known_words
+        calibration = replace(calibration, domain=known[0], known_words=known[1])
     calibration.save(path)
     if note:
         console.print(note)
     return calibration
+
+
+def _knowing(calibration: Calibration, split: SplitPredictions, data: RunData) -> Calibration:
+    """The calibration with what its videos and present queries look like."""
+    vids = sorted({annotation.vid for annotation in split.annotations})
+    present = [annotation.query for annotation in split.annotations if annotation.windows_s]
+    words = {word for query in data.encoder.encode_queries(present) for word in query.words}
+    domain = None
+    if len(vids) >= LEAST_VIDEOS:
+        features = [data.pack[vid].features for vid in vids]
+        # Few videos fit their own range all too closely: half of them show where its edge is.
+        domain = describe_domain(features[::2], features[1::2])
+    return replace(calibration, domain=domain, known_words=tuple(sorted(words)))
 
 
 def _former_calibration(path: Path) -> Calibration | None:

@@ -38,7 +38,7 @@ def evaluate_run(
         splits |= {name: data.read(path) for name, path in config.data.tests.items()}
     on = resolve_device(device)
     predicted = {
-        name: predict_split(pretrained, data, annotations, device=on)
+        name: predict_split(pretrained, data, annotations, calibration=calibration, device=on)
         for name, annotations in splits.items()
     }
     return write_evaluation(run, predicted, calibration)

@@ -50,6 +50,7 @@ def predict_split(
     data: RunData,
     annotations: Sequence[Annotation],
     *,
+    calibration: Calibration | None = None,
     device: torch.device | None = None,
 ) -> SplitPredictions:
     """Predict every query of a split that can be scored, and absent ones made for it.
@@ -58,12 +59,14 @@ def predict_split(
         pretrained: The model.
         data: Features of the split's videos.
         annotations: The whole split. Vague queries have no single moment, and are left out.
+        calibration: Of the model, which may know videos and words that its training does not.
         device: Where to run.
     """
     queries = [annotation for annotation in annotations if is_scored(annotation)]
     made = data.absent_queries(annotations)
+    also = calibration or Calibration()
     strangeness = {
-        vid: measure_strangeness(data.pack[vid].features, pretrained.domain)
+        vid: measure_strangeness(data.pack[vid].features, pretrained.domain, also.domain)
         for vid in {annotation.vid for annotation in annotations}
     }
     raw: list[RawPrediction] = []
@@ -76,7 +79,9 @@ def predict_split(
                 pretrained.model, dataset, device=device, max_clips=pretrained.max_clips
             )
             familiarity += [
-                Familiarity(strangeness[a.vid], pretrained.unknown_words(query.words))
+                Familiarity(
+                    strangeness[a.vid], pretrained.unknown_words(query.words, also.known_words)
+                )
                 for a, query in zip(part, dataset.queries, strict=True)
             ]
     return SplitPredictions(

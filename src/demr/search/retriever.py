@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from demr.answers.calibration import Calibration
-from demr.answers.domain import measure_strangeness
+from demr.answers.domain import check_domain, measure_strangeness
 from demr.answers.fitting import load_calibration
 from demr.answers.inference import Progress, predict
 from demr.answers.judging import DEFAULT_LEVEL, Familiarity, Judgement, Verdict, judge
@@ -123,6 +123,15 @@ class MomentRetriever(Retriever[EncodedVideo]):
                 got="one without",
                 remedy="run demr calibrate",
             )
+        try:
+            check_domain(calibration.domain, pretrained.identity.video_dim)
+        except ValueError as error:
+            raise ModelError(
+                pretrained.name,
+                expected="a calibration of this model",
+                got=f"that of another one: {error}",
+                remedy="run demr calibrate",
+            ) from error
         if level != DEFAULT_LEVEL:
             calibration.interval.check_level(level)
         self.pretrained = pretrained
@@ -200,7 +209,9 @@ class MomentRetriever(Retriever[EncodedVideo]):
         """
         identity = self.pretrained.identity
         inputs, span_norm = prepare_video(features, identity)
-        strangeness = measure_strangeness(features.features, self.pretrained.domain)
+        strangeness = measure_strangeness(
+            features.features, self.pretrained.domain, self.calibration.domain
+        )
         return EncodedVideo(
             path,
             features.duration_s,
@@ -260,8 +271,10 @@ class MomentRetriever(Retriever[EncodedVideo]):
         )
         # What is told is chosen from as many as were ranked when confidence was fitted.
         predictions = rank_all(raw, self.calibration, max(top, RANKED))
+        also = self.calibration.known_words
         familiarity = [
-            Familiarity(video.strangeness, self.pretrained.unknown_words(q.words)) for q in encoded
+            Familiarity(video.strangeness, self.pretrained.unknown_words(q.words, also))
+            for q in encoded
         ]
         judgements = judge(predictions, self.calibration, familiarity, level=self.level)
         return [
