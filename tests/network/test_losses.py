@@ -556,7 +556,7 @@ def test_padding_more_changes_no_loss_and_no_gradient() -> None:
         )
     }  # fmt: skip
     aims = [getattr(known(wide), field.name)[:-1] for field in fields(Targets)]
-    cut = replace(wide, **columns, targets=Targets(*aims))
+    cut = replace(wide, **columns, targets=Targets(*aims), shown=wide.shown[:-1, :-1])
     assert cut.video.shape[1] == 30
     values, gradients = [], []
     for batch in (collate(items), cut):

@@ -117,6 +117,39 @@ def test_one_window_of_one_video_is_one_moment_without_an_event(tmp_path: Path) 
     assert rivals(batch) == pytest.approx((3 * 3 * 4 * 4) ** (1 / 4), rel=1e-5)
 
 
+def test_what_a_video_shows_is_no_negative_to_its_clips_whoever_asks(tmp_path: Path) -> None:
+    def about(vid: str, event: str, *, absent: bool = False) -> Annotation:
+        made = replace(asked(f"{vid} {event}", vid), event=event)
+        return replace(made, windows_s=()) if absent else made
+
+    annotations = [
+        about("a", "red circle bounce"),
+        about("b", "red circle"),
+        about("c", "blue star"),
+        about("d", "circle", absent=True),
+        about("a", "star"),  # not in the batch
+    ]
+    dataset = dataset_of(tmp_path, annotations, 20)
+    batch = collate([dataset[i] for i in range(4)])
+    assert batch.shown.tolist() == [
+        # There is a red circle in video a, too; in b none that bounces.
+        [True, True, False, True],
+        [False, True, False, True],
+        [False, False, True, False],
+        [False, False, False, False],
+    ]
+    inter = saliency_terms(embeddings(batch), batch, absent_negatives=True)[1]
+    # Clips of a, b, c against queries {0, 2}, {0, 1, 2}, all; queries of a, b, c against clips
+    # {a, b, c}, {b, c}, {a, b, c}.
+    expected = (2 * 3 * 4) ** (1 / 6) * (3 * 2 * 3) ** (1 / 6)
+    assert inter.exp().item() == pytest.approx(expected, rel=1e-5)
+    # Without the text, clips of a and b may show one thing.
+    contrast = saliency_terms(embeddings(batch), batch)[2]
+    other = math.exp(-1 / TEMPERATURE)
+    losses = [math.log(2 + other), math.log(2 + other), math.log(2 + 2 * other)]
+    assert contrast.item() == pytest.approx(sum(losses) / 3, abs=1e-6)
+
+
 def part(first_clip: int, window_clips: tuple[int, int] | None, *, vid: int = 0) -> Item:
     """A stretch of ten clips of a longer video; the window in clips of the whole."""
     edges = torch.linspace(0, 1, 11)

@@ -22,6 +22,8 @@ class Item:
         first_clip: Place in the whole video of the first clip that the item holds.
         event: Queries with equal events are not each other's negatives; -1 is one of its own.
         sentence: Likewise queries of equal sentences, whatever their videos.
+        shown: Events that some query says the video holds, or that are named with a part of the
+            words of one; whose queries are true of this video, too.
         masked: True for tokens hidden in query reconstruction, ``(T,)``; None outside stage 1.
         label: Vocabulary id of each masked token, ``(T,)``; None outside stage 1.
         noise: Share of noise in the features, from 0 (none) towards 1.
@@ -36,6 +38,7 @@ class Item:
     first_clip: int = 0
     event: int = -1
     sentence: int = -1
+    shown: frozenset[int] = frozenset()
     masked: Tensor | None = None
     label: Tensor | None = None
     noise: float = 0.0
@@ -79,6 +82,8 @@ class Batch:
         event: Event ids, ``(B,)``; -1 is an event of its own.
         sentence: Sentence ids, ``(B,)``; -1 is a sentence of its own.
         noise: Share of noise in the features, 0..1, ``(B,)``.
+        shown: True where the video of the first item is known to hold the event of the second,
+            whoever asked, ``(B, B)``.
         masked: Tokens hidden in query reconstruction, ``(B, T)``, or None.
         label: Vocabulary ids of the masked tokens, ``(B, T)``, or None.
     """
@@ -96,6 +101,7 @@ class Batch:
     event: Tensor
     sentence: Tensor
     noise: Tensor
+    shown: Tensor
     masked: Tensor | None = None
     label: Tensor | None = None
 
@@ -205,9 +211,17 @@ def collate(items: Sequence[Item]) -> Batch:
         event=torch.tensor([item.event for item in items]),
         sentence=torch.tensor([item.sentence for item in items]),
         noise=torch.tensor([item.noise for item in items], dtype=torch.float32),
+        shown=_shown(items),
         masked=pad_sequence(masked, batch_first=True) if masked else None,
         label=pad_sequence(label, batch_first=True) if label else None,
     )
+
+
+def _shown(items: Sequence[Item]) -> Tensor:
+    # Items of a video share the set: a row for each set.
+    rows = {id(item.shown): item.shown for item in items}
+    table = {key: [item.event in shown for item in items] for key, shown in rows.items()}
+    return torch.tensor([table[id(item.shown)] for item in items])
 
 
 def _length_mask(lengths: Sequence[int], width: int) -> Tensor:

@@ -1,6 +1,7 @@
 """Annotations and features -> items and batches; the same for training and evaluation."""
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import Self
@@ -101,6 +102,7 @@ class MomentDataset(Dataset[Item]):
         self._texts = [prepare_query(query, pack.identity) for query in self._queries]
         self._vid_ids = _numbered(vids)
         self._event_ids = _numbered(sorted({a.event for a in annotations if a.event is not None}))
+        self._shown = _shown_events(annotations, self._event_ids)
         sentences = [normalized_sentence(a.query) for a in annotations]
         sentence_ids = _numbered(sentences)
         self._sentence_ids = [sentence_ids[sentence] for sentence in sentences]
@@ -164,6 +166,7 @@ class MomentDataset(Dataset[Item]):
             first_clip=0 if stretch is None else stretch.start,
             event=-1 if annotation.event is None else self._event_ids[annotation.event],
             sentence=self._sentence_ids[index],
+            shown=self._shown.get(vid, frozenset()),
         )
         return replace(item, targets=self._targets_of(index, item, stretch))
 
@@ -261,6 +264,30 @@ class MomentDataset(Dataset[Item]):
     def queries(self) -> Sequence[QueryFeatures]:
         """Encoded queries, in the order of the annotations."""
         return self._queries
+
+
+def _shown_events(
+    annotations: Sequence[Annotation], event_ids: Mapping[str, int]
+) -> dict[str, frozenset[int]]:
+    """Ids of the events that each video is known to hold.
+
+    They are those of its queries with windows, and all that are named with a part of the words of
+    one of these: where a red circle bounces there is a red circle, and something that bounces.
+    """
+    named_with: dict[str, set[int]] = defaultdict(set)
+    for name, number in event_ids.items():
+        for word in name.split() or [name]:
+            named_with[word].add(number)
+    parts: dict[int, list[int]] = defaultdict(list)
+    for name, number in event_ids.items():
+        words = name.split() or [name]
+        for longer in set.intersection(*(named_with[word] for word in words)):
+            parts[longer].append(number)
+    shown: dict[str, set[int]] = defaultdict(set)
+    for annotation in annotations:
+        if annotation.event is not None and annotation.windows_s:
+            shown[annotation.vid].update(parts[event_ids[annotation.event]])
+    return {vid: frozenset(events) for vid, events in shown.items()}
 
 
 def _fractions(

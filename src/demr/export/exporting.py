@@ -92,6 +92,7 @@ class Localiser(nn.Module):
                 event=item,
                 sentence=item,
                 noise=torch.zeros_like(item, dtype=video.dtype),
+                shown=item[:, None] == item,
             )
         )
         logit, nig = output.foreground_logit, output.nig

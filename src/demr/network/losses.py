@@ -185,9 +185,11 @@ def saliency_terms(
         # All queries of the batch, or those with a moment; `pair` says which is whose.
         compared = torch.arange(len(batch), device=rows.device) if absent_negatives else rows
         pair = rows if absent_negatives else torch.arange(len(rows), device=rows.device)
-        # A clip of a moment is no counterexample to a query of the same event or sentence,
-        same = (same_id(batch.event) | same_id(batch.sentence))[rows]
+        # A clip of a moment is no counterexample to a query of the same event or sentence, nor to
+        # one about another video whose event its own video holds as well,
         neighbours = same_id(batch.vid)[rows]
+        elsewhere = batch.shown[rows] & ~neighbours
+        same = (same_id(batch.event) | same_id(batch.sentence))[rows] | elsewhere
         # nor to one about its own video in whose moment it lies as well.
         shared = neighbours & _may_lie_in_moment(batch, targets, rows, positive)
         inter = inter_loss(
@@ -201,7 +203,7 @@ def saliency_terms(
             clips[rows],
             targets.foreground[rows],
             batch.video_mask[rows],
-            (same | neighbours)[:, rows],
+            (same | neighbours)[:, rows] | elsewhere[:, rows].T,
         )
     return intra, inter, contrast
 

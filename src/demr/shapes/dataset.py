@@ -24,18 +24,27 @@ from demr.machine import (
     temporary_folder,
 )
 from demr.machine.documents import read_json
-from demr.shapes.language import scene_annotations
+from demr.shapes.queries import scene_annotations, thing_annotations
 from demr.shapes.render import render_scene
 from demr.shapes.world import Split, make_scene
 
 SPLITS: tuple[Split, ...] = ("train", "val", "iid", "ood")
 # Changes whenever the same seed renders other videos or writes other sentences.
-WORLD_VERSION = 3
+WORLD_VERSION = 4
 # Sentences cost nothing beside pixels, and with 8 of each a model learns the training queries by
 # heart: R1@0.7 was 77 on them and 57 on validation, and 77 on validation with 24 of each. The other
 # splits keep the 8 that make a fair sample of their events.
 _TRAIN_QUERIES = {"n_present": 24, "n_absent": 24, "n_vague": 2, "n_unknown": 3}
-_Made = tuple[VideoFeatures, Sequence[Annotation]]
+# A fifth of the queries name a thing and no action. In training and validation they stand among the
+# others, as people ask either; test splits have them in files of their own, `<split>_things.jsonl`,
+# since most are true for much of a video, and would pass for skill with moments.
+_THINGS: dict[str, dict[str, int]] = {
+    "train": {"n_present": 5, "n_absent": 6, "n_unknown": 2},
+    "val": {"n_present": 2, "n_absent": 2, "n_unknown": 1},
+}
+_TESTS = ("iid", "ood")
+# Features of a video, queries about its events, and queries that name a thing.
+_Made = tuple[VideoFeatures, Sequence[Annotation], Sequence[Annotation]]
 
 
 def build_dataset(
@@ -51,7 +60,8 @@ def build_dataset(
     """Render, encode and annotate every split that is not there yet.
 
     A split appears whole or not at all, so an interrupted build goes on with the split it was
-    at. The folder then holds ``<split>.jsonl`` and ``features/<split>``. Of two processes that
+    at. The folder then holds ``<split>.jsonl``, ``features/<split>``, and for test splits
+    ``<split>_things.jsonl``, the queries that name a thing and no action. Of two processes that
     build the same one renders, and the other waits and then has it.
 
     Args:
@@ -110,6 +120,7 @@ def _build_split(
 ) -> None:
     shutil.rmtree(root / "features" / split, ignore_errors=True)
     annotations: list[Annotation] = []
+    things: list[Annotation] = []
     videos = root / "videos" if keep_videos else None
     make = partial(_make_video, split, videos)
     numbers = range(seed * 1_000_000, seed * 1_000_000 + count)
@@ -118,11 +129,14 @@ def _build_split(
         FeaturePackWriter(root / "features" / split, identity) as writer,
         _each(make, numbers, workers or os.cpu_count() or 1) as made,
     ):
-        for done, (features, queries) in enumerate(made):
+        for done, (features, about_events, about_things) in enumerate(made):
             writer.add(features)
-            annotations += queries
+            annotations += about_events
+            (things if split in _TESTS else annotations).extend(about_things)
             if progress is not None:
                 progress(split, done + 1, count)
+    if things:
+        write_annotations(root / f"{split}_things.jsonl", things)
     write_annotations(root / f"{split}.jsonl", annotations)
 
 
@@ -155,8 +169,7 @@ def _make_video(split: Split, videos: Path | None, number: int) -> _Made:
         if videos is not None:
             videos.mkdir(parents=True, exist_ok=True)
             shutil.move(path, videos / path.name)
-    annotations = scene_annotations(scene, **(_TRAIN_QUERIES if split == "train" else {}))
     # Annotations speak of the scene, features of the file; both must mean the same seconds.
-    return VideoFeatures(
-        scene.vid, scene.duration_s, features.clip_s, features.features
-    ), annotations
+    same = VideoFeatures(scene.vid, scene.duration_s, features.clip_s, features.features)
+    about_events = scene_annotations(scene, **(_TRAIN_QUERIES if split == "train" else {}))
+    return same, about_events, thing_annotations(scene, **_THINGS.get(split, {}))

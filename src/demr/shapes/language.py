@@ -1,22 +1,11 @@
-"""Sentences about scenes: what they mean, how they are worded, and where they are true."""
+"""Sentences about scenes: what they mean, how they are worded, and when they are true."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from demr.annotations import Annotation
-from demr.shapes.script import (
-    ACTIONS,
-    COLORS,
-    MOVES,
-    SHAPES,
-    Event,
-    Scene,
-    Split,
-    may_be_asked,
-    stable_rng,
-)
+from demr.shapes.script import ACTIONS, COLORS, MOVES, SHAPES, Event, Scene, Split
 from demr.shapes.words import unknown_words
 
 Window = tuple[float, float]
@@ -68,7 +57,10 @@ GROUPS: dict[str, frozenset[str]] = {
     "motion": frozenset({*MOVES, "bounce", "wobble", "spin"}),
     "any": frozenset(ACTIONS),
 }
-_VAGUE = {
+# Sentences without a single moment, by the action they ask for; None asks for a thing.
+VAGUE: dict[str | None, tuple[str, ...]] = {
+    None: ("a shape", "something", "show me a shape", "some shapes", "there is a shape",
+           "a coloured shape"),
     "any": ("something happens", "anything happening", "a shape does something",
             "find something that happens", "something changes"),
     "motion": ("a shape moves", "something is moving", "there is some movement",
@@ -79,6 +71,8 @@ _VAGUE = {
 _DOUBLED = frozenset({"clap", "swim", "run", "knit", "chop", "dig", "sip", "get", "spin", "hop",
                       "swap", "travel"})  # fmt: skip
 _IRREGULAR_THIRD = {"go": "goes", "do": "does"}
+# Opacity from which a shape that fades counts as visible.
+VISIBLE = 0.25
 _TEMPLATES = (
     "{np} {third}", "{np} {third}", "{np} {third}", "{np} {ing}", "{np} {ing}",
     "{np} is {ing}", "{np} that {third}", "{np} which is {ing}", "there is {np} {ing}",
@@ -86,42 +80,100 @@ _TEMPLATES = (
     "when {np} {third}", "when does {np} {base}?", "show me where {np} {third}",
     "look for {np} {ing}", "the part in which {np} {third}", "find {np} {ing}",
 )  # fmt: skip
+_THING_TEMPLATES = (
+    "{np}", "{np}", "{np}", "{np}", "{np}", "show me {np}", "show me {np}", "find {np}",
+    "where is {np}?", "there is {np}", "is there {np}?", "look for {np}", "{np} is visible",
+    "{np} can be seen", "{np} in the picture", "{np} on the screen", "the part with {np}",
+    "when can {np} be seen?", "the moment with {np}", "when {np} is visible",
+)  # fmt: skip
+_THINGS_TEMPLATES = (
+    "{np}", "{np}", "{np}", "show me {np}", "find {np}", "where are {np}?", "are there {np}?",
+    "look for {np}", "{np} in the picture", "the part with {np}", "{np} can be seen",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Semantics:
-    """Meaning of a sentence; None leaves an attribute open, ``action`` may name a group."""
+    """Meaning of a sentence; None leaves colour or shape open.
+
+    ``action`` may name a group. A sentence without an action names a thing, and is true while
+    such a thing is visible, whatever it does.
+    """
 
     color: str | None
     shape: str | None
-    action: str
+    action: str | None
 
     @property
     def actions(self) -> frozenset[str]:
-        """The actions that the sentence accepts."""
+        """The actions that the sentence accepts; none if it names a thing."""
+        if self.action is None:
+            return frozenset()
         return GROUPS.get(self.action) or frozenset({self.action})
 
     @property
     def name(self) -> str:
-        """Canonical text, such as ``red circle bounce``."""
+        """Canonical text, such as ``red circle bounce``, or ``red circle`` for a thing."""
         words = (self.color, self.shape, self.action)
-        return " ".join(word for word in words if word is not None)
+        return " ".join(word for word in words if word is not None) or "shape"
+
+    def names(self, color: str, shape: str) -> bool:
+        """Tell whether a thing of this colour and shape is what the sentence speaks of."""
+        return self.color in (None, color) and self.shape in (None, shape)
 
     def matches(self, event: Event) -> bool:
-        """Tell whether the event is what the sentence asks for."""
-        return (
-            self.color in (None, event.color)
-            and self.shape in (None, event.shape)
-            and event.action in self.actions
-        )
+        """Tell whether the event is what the sentence asks for; never if it names a thing."""
+        return self.names(event.color, event.shape) and event.action in self.actions
 
     def nearly_matches(self, event: Event) -> bool:
         """As ``matches``, but true also for the colour that a swap ends with."""
         return self.matches(event) or self.matches(replace(event, color=event.color_after))
 
 
+@dataclass(frozen=True)
+class Sighting:
+    """A stretch in which a thing is visible in one colour, in seconds."""
+
+    color: str
+    shape: str
+    start_s: float
+    end_s: float
+
+
+def sightings(scene: Scene) -> Iterator[Sighting]:
+    """Yield when each shape is visible, and in which colour; see :data:`VISIBLE`.
+
+    No shape ever hides another or leaves the picture, so only fading ends a sighting, and a swap
+    of colours, half-way. A shape that blinks stays visible.
+    """
+    for actor in scene.actors:
+        color = actor.color
+        since: float | None = 0.0 if actor.first.alpha >= VISIBLE else None
+        for event in (e for e in scene.events if e.object_id == actor.object_id):
+            length = event.end_s - event.start_s
+            if event.action == "fade_in":
+                since = event.start_s + VISIBLE * length
+            elif event.action in ("fade_out", "swap") and since is not None:
+                share = 0.5 if event.action == "swap" else 1 - VISIBLE
+                end = event.start_s + share * length
+                yield Sighting(color, actor.shape, since, end)
+                since = end if event.action == "swap" else None
+            color = event.color_after
+        if since is not None:
+            yield Sighting(color, actor.shape, since, scene.duration_s)
+
+
 def true_windows(scene: Scene, semantics: Semantics) -> tuple[Window, ...]:
-    """Return the windows in seconds of all matching events, overlapping ones merged."""
+    """Return the windows in seconds in which a sentence is true, overlapping ones merged.
+
+    They are those of all matching events, or of all sightings of what the sentence names.
+    """
+    if semantics.action is None:
+        return merge_windows(
+            (seen.start_s, seen.end_s)
+            for seen in sightings(scene)
+            if semantics.names(seen.color, seen.shape)
+        )
     return merge_windows((e.start_s, e.end_s) for e in scene.events if semantics.matches(e))
 
 
@@ -136,50 +188,12 @@ def merge_windows(windows: Iterable[Window]) -> tuple[Window, ...]:
     return tuple(merged)
 
 
-def scene_annotations(
-    scene: Scene,
-    n_present: int = 8,
-    n_absent: int = 8,
-    n_vague: int = 1,
-    n_unknown: int = 1,
-) -> list[Annotation]:
-    """Write queries about a scene, present ones first; the same for the same scene and counts.
-
-    Fewer come back where the scene has not enough different events.
-    """
-    rng = stable_rng("queries", scene.split, scene.seed, scene.name)
-    rows: list[tuple[str, str, Semantics | None]] = [
-        *(("present", sentence(asked, rng), asked) for asked in _present(scene, n_present, rng)),
-        *(("absent", sentence(asked, rng), asked) for asked in _absent(scene, n_absent, rng)),
-    ]
-    vague = [_vague(scene, rng) for _ in range(n_vague)]
-    rows += [("vague", _pick(rng, _VAGUE[asked.action]), asked) for asked in vague]
-    rows += [("unknown", unknown_sentence(scene.split, rng), None) for _ in range(n_unknown)]
-    return [
-        annotate(scene, number, kind, text, asked)
-        for number, (kind, text, asked) in enumerate(rows)
-    ]
-
-
-def annotate(
-    scene: Scene, number: int, kind: str, text: str, asked: Semantics | None
-) -> Annotation:
-    """Make the annotation of one sentence; None stands for words without a meaning here."""
-    return Annotation(
-        qid=f"{scene.vid}_{number:02d}",
-        query=text,
-        vid=scene.vid,
-        duration_s=scene.duration_s,
-        windows_s=() if asked is None else true_windows(scene, asked),
-        event=text if asked is None else asked.name,
-        kind=kind,
-    )
-
-
 def sentence(semantics: Semantics, rng: np.random.Generator) -> str:
     """Word the semantics in one of many ways."""
-    base, _, rest = _pick(rng, ACTION_PHRASES[semantics.action]).partition("|")
-    template = _pick(rng, _TEMPLATES)
+    if semantics.action is None:
+        return _thing_sentence(semantics, rng)
+    base, _, rest = pick(rng, ACTION_PHRASES[semantics.action]).partition("|")
+    template = pick(rng, _TEMPLATES)
     text = template.format(
         np=_noun_phrase(
             semantics, rng, relative="that" not in template and "which" not in template
@@ -191,16 +205,19 @@ def sentence(semantics: Semantics, rng: np.random.Generator) -> str:
     return _dress(text, rng)
 
 
+def _thing_sentence(semantics: Semantics, rng: np.random.Generator) -> str:
+    """Word a sentence that names a thing, in one of five as many of its kind."""
+    if rng.random() < 0.2:
+        text = pick(rng, _THINGS_TEMPLATES).format(np=_plural_phrase(semantics, rng))
+    else:
+        text = pick(rng, _THING_TEMPLATES).format(np=_noun_phrase(semantics, rng, relative=True))
+    return _dress(text, rng)
+
+
 def unknown_sentence(split: Split, rng: np.random.Generator) -> str:
     """Word something that has no meaning in this world, with words of the split's half."""
-    part = "test" if split in ("iid", "ood") else "train"
-    noun = _pick(rng, unknown_words("noun", part))
-    verb = _pick(rng, unknown_words("verb", part))
-    adjective = _pick(rng, unknown_words("adjective", part))
-    color = _pick(rng, COLOR_WORDS[_pick(rng, tuple(COLORS))])
-    shape = _pick(rng, SHAPE_WORDS[_pick(rng, SHAPES)])
-    known, _, rest = _pick(rng, ACTION_PHRASES[_pick(rng, ACTIONS)]).partition("|")
-    template = _pick(
+    return _unknown(
+        split,
         rng,
         (
             "{a} {noun} {verb}", "the {noun} {verb}", "{a} {noun} is {ing}",
@@ -210,7 +227,30 @@ def unknown_sentence(split: Split, rng: np.random.Generator) -> str:
             "find the moment when the {noun} {verb}", "the {noun} {known}", "the {shape} is {ing}",
         ),
     )  # fmt: skip
-    text = template.format(
+
+
+def unknown_thing(split: Split, rng: np.random.Generator) -> str:
+    """Name a thing that this world does not have, with words of the split's half."""
+    return _unknown(
+        split,
+        rng,
+        (
+            "{a} {noun}", "the {noun}", "the {color} {noun}", "a {color} {noun}",
+            "the {adj} {noun}", "show me the {noun}", "show me the {color} {noun}",
+            "is there {a} {noun}?", "where is the {noun}?", "something {adj}", "find the {noun}",
+        ),
+    )  # fmt: skip
+
+
+def _unknown(split: Split, rng: np.random.Generator, templates: Sequence[str]) -> str:
+    part = "test" if split in ("iid", "ood") else "train"
+    noun = pick(rng, unknown_words("noun", part))
+    verb = pick(rng, unknown_words("verb", part))
+    adjective = pick(rng, unknown_words("adjective", part))
+    color = pick(rng, COLOR_WORDS[pick(rng, tuple(COLORS))])
+    shape = pick(rng, SHAPE_WORDS[pick(rng, SHAPES)])
+    known, _, rest = pick(rng, ACTION_PHRASES[pick(rng, ACTIONS)]).partition("|")
+    text = pick(rng, templates).format(
         a="an" if noun[0] in "aeiou" else "a",
         noun=noun,
         adj=adjective,
@@ -223,99 +263,16 @@ def unknown_sentence(split: Split, rng: np.random.Generator) -> str:
     return _dress(text, rng)
 
 
-def _present(scene: Scene, count: int, rng: np.random.Generator) -> list[Semantics]:
-    """Draw different semantics of the scene's events, most of them with all attributes."""
-    drawn: dict[Semantics, None] = {}
-    events = [e for e in scene.events if may_be_asked(scene.split, e.color, e.shape, e.action)]
-    for _ in range(count * 12):
-        if len(drawn) == count or not events:
-            break
-        event = events[int(rng.integers(len(events)))]
-        full = Semantics(event.color, event.shape, event.action)
-        draw = rng.random()
-        if draw < 0.15:
-            asked = replace(full, shape=None)
-        elif draw < 0.30:
-            asked = replace(full, color=None)
-        elif draw < 0.34:
-            asked = replace(full, color=None, shape=None)
-        elif draw < 0.40:
-            group = "travel" if event.action in MOVES else "resize"
-            asked = replace(full, action=group) if event.action in GROUPS[group] else full
-        else:
-            asked = full
-        if sum(end - start for start, end in true_windows(scene, asked)) < 0.5 * scene.duration_s:
-            drawn[asked] = None
-    return list(drawn)
-
-
-def _absent(scene: Scene, count: int, rng: np.random.Generator) -> list[Semantics]:
-    """Draw semantics that no event of the scene meets, three quarters close to one that does."""
-    drawn: dict[Semantics, None] = {}
-    for _ in range(count * 40):
-        if len(drawn) == count:
-            break
-        asked = _changed_event(scene, rng) if rng.random() < 0.75 else _any_semantics(rng)
-        if not is_plausible(scene.split, asked):
-            continue
-        draw = rng.random()
-        if draw < 0.08:
-            asked = replace(asked, shape=None)
-        elif draw < 0.16:
-            asked = replace(asked, color=None)
-        elif draw < 0.19:
-            asked = replace(asked, color=None, shape=None)
-        elif draw < 0.25:
-            group = "travel" if rng.random() < 0.6 else "resize"
-            asked = replace(asked, action=group)
-        if not any(asked.nearly_matches(event) for event in scene.events):
-            drawn[asked] = None
-    return list(drawn)
-
-
-def is_plausible(split: Split, asked: Semantics) -> bool:
-    """Tell whether the split may ask for this; true wherever an attribute is open."""
-    if asked.color is None or asked.shape is None:
-        return True
-    return may_be_asked(split, asked.color, asked.shape, asked.action)
-
-
-def _changed_event(scene: Scene, rng: np.random.Generator) -> Semantics:
-    event = scene.events[int(rng.integers(len(scene.events)))]
-    real = Semantics(event.color, event.shape, event.action)
-    draw = rng.random()
-    if draw < 0.4:
-        return replace(real, action=_pick(rng, ACTIONS))
-    if draw < 0.7:
-        # Rather a colour or shape that is on screen: its mere presence must not answer.
-        seen = tuple(sorted({e.color for e in scene.events})) if rng.random() < 0.7 else ()
-        return replace(real, color=_pick(rng, seen or tuple(COLORS)))
-    seen = tuple(sorted({e.shape for e in scene.events})) if rng.random() < 0.7 else ()
-    return replace(real, shape=_pick(rng, seen or SHAPES))
-
-
-def _any_semantics(rng: np.random.Generator) -> Semantics:
-    return Semantics(_pick(rng, tuple(COLORS)), _pick(rng, SHAPES), _pick(rng, ACTIONS))
-
-
-def _vague(scene: Scene, rng: np.random.Generator) -> Semantics:
-    for group in rng.permutation(list(_VAGUE)):
-        asked = Semantics(None, None, str(group))
-        if true_windows(scene, asked):
-            return asked
-    return Semantics(None, None, "any")
-
-
 def _noun_phrase(semantics: Semantics, rng: np.random.Generator, *, relative: bool) -> str:
-    color = _pick(rng, COLOR_WORDS[semantics.color]) if semantics.color else None
-    noun = _pick(rng, SHAPE_WORDS[semantics.shape]) if semantics.shape else None
-    article = _pick(rng, ("the", "the", "a"))
+    color = pick(rng, COLOR_WORDS[semantics.color]) if semantics.color else None
+    noun = pick(rng, SHAPE_WORDS[semantics.shape]) if semantics.shape else None
+    article = pick(rng, ("the", "the", "a"))
     if color and noun:
         if relative and rng.random() < 0.12:
             return f"{article} {noun} that is {color}"
         return _with_article(article, f"{color} {noun}")
     if color:
-        return _pick(
+        return pick(
             rng,
             (
                 f"something {color}",
@@ -326,7 +283,14 @@ def _noun_phrase(semantics: Semantics, rng: np.random.Generator, *, relative: bo
         )
     if noun:
         return f"{article} {noun}"
-    return _pick(rng, ("something", "a shape", "one of the shapes"))
+    return pick(rng, ("something", "a shape", "one of the shapes"))
+
+
+def _plural_phrase(semantics: Semantics, rng: np.random.Generator) -> str:
+    color = f"{pick(rng, COLOR_WORDS[semantics.color])} " if semantics.color else ""
+    nouns = SHAPE_WORDS[semantics.shape] if semantics.shape else ("shape", "thing", "object")
+    # Verbs and nouns take their s by the same rule.
+    return f"{pick(rng, ('', '', 'the '))}{color}{_third(pick(rng, nouns))}"
 
 
 def _with_article(article: str, words: str) -> str:
@@ -361,35 +325,6 @@ def _ing(verb: str) -> str:
     return f"{verb}ing"
 
 
-def _pick(rng: np.random.Generator, options: Sequence[str]) -> str:
+def pick(rng: np.random.Generator, options: Sequence[str]) -> str:
+    """Draw one of the options."""
     return options[int(rng.integers(len(options)))]
-
-
-def demo_annotations(scene: Scene) -> list[Annotation]:
-    """Return the queries of the demo about ``world.demo_scene``, with their true windows."""
-    event = {(e.shape, e.action): e for e in scene.events}
-    color = {e.shape: e.color for e in reversed(scene.events)}
-
-    def real(shape: str, action: str) -> Semantics:
-        return Semantics(event[shape, action].color, shape, action)
-
-    def changed(shape: str, action: str) -> Semantics:
-        return Semantics(color[shape], shape, action)
-
-    absent_color = next(name for name in COLORS if name not in set(color.values()))
-    asked: tuple[tuple[str, str, Semantics | None], ...] = (
-        ("present", "the {0} square moves to the right", real("square", "move_right")),
-        ("present", "the {0} star spinning around", real("star", "spin")),
-        ("present", "when does the {0} triangle get bigger?", real("triangle", "grow")),
-        ("present", "the {0} circle bounces up and down", real("circle", "bounce")),
-        ("present", "something {0} disappears", replace(real("cross", "fade_out"), shape=None)),
-        ("absent", "{0} bar moving to the left", Semantics(absent_color, "bar", "move_left")),
-        ("absent", "the {0} star bounces up and down", changed("star", "bounce")),
-        ("absent", "the {0} square moves down", changed("square", "move_down")),
-        ("unknown", "a giraffe plays the trumpet", None),
-        ("vague", "a shape moves", Semantics(None, None, "motion")),
-    )
-    return [
-        annotate(scene, number, kind, text.format(meant.color if meant else ""), meant)
-        for number, (kind, text, meant) in enumerate(asked)
-    ]
