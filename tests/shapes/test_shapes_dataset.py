@@ -28,6 +28,22 @@ def test_splits_hold_their_videos_and_nothing_else(world: Path) -> None:
     assert pack.identity == get_encoder("builtin").identity
 
 
+def test_things_stand_among_the_queries_but_apart_in_test_splits(world: Path) -> None:
+    def kinds(name: str) -> set[str]:
+        return {annotation.kind for annotation in read_annotations(world / f"{name}.jsonl")}
+
+    things = {"thing", "absent thing"}
+    assert things < kinds("train")
+    assert things < kinds("val")
+    for split in ("iid", "ood"):
+        assert not things & kinds(split)
+        assert kinds(f"{split}_things") == things | {"unknown"}
+    for annotation in read_annotations(world / "train.jsonl"):
+        assert (annotation.windows_s == ()) == (
+            annotation.kind in ("absent", "absent thing", "unknown")
+        )
+
+
 def test_features_annotations_and_files_speak_of_the_same_seconds(world: Path) -> None:
     pack = FeaturePack(world / "features")
     for split in ("train", "ood"):
@@ -97,7 +113,7 @@ def test_a_failed_build_leaves_no_half_split_and_goes_on(
         build_dataset(tmp_path, counts, workers=workers, seed=SEED, progress=stop)  # type: ignore[arg-type]
         assert seen == [1, 1, 2]
         assert len(FeaturePack(tmp_path / "features")) == 2
-        assert len(read_annotations(tmp_path / "val.jsonl")) == 2
+        assert len(read_annotations(tmp_path / "val.jsonl")) == 4
 
 
 def _quick_video(split: str, videos: Path | None, number: int) -> object:
@@ -109,6 +125,6 @@ def _quick_video(split: str, videos: Path | None, number: int) -> object:
     vid = f"{split}-{number}"
     features = np.zeros((3, identity.video_dim), np.float32)
     duration = 3 * identity.clip_s
-    return VideoFeatures(vid, duration, identity.clip_s, features), [
-        Annotation(vid, "a red circle spins", vid, duration, ((0.0, 1.0),))
-    ]
+    asked = Annotation(vid, "a red circle spins", vid, duration, ((0.0, 1.0),))
+    thing = Annotation(f"{vid}_t", "a red circle", vid, duration, ((0.0, 2.0),), kind="thing")
+    return VideoFeatures(vid, duration, identity.clip_s, features), [asked], [thing]

@@ -43,7 +43,8 @@ class Annotation:
             unknown (test splits). ``()``: the moment is not in this video.
         saliency: Clip index -> mean score in 0..1; clips left out were not scored. Where
             ``saliency_votes`` are given, their mean.
-        event: Queries that name the same event are not each other's negatives.
+        event: Queries that name the same event are not each other's negatives. An event that is
+            named with some of another's words holds wherever that one does.
         kind: What sort of query it is; the shapes world uses present, absent, vague and unknown.
         saliency_votes: Clip index -> what each annotator gave, 0..4. ``None``, too, where three
             agree on every clip: ``saliency`` holds as much then, as in the files of many tools.
