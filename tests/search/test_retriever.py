@@ -372,14 +372,9 @@ def test_the_bundled_model_answers_the_demo(tmp_path: Path, cli: Cli) -> None:
     for answer, truth in zip(answers, truths, strict=True):
         if truth.kind in ("absent", "unknown"):
             assert answer["verdict"] != "found", truth.query
-<<<<<<< HEAD
             assert not any(moment["verdict"] == "found" for moment in answer["moments"])
-        elif truth.kind == "present":
-=======
         elif truth.kind in ("present", "thing"):
             assert answer["verdict"] != "not in this video", truth.query
-            top = answer["moments"][0]
->>>>>>> 7d87988 (Recipe, study and texts for queries that name a thing)
             hits += any(
                 (min(top["end"], end) - max(top["start"], start))
                 >= 0.5 * (max(top["end"], end) - min(top["start"], start))
