@@ -6,8 +6,8 @@ The bundled model was made so, from the recipe's run with seed 0 on the world be
 commit 36dcdb1), as the machine was too busy for the whole recipe. WORLD is what `demr train
 configs/shapes.yaml` renders. Three rounds of alignment and retrieval on the first training videos,
 less those that the first training kept out for the evidential head, which is fitted to all of these
-again; before, the weights are mixed with those at the start. Rates are half of the recipe's or less: most is known. What the model says about its domain
-and its words stays, but for new words.
+again; before that the weights are mixed with those at the start. Rates are half of the recipe's or
+less: most is known. What the model says about its domain and its words stays, but for new words.
 """
 
 import argparse
@@ -31,9 +31,9 @@ from demr.training.run import train_stages
 from demr.training.trainer import fit_stage
 
 RECIPE = Path(__file__).resolve().parents[2] / "configs" / "shapes.yaml"
-# Of the 2,000 training videos the recipe keeps out every fourteenth.
-# Share of the new weights: a part of the old ones brings back most of what queries with actions lost.
+# Share of the new weights: the old ones bring back most of what queries with actions lost.
 _MIX = 0.85
+# Of the 2,000 training videos the recipe keeps out every fourteenth.
 _HELD_OUT = {f"train_{int(i):04d}" for i in np.linspace(0, 1999, 140).round()}
 
 
