@@ -280,3 +280,44 @@ def test_docstrings_run() -> None:
         results = doctest.testmod(module)
         assert results.attempted >= least
         assert results.failed == 0
+
+
+@pytest.mark.parametrize("in_dims", [(0, 0), (1, 1), (0, None), (None, 0)])
+def test_quantiles_and_probabilities_under_vmap(in_dims: tuple[int | None, int | None]) -> None:
+    loc = torch.linspace(0.1, 0.9, 6).reshape(2, 3)
+    value = torch.linspace(0.15, 0.8, 6).reshape(2, 3)
+    loc = loc if in_dims[0] is not None else loc[0]
+    value = value if in_dims[1] is not None else value[0]
+
+    def make(loc: torch.Tensor) -> NormalInverseGamma:
+        return NormalInverseGamma(loc, 1.5, 2.5, 0.02, validate_args=False)
+
+    for name in ("cdf", "icdf"):
+
+        def read(loc: torch.Tensor, value: torch.Tensor, name: str = name) -> torch.Tensor:
+            result: torch.Tensor = getattr(make(loc), name)(value)
+            return result
+
+        found = torch.func.vmap(read, in_dims=in_dims)(loc, value)
+        rows = range(2 if in_dims != (1, 1) else 3)
+        for row in rows:
+            parts = [
+                part if dim is None else part.select(dim, row)
+                for part, dim in zip((loc, value), in_dims, strict=True)
+            ]
+            torch.testing.assert_close(found[row], read(parts[0], parts[1]))
+    low, high = torch.func.vmap(lambda x: torch.stack(make(x).credible_interval(0.9)))(
+        torch.tensor([0.2, 0.7])
+    ).unbind(1)
+    torch.testing.assert_close(low[1], make(torch.tensor(0.7)).credible_interval(0.9)[0])
+    assert (high > low).all()
+
+
+def test_the_gradient_of_a_quantile_reaches_location_and_scale_alone() -> None:
+    loc = torch.tensor([0.4], requires_grad=True)
+    alpha = torch.tensor([2.0], requires_grad=True)
+    nig = NormalInverseGamma(loc, 1.0, alpha, 0.01)
+    nig.icdf(torch.tensor([0.9])).sum().backward()
+    assert loc.grad is not None
+    assert loc.grad.item() == 1
+    assert not nig.cdf(torch.tensor([0.5])).requires_grad

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -24,6 +25,7 @@ from demr.evidential import (
     der_regularizer,
     geom_regularizer,
     geom_terms,
+    nig_nll,
 )
 
 
@@ -243,3 +245,35 @@ def test_a_mask_of_other_dimensions_is_refused(shape: tuple[int, ...]) -> None:
         der_regularizer(
             nig, torch.zeros(4, 5, dtype=nig.loc.dtype), torch.ones(shape, dtype=torch.bool)
         )
+
+
+def test_arrays_are_taken_as_tensors_are() -> None:
+    """Targets mostly come as NumPy arrays; the prediction's device and dtype count."""
+    nig = NormalInverseGamma(torch.tensor([0.4, 0.6]), 1.0, 2.0, 0.01)
+    target, mask = torch.tensor([0.5, 0.3]), torch.tensor([True, False])
+    for loss in (nig_nll, der_regularizer, geom_regularizer):
+        expected = loss(nig, target, mask)
+        for same in (target.numpy(), target.double().numpy(), target.tolist()):
+            found = loss(nig, same, mask.numpy())
+            assert found.dtype == torch.float32
+            torch.testing.assert_close(found, expected)
+        with pytest.raises(TypeError, match="target must be a tensor, an array or numbers"):
+            loss(nig, "0.5", mask)
+        with pytest.raises(TypeError, match="mask must be bool"):
+            loss(nig, target, np.array([1, 0]))
+        with pytest.raises(ValueError, match="target must have shape"):
+            loss(nig, np.zeros((3,)))
+    for read in (nig.log_prob, nig.cdf, nig.icdf):
+        torch.testing.assert_close(read(target.numpy()), read(target))
+
+
+def test_one_entry_alone_cannot_be_put_in_order() -> None:
+    nig = NormalInverseGamma(torch.tensor([0.4]), 1.0, 2.0, 0.01)
+    with pytest.warns(UserWarning, match="of one entry alone it is 0"):
+        assert geom_regularizer(nig, torch.tensor([0.5])) == 0
+    two = NormalInverseGamma(torch.tensor([0.4, 0.6]), torch.tensor([1.0, 2.0]), 2.0, 0.01)
+    assert geom_regularizer(two, torch.tensor([0.5, 0.6]), torch.tensor([True, False])) == 0
+    # Evidence 0 and 1, errors 1 and 0: both lie on the line.
+    assert geom_regularizer(two, torch.tensor([0.6, 0.6])) == 0
+    # Errors 0 and 1 instead: (0 + 0 - 1)^2 and (1 + 1 - 1)^2.
+    assert geom_regularizer(two, torch.tensor([0.4, 0.9])) == 1

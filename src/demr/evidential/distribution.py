@@ -7,7 +7,13 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, StudentT, constraints
 
-from demr.evidential.student_t import negative_log_likelihood, through_scipy, widen
+from demr.evidential.student_t import (
+    ArrayLike,
+    as_tensor,
+    negative_log_likelihood,
+    through_scipy,
+    widen,
+)
 
 
 class NormalInverseGamma(Distribution):
@@ -185,12 +191,13 @@ class NormalInverseGamma(Distribution):
         """
         return StudentT(self.df, self.loc, self.scale, validate_args=self._validate_args)
 
-    def log_prob(self, value: Tensor) -> Tensor:
+    def log_prob(self, value: ArrayLike) -> Tensor:
         """Log density of observations under the predictive Student-t.
 
         Args:
-            value: Observations; broadcast with the batch shape.
+            value: Observations, a tensor or an array; broadcast with the batch shape.
         """
+        value = as_tensor(value, self.loc, "value")
         if self._validate_args:
             self._validate_sample(value)
         wide = self.map_parameters(widen)
@@ -202,21 +209,29 @@ class NormalInverseGamma(Distribution):
         return self.predictive().rsample(sample_shape)
 
     @torch.no_grad()
-    def cdf(self, value: Tensor) -> Tensor:
-        """Probability of an observation at or below ``value`` (by scipy; carries no gradient)."""
+    def cdf(self, value: ArrayLike) -> Tensor:
+        """Probability of an observation at or below ``value`` (by scipy; carries no gradient).
+
+        Args:
+            value: Observations, a tensor or an array; broadcast with the batch shape. Works under
+                ``torch.func.vmap``.
+        """
         from scipy.special import stdtr
 
+        value = as_tensor(value, self.loc, "value")
         return through_scipy(stdtr, self.df, (value - self.loc) / self.scale)
 
-    def icdf(self, value: Tensor) -> Tensor:
+    def icdf(self, value: ArrayLike) -> Tensor:
         """Quantiles of the prediction.
 
         The standard quantile comes from scipy and is a constant to the gradient, which reaches
         ``loc`` and the scale alone.
 
         Args:
-            value: Probabilities between 0 and 1; broadcast with the batch shape.
+            value: Probabilities between 0 and 1, a tensor or an array; broadcast with the batch
+                shape. Works under ``torch.func.vmap``.
         """
+        value = as_tensor(value, self.loc, "value")
         return self.loc + self.scale * self._standard_quantile(value)
 
     def credible_interval(self, level: float) -> tuple[Tensor, Tensor]:

@@ -4,16 +4,17 @@ Both regularisers see training inputs alone, and so neither lowers the evidence 
 """
 
 import math
+import warnings
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from demr.evidential.distribution import NormalInverseGamma
-from demr.evidential.student_t import negative_log_likelihood, widen
+from demr.evidential.student_t import ArrayLike, as_tensor, negative_log_likelihood, widen
 
 
-def nig_nll(nig: NormalInverseGamma, target: Tensor, mask: Tensor | None = None) -> Tensor:
+def nig_nll(nig: NormalInverseGamma, target: ArrayLike, mask: ArrayLike | None = None) -> Tensor:
     """Mean negative log-likelihood over valid entries.
 
     Its gradient reaches all four parameters. It depends on nu through ``beta (1 + nu) / nu``
@@ -21,7 +22,7 @@ def nig_nll(nig: NormalInverseGamma, target: Tensor, mask: Tensor | None = None)
 
     Args:
         nig: Prediction.
-        target: Observed values, of the prediction's shape.
+        target: Observed values, of the prediction's shape; a tensor or an array.
         mask: Bool, True = valid; None: all are. May lack trailing dimensions: ``(B, L)`` for
             ``(B, L, 2)``. What invalid entries hold, NaN included, changes nothing.
 
@@ -42,7 +43,9 @@ def nig_nll(nig: NormalInverseGamma, target: Tensor, mask: Tensor | None = None)
     return _mean(terms, valid, nig.loc.dtype)
 
 
-def der_regularizer(nig: NormalInverseGamma, target: Tensor, mask: Tensor | None = None) -> Tensor:
+def der_regularizer(
+    nig: NormalInverseGamma, target: ArrayLike, mask: ArrayLike | None = None
+) -> Tensor:
     """Mean of error times evidence over valid entries: the original regulariser.
 
     Its gradient on the evidence is the error, never negative: it lowers evidence everywhere. The
@@ -83,8 +86,8 @@ def geom_terms(phi_bar: Tensor, delta_bar: Tensor) -> Tensor:
 
 def geom_regularizer(
     nig: NormalInverseGamma,
-    target: Tensor,
-    mask: Tensor | None = None,
+    target: ArrayLike,
+    mask: ArrayLike | None = None,
     eps: float = 1e-8,
     *,
     error_scale: Literal["min-max", "rank"] = "min-max",
@@ -113,7 +116,8 @@ def geom_regularizer(
             Error and doubt combine as ``1 - (1 - error) (1 - doubt)``.
 
     Returns:
-        Scalar; 0 if fewer than two entries are valid.
+        Scalar; 0 if fewer than two entries are valid, as there is nothing to put in order. Of a
+        prediction of one entry alone a warning says so.
 
     Raises:
         ValueError: If the shapes disagree, or for an unknown ``error_scale``.
@@ -124,6 +128,13 @@ def geom_regularizer(
     """
     if error_scale not in ("min-max", "rank"):
         raise ValueError(f"error_scale must be 'min-max' or 'rank', got {error_scale!r}")
+    if nig.loc.numel() == 1:
+        # An error would end a training at its first batch of one.
+        warnings.warn(
+            "geom_regularizer orders the entries of a batch: of one entry alone it is 0 and "
+            "teaches nothing; drop such batches, or take larger ones",
+            stacklevel=2,
+        )
     wide, residual, valid = _select(nig, target, mask)
     phi = 2 * wide.nu + wide.excess  # the evidence less 1, which the scaling takes away anyway
     delta = residual.abs().detach()
@@ -147,7 +158,7 @@ def _leading(values: Tensor, like: Tensor) -> Tensor:
 
 
 def _select(
-    nig: NormalInverseGamma, target: Tensor, mask: Tensor | None
+    nig: NormalInverseGamma, target: ArrayLike, mask: ArrayLike | None
 ) -> tuple[NormalInverseGamma, Tensor, Tensor | None]:
     """Return prediction and residuals, widened and invalid entries tamed, and the full mask.
 
@@ -155,6 +166,8 @@ def _select(
     multiplied by zero afterwards comes back through the gradient. Shapes stay static.
     """
     shape = nig.loc.shape
+    target = as_tensor(target, nig.loc, "target")
+    mask = None if mask is None else as_tensor(mask, nig.loc, "mask")
     if target.shape != shape:
         raise ValueError(f"target must have shape {tuple(shape)}, got {tuple(target.shape)}")
     wide, target = nig.map_parameters(widen), widen(target)

@@ -12,7 +12,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from numpy.typing import ArrayLike as NumPyLike
 from torch import Tensor
+
+ArrayLike = Tensor | NumPyLike
 
 # Euler numbers E_2, E_4, ...: they make the coefficients of `_gamma_ratio`'s series.
 _EULER = (-1.0, 5.0, -61.0, 1385.0, -50521.0, 2702765.0, -199360981.0, 19391512145.0)
@@ -82,8 +85,68 @@ def widen(tensor: Tensor) -> Tensor:
     return tensor.double() if tensor.device.type in {"cpu", "cuda"} else tensor
 
 
+def as_tensor(value: ArrayLike, like: Tensor, name: str) -> Tensor:
+    """Observations, masks or probabilities as a tensor on the device of a prediction.
+
+    Args:
+        value: A tensor, a NumPy array, a number, or lists of numbers.
+        like: Gives the device.
+        name: Of the argument, for the message.
+
+    Raises:
+        TypeError: If it is nothing of that.
+    """
+    if isinstance(value, Tensor):
+        return value
+    try:
+        return torch.as_tensor(value, device=like.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"{name} must be a tensor, an array or numbers, got {type(value).__name__}"
+        ) from error
+
+
+class _Elementwise(torch.autograd.Function):
+    """A scipy function of two arguments, in float64, as a constant; also under ``vmap``."""
+
+    @staticmethod
+    def forward(function: Callable[..., Any], df: Tensor, argument: Tensor) -> Tensor:
+        # To the CPU before float64: some devices have none.
+        arrays = (tensor.detach().cpu().double().numpy() for tensor in (df, argument))
+        return torch.as_tensor(function(*arrays)).to(device=df.device, dtype=df.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        del inputs
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[None, None, None]:
+        del ctx, gradients
+        return None, None, None
+
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: tuple[int | None, ...],
+        function: Callable[..., Any],
+        df: Tensor,
+        argument: Tensor,
+    ) -> tuple[Tensor, int]:
+        """The mapped dimension comes first, and only those behind it broadcast."""
+        moved = [
+            tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+            for tensor, dim in ((df, in_dims[1]), (argument, in_dims[2]))
+        ]
+        most = max(tensor.dim() for tensor in moved)
+        padded = [
+            tensor.reshape(len(tensor), *[1] * (most - tensor.dim()), *tensor.shape[1:])
+            for tensor in moved
+        ]
+        return _Elementwise.apply(function, *padded), 0  # type: ignore[no-untyped-call]
+
+
 def through_scipy(function: Callable[..., Any], df: Tensor, argument: Tensor) -> Tensor:
     """Evaluate a scipy function of the degrees of freedom, in float64, as a constant."""
-    # To the CPU before float64: some devices have none.
-    arrays = (tensor.detach().cpu().double().numpy() for tensor in (df, argument))
-    return torch.as_tensor(function(*arrays)).to(device=df.device, dtype=df.dtype)
+    result: Tensor = _Elementwise.apply(function, df, argument)  # type: ignore[no-untyped-call]
+    return result
