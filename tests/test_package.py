@@ -1,3 +1,4 @@
+import ast
 import os
 import re
 import subprocess
@@ -114,6 +115,75 @@ def test_pinned_versions_lie_in_the_ranges() -> None:
             assert tried[name] in need.specifier, need
             if extra != "dev":  # linters and types run with the pinned versions alone
                 assert lowest[name] in need.specifier, need
+
+
+# Licences that ask for nothing but their own text; those of the rest are named in the README.
+PERMISSIVE = re.compile(
+    r"MIT|BSD|Apache|ISC|PSF|Python Software Foundation|Unlicense|zlib|HPND|CNRI|Public Domain",
+    re.IGNORECASE,
+)
+COPYLEFT = re.compile(r"GPL|MPL|Mozilla|EUPL|CDDL|EPL|Eclipse|SSPL|CC-BY-(SA|NC)", re.IGNORECASE)
+
+
+def installed_with(
+    name: str, extras: frozenset[str], seen: set[tuple[str, frozenset[str]]]
+) -> None:
+    """Collect what a package needs, all the way down, as far as it is installed here."""
+    name = canonicalize_name(name)
+    if (name, extras) in seen:
+        return
+    try:
+        needs = metadata.requires(name) or []
+    except metadata.PackageNotFoundError:
+        return
+    seen.add((name, extras))
+    for need in map(Requirement, needs):
+        wanted = extras or {""}
+        if need.marker is None or any(need.marker.evaluate({"extra": e}) for e in wanted):
+            installed_with(need.name, frozenset(need.extras), seen)
+
+
+def licence_of(name: str) -> str:
+    about = metadata.metadata(name).json
+    classifiers = [text for text in about.get("classifier", []) if text.startswith("License ::")]
+    texts = [about.get("license_expression", ""), about.get("license", "")[:200]]
+    return " ".join(str(text) for text in (*texts, *classifiers))
+
+
+def test_licences_that_are_not_permissive_are_named() -> None:
+    seen: set[tuple[str, frozenset[str]]] = set()
+    for needs in requirements().values():
+        for need in needs:
+            installed_with(need.name, frozenset(need.extras), seen)
+    names = sorted({name for name, _ in seen} - {"demr"})
+    assert {"torch", "pebble", "av", "huggingface-hub"} <= set(names)
+    section = (ROOT / "README.md").read_text("utf-8").partition("## Licences")[2].lower()
+    for name in names:
+        licence = licence_of(name)
+        if COPYLEFT.search(licence) or not PERMISSIVE.search(licence):
+            assert name in section, f"{name} ({licence[:80]}) is not named under Licences"
+    # Its own licence is permissive; what its wheels bundle is not.
+    assert "x264 and x265 (gpl)" in section
+
+
+def test_what_is_imported_is_declared() -> None:
+    """Also inside functions; nothing may only happen to come along with another package."""
+    declared = {canonicalize_name(n.name) for needs in requirements().values() for n in needs}
+    # Of what is declared, under another name than the package's.
+    modules = {"yaml": "pyyaml", "PIL": "pillow"}
+    # Parts of pydantic and jinja2 that they document as such.
+    along = {"annotated_types", "markupsafe", "pydantic_core"}
+    for path in (ROOT / "src" / "demr").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                names = [node.module]
+            for name in {name.partition(".")[0] for name in names}:
+                if name == "demr" or name in sys.stdlib_module_names or name in along:
+                    continue
+                assert canonicalize_name(modules.get(name, name)) in declared, f"{path}: {name}"
 
 
 def test_every_pip_call_takes_the_constraints() -> None:
