@@ -180,8 +180,7 @@ def half_a_clip_late() -> None:
 TOGETHER = "all but the late centres"
 DEPARTURES: Mapping[str, Sequence[Callable[[], None]]] = {
     "ours": (),
-    "smooth-L1 sums both boundaries": (sum_smooth_l1,),
-    "inter adds both directions": (sum_inter,),
+    "sums in smooth-L1 and inter": (sum_smooth_l1, sum_inter),
     "intra with a column across the batch": (add_intra_column,),
     "clip contrast of pairs": (contrast_pairs,),
     "saliency sees the type embedding": (type_before_saliency,),
