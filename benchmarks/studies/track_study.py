@@ -76,9 +76,10 @@ PRECISION = [
     "The paper's method on the timeline track. On a CPU with AVX512-BF16, `precision: auto` trains",
     "in bfloat16, as on accelerators that have it; weights, losses, evidence, clip times and",
     "predictions are float32 either way. The short schedule is a sixth of stage 2 (346 steps), and",
-    "no stage 1; three seeds of it were affordable. CPU seconds are of runs on a machine with ten",
-    "times as much to do as it has cores, and include what waiting for caches costs: the steps",
-    "below were taken in turn. By `python benchmarks/studies/departures_study.py precision`.",
+    "no stage 1. CPU seconds are of runs on a machine that was busy at times; the steps below were",
+    "taken in turn. Differences between the precisions are within those between seeds; bfloat16",
+    "needs a quarter more memory at the peak. By",
+    "`python benchmarks/studies/departures_study.py precision short steps`.",
 ]
 RELEASE = [
     "## Departures from the release",
@@ -87,7 +88,9 @@ RELEASE = [
     "(github.com/KaijingOfficial/sram_vtg, which was read, not copied). A departure stays unless",
     "the release's way is better by more than seeds differ. Measured on the timeline track in",
     "bfloat16, one change at a time, with the short schedule above and the same seed as ours,",
-    "IID / OOD; by `python benchmarks/studies/departures_study.py departures`.",
+    "IID / OOD; by `python benchmarks/studies/departures_study.py departures`. Only the release's",
+    "clip contrast differs by more than seeds do, for the worse; the rest, one seed each, is",
+    "within the spread of seeds (last line), so that nothing speaks for another default.",
 ]
 
 

@@ -280,7 +280,8 @@ def _clip_contrast(clips: Tensor, foreground: Tensor, valid: Tensor, same: Tenso
 
     [ours] The paper says no more than "positive against sampled negative clips". The release ranks
     the pair (a moment's clip, its video's background) by dissimilarity among the pairs of the same
-    clip with other videos' backgrounds, and so draws a moment to what it has nothing to do with.
+    clip with other videos' backgrounds, and so draws a moment to what it has nothing to do with:
+    4 to 5 points of mIoU less (docs/results.md).
     """
     rows = (foreground.sum(dim=1) >= 2).nonzero()[:, 0]
     if len(rows) == 0:
