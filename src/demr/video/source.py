@@ -412,6 +412,11 @@ class Source:
         if line:
             self._damaged(f"{self.path}: {line}")
 
+    def clock_start_s(self) -> float:
+        """When the first frame that was read starts, on the clock of the file."""
+        # In AVI, which has none, frames were counted by when they are decoded.
+        return 0.0 if self._is_avi else self._seconds(self._origin or 0)
+
     def no_frame(self) -> VideoError:
         """The error to raise where no frame could be decoded."""
         return video_error(self.path, f"no frame that decodes ({self.damage.reason})")

@@ -1,4 +1,4 @@
-"""Frames -> an H.264 mp4 file that appears whole or not at all; also cut out of another video."""
+"""Frames and sound -> an mp4 file that appears whole or not at all; also cut out of a video."""
 
 import errno
 import os
@@ -7,10 +7,11 @@ from contextlib import ExitStack, suppress
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import av
 import numpy as np
+from av.audio.frame import AudioFrame
 from av.error import FFmpegError
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
@@ -18,7 +19,14 @@ from av.video.reformatter import VideoReformatter
 from demr.errors import InputError, VideoError
 from demr.machine.files import temporary_folder
 from demr.video.orientation import Orientation, Pixels, orientation_of
+from demr.video.sound import Samples, Sound, sound_of
 from demr.video.source import ONE_THREAD_PIXELS, Source
+
+if TYPE_CHECKING:
+    from av.audio.stream import AudioStream
+
+# Bits a second and channel at which AAC is hardly told from what it was made of.
+_SOUND_BITS = 96_000
 
 
 class _Mp4:
@@ -42,6 +50,38 @@ class _Mp4:
         self.stream.pix_fmt = "yuv420p"
         if size[0] * size[1] <= ONE_THREAD_PIXELS:
             self.stream.codec_context.thread_count = 1
+        self.sound: AudioStream | None = None
+        self._samples = 0
+
+    def add_sound(self, rate: int, layout: str) -> None:
+        """Give the file sound, as AAC, before it is started."""
+        try:
+            self.sound = self.container.add_stream("aac", rate, layout=layout, format="fltp")
+        except (FFmpegError, OSError) as error:
+            self.discard()
+            raise self.failed(error) from None
+        self.sound.codec_context.bit_rate = _SOUND_BITS * max(self.sound.codec_context.channels, 2)
+
+    def encode_sound(self, samples: Samples | None) -> None:
+        """Append samples ``(N, channels)``, or with None those still inside the encoder."""
+        if self.sound is None:
+            return
+        frame = None
+        if samples is not None:
+            if not samples.size:
+                return
+            layout = self.sound.codec_context.layout.name
+            packed = np.ascontiguousarray(samples).reshape(1, -1)
+            frame = AudioFrame.from_ndarray(packed, "flt", layout)
+            frame.sample_rate = self.sound.codec_context.sample_rate
+            frame.pts, frame.time_base = self._samples, Fraction(1, frame.sample_rate)
+            self._samples += len(samples)
+        elif not self._samples:
+            return
+        try:
+            self.container.mux(self.sound.encode(frame))
+        except (FFmpegError, OSError) as error:
+            raise self.failed(error) from None
 
     def start(self) -> None:
         """Create the file; the stream's settings are fixed from here on."""
@@ -192,7 +232,9 @@ def cut_clip(
 
     Frames come upright, in their original size (an odd edge loses one pixel) and keep their
     times, so a variable frame rate stays one; the frame on screen at ``start_s`` opens the clip.
-    Sound is dropped. The file appears whole or not at all.
+    Sound is encoded as AAC, in step to the sample; of several tracks the one that players choose.
+    Where it cannot be decoded, a `DamagedVideoWarning` says so. The file appears whole or not at
+    all.
 
     Args:
         path: A video file.
@@ -212,7 +254,9 @@ def cut_clip(
         clip: _Clip | None = None
         try:
             for frame, shown_s, until_s in _shown(source, start_s, end_s):
-                clip = clip or _Clip(target, frame, source.fps)
+                if clip is None:
+                    sound = sound_of(source.container, source.path, source.clock_start_s(), start_s)
+                    clip = _Clip(target, frame, source.fps, sound)
                 clip.write(frame, shown_s - start_s, until_s - start_s)
             if clip is None:
                 raise VideoError(
@@ -268,7 +312,7 @@ class _Clip:
 
     clock = Fraction(1, 90000)
 
-    def __init__(self, path: Path, frame: VideoFrame, fps: float) -> None:
+    def __init__(self, path: Path, frame: VideoFrame, fps: float, sound: Sound | None) -> None:
         self.orientation = orientation_of(frame)
         self.width, self.height = max(2, frame.width // 2 * 2), max(2, frame.height // 2 * 2)
         size = (self.width, self.height)
@@ -283,6 +327,9 @@ class _Clip:
         # The samples are passed on as they are, and so must be what they mean.
         context.color_range, context.colorspace = frame.color_range, frame.colorspace
         context.color_primaries, context.color_trc = frame.color_primaries, frame.color_trc
+        self.sound = sound
+        if sound is not None:
+            self.file.add_sound(sound.rate, sound.layout)
         self.file.start()
         self.reformatter = VideoReformatter()
         self.last_pts = -1
@@ -309,7 +356,10 @@ class _Clip:
         self.last_pts = pts
         self.last_duration = max(1, round(end_s / self.clock) - pts)
         self.file.encode(frame)
+        if self.sound is not None:
+            self.file.encode_sound(self.sound.until(end_s))
 
     def finish(self) -> None:
         self.file.encode(None, self.last_duration)
+        self.file.encode_sound(None)
         self.file.finish()
