@@ -1,6 +1,5 @@
 """Figures for comparing runs: noise curves, error against uncertainty, sweeps, variants."""
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from demr.report.output import write_output
+from demr.report.output import figure_text, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,7 +42,7 @@ def noise_figure(balances: Mapping[str, Sequence[Mapping[str, Any]]], path: Path
             axis.set_xticks(place, [f"{level:g}" for level in levels])
             axis.axhline(0, color=_GREY, linewidth=0.6)
             if measure == _MEASURES[0]:
-                axis.set_title(name, fontsize="medium")
+                axis.set_title(figure_text(name), fontsize="medium")
             if measure == _MEASURES[-1] or len(balances) == 1:
                 axis.set_xlabel("noise, in deviations", fontsize="small")
         axes[0].set_ylabel(f"log {measure}, standardised")
@@ -68,7 +67,7 @@ def error_figure(bins: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) ->
             shortest = min(len(run["error s"]) for run in known)
             error = np.mean([run["error s"][:shortest] for run in known], axis=0)
             table = np.array([run[measure][:shortest] for run in known])
-            _curve(axis, error, table, name, number, "-", marker=".")
+            _curve(axis, error, table, figure_text(name), number, "-", marker=".")
         axis.set_xscale("log")
         axis.set_yscale("log")
         for side in (axis.xaxis, axis.yaxis):
@@ -98,13 +97,14 @@ def sweep_figure(
         for number, (split, values) in enumerate(splits.items()):
             known = [index for index, seeds in enumerate(values) if len(seeds)]
             mean = [float(np.mean(values[index])) for index in known]
-            axis.plot(known, mean, "-o", color=_COLORS[number], label=split, markersize=4)
+            ink, label = _ink(number), figure_text(split)
+            axis.plot(known, mean, "-o", color=ink, label=label, markersize=4)
             for index in known:
                 seeds = values[index]
                 if len(seeds) > 1:
-                    axis.vlines(index, min(seeds), max(seeds), color=_COLORS[number], alpha=0.5)
-        axis.set_xticks(range(len(points)), points)
-        axis.set_ylabel(metric)
+                    axis.vlines(index, min(seeds), max(seeds), color=ink, alpha=0.5)
+        axis.set_xticks(range(len(points)), list(map(figure_text, points)))
+        axis.set_ylabel(figure_text(metric))
     _finish(figure, axes, path)
 
 
@@ -125,21 +125,22 @@ def variant_figure(
         for number, (split, values) in enumerate(splits.items()):
             shift = (number - (len(splits) - 1) / 2) * 0.25
             for index, seeds in enumerate(values):
-                place, color = index + shift, _COLORS[number]
+                place, color = index + shift, _ink(number)
                 axis.plot([place] * len(seeds), seeds, "o", color=color, markersize=4, alpha=0.6)
                 if len(seeds):
                     mean = float(np.mean(seeds))
                     axis.plot([place - 0.1, place + 0.1], [mean, mean], color=color, linewidth=2)
-            axis.plot([], [], "o", color=_COLORS[number], label=split)
-        axis.set_xticks(range(len(variants)), variants, rotation=30, ha="right")
-        axis.set_ylabel(metric)
+            axis.plot([], [], "o", color=_ink(number), label=figure_text(split))
+        names = list(map(figure_text, variants))
+        axis.set_xticks(range(len(variants)), names, rotation=30, ha="right")
+        axis.set_ylabel(figure_text(metric))
     _finish(figure, axes, path)
 
 
 def _axes(count: int, label: str) -> "tuple[Figure, list[Axes]]":
     figure, rows = _grid(1, count, width=4.4, height=3.6, share=False)
     for axis in rows[0]:
-        axis.set_xlabel(label)
+        axis.set_xlabel(figure_text(label))
     return figure, rows[0]
 
 
@@ -165,12 +166,16 @@ def _curve(
     style: str,
     marker: str = "",
 ) -> None:
-    ink = _COLORS[color % len(_COLORS)]
+    ink = _ink(color)
     axis.plot(x, curves.mean(axis=0), style, marker=marker, color=ink, label=label)
     if len(curves) > 1:
         axis.fill_between(
             x, curves.min(axis=0), curves.max(axis=0), color=ink, alpha=0.12, linewidth=0
         )
+
+
+def _ink(number: int) -> str:
+    return _COLORS[number % len(_COLORS)]
 
 
 def _finish(figure: "Figure", axes: "Sequence[Axes]", path: Path) -> None:
@@ -179,6 +184,4 @@ def _finish(figure: "Figure", axes: "Sequence[Axes]", path: Path) -> None:
         figure.legend(
             handles, labels, loc="outside lower center", ncols=min(len(labels), 4), frameon=False
         )
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png")
-    write_output(path, stream.getvalue())
+    write_figure(path, figure)

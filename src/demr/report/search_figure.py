@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import math
 from pathlib import Path
-from textwrap import shorten
 from typing import TYPE_CHECKING, Final
 
-from demr.machine.terminal import clock
-from demr.report.output import write_output
+from demr.machine.terminal import clock, shortened
+from demr.report.output import figure_text, write_figure
 from demr.report.timeline import saliency_range
 from demr.report.wording import (
     SHORT_VERDICT,
@@ -51,9 +49,7 @@ def search_figure(
     for axis, answer in zip(axes, result.answers, strict=False):
         _draw_answer(axis, answer, result, None if truth is None else truth.get(answer.query))
     _draw_legend(figure, level_text(result), truth is not None)
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png")
-    write_output(Path(path), stream.getvalue())
+    write_figure(Path(path), figure)
     return Path(path)
 
 
@@ -93,8 +89,8 @@ def _draw_answer(axis: Axes, answer: Answer, result: SearchResult, windows: Wind
     verdict = SHORT_VERDICT[answer.verdict]
     axis.set_xlim(0, result.duration)
     axis.set_ylim(0, 1.7)
-    # parse_math: a dollar sign in a sentence is no formula.
-    axis.text(0, 1.4, shorten(answer.query, 80), fontsize=10.5, color=_INK, parse_math=False)
+    query = figure_text(shortened(answer.query, 80))
+    axis.text(0, 1.4, query, fontsize=10.5, color=_INK)
     axis.text(
         result.duration,
         1.4,

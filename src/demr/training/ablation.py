@@ -3,12 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from demr.errors import InputError
 from demr.machine import terminal
 from demr.machine.files import atomic_path
+from demr.report.output import markdown
 from demr.runs.folder import locked_folder
 from demr.training.ablation_report import Results, collect, figures, tables
 from demr.training.grids import Grid
@@ -139,12 +141,14 @@ class Ablation:
         lines = ["# Ablation", ""]
         for name, results in self.results().items():
             grid = self.grids[name]
-            lines += [f"## {grid.title}", ""]
+            lines += [f"## {markdown(grid.title)}", ""]
             if not results:
                 lines += ["No run has finished yet.", ""]
                 continue
             lines += tables(grid, results)
-            lines += [f"![]({path.name})\n" for path in figures(name, grid, results, self.out)]
+            lines += [
+                f"![]({quote(path.name)})\n" for path in figures(name, grid, results, self.out)
+            ]
         with atomic_path(self.out / "report.md") as path:
             path.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
         return self.out / "report.md"

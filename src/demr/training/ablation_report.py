@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from demr.report.figures import error_figure, noise_figure, sweep_figure, variant_figure
+from demr.report.output import markdown
 from demr.training.grids import Grid
 from demr.training.trials import Row, Trial, is_row_of
 
@@ -65,14 +66,15 @@ def _some_row(results: Results) -> Row:
 def tables(grid: Grid, results: Results) -> list[str]:
     """Mean and spread of every variant and split, then paired differences."""
     seeds = "; ".join(
-        f"{variant}: {', '.join(map(str, of_seed))}" for variant, of_seed in results.items()
+        f"{markdown(variant)}: {', '.join(map(str, of_seed))}"
+        for variant, of_seed in results.items()
     )
     same = len({tuple(of_seed) for of_seed in results.values()}) == 1
     if same:
         seeds = ", ".join(map(str, next(iter(results.values()))))
     lines = [f"Mean ± standard deviation over seeds ({seeds}).", ""]
     for split in splits_of(results):
-        lines += [f"### {split}", "", *_header("", results)]
+        lines += [f"### {markdown(split)}", "", *_header("", results)]
         for key, label, digits in METRICS:
             columns = [_values(of_seed, split, key) for of_seed in results.values()]
             if any(columns):
@@ -175,7 +177,10 @@ def _values(of_seed: Mapping[int, Row], split: str, key: str) -> list[float]:
 
 
 def _header(corner: str, columns: Mapping[str, object]) -> list[str]:
-    return [f"| {corner} | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
+    return [
+        f"| {markdown(corner)} | {' | '.join(map(markdown, columns))} |",
+        "|---|" + "---|" * len(columns),
+    ]
 
 
 def _line(label: str, cells: Sequence[str]) -> str:
