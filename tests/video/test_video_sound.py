@@ -20,7 +20,7 @@ from tests.video.sounding_videos import (
     make_sounding,
 )
 
-from demr.video.source import DamagedVideoWarning
+from demr.video.damage import DamagedVideoWarning
 from demr.video.writing import cut_clip
 
 VARIABLE = [0, 40, 80, 1000, 1200, 2000, 3400, 3600, 6200, 6400, 8800, 9000, 9960]

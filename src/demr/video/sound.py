@@ -15,8 +15,8 @@ from av.container import InputContainer
 from av.error import FFmpegError
 
 from demr.errors import VideoError
+from demr.video.damage import DamagedVideoWarning
 from demr.video.opening import open_video
-from demr.video.source import DamagedVideoWarning
 from demr.video.watchdog import decoder_call
 
 Samples = npt.NDArray[np.float32]
