@@ -19,16 +19,29 @@ NO_QUERIES = [
     (["a", None], "sentence"), (["a", ""], "sentence"), ([["a"]], "sentence"), ({}, "list"),
     ({"a"}, "list"), ({"a": 1}, "list"), (iter(["a"]), "list"), (math.nan, "sentence"),
     (True, "sentence"), ("a " * 78, "77 words"), (["a"] * 3 + [b"b"], "sentence"),
-    (Path("a dog"), "sentence"), (object(), "sentence"), (len, "sentence"),
+    (Path("a dog"), "sentence"), (..., "sentence"), (len, "sentence"),
 ]  # fmt: skip
 NO_TOP = [
     *(0, -1, 1.5, 1.0, True, False, None, "3", math.nan, math.inf, [3], 10**6 * -1),
     *(np.float64(2), b"1", 2j),
 ]
-NO_VIDEO = [None, 3, 3.0, True, b"talk.mp4", "", [], ["talk.mp4"], {}, object(), len, math.nan]
+NO_VIDEO: list[object] = [
+    None,
+    3,
+    3.0,
+    True,
+    b"talk.mp4",
+    "",
+    [],
+    ["talk.mp4"],
+    {},
+    ...,
+    len,
+    math.nan,
+]
 NO_LEVEL = [90, 1, 0, 1.0, 0.0, -0.1, 1.5, math.nan, math.inf, "0.9", None, True, [0.9], 2j]
-NO_MODEL = [3, None, b"shapes", "", [], True, object(), 0.5]
-NO_ENCODER = ["clip", 3, object(), type, Path("clip"), b"clip"]
+NO_MODEL: list[object] = [3, None, b"shapes", "", [], True, ..., 0.5]
+NO_ENCODER: list[object] = ["clip", 3, ..., type, Path("clip"), b"clip"]
 
 Search = Callable[..., Any]
 
@@ -84,9 +97,10 @@ def test_what_is_wanted_of_numpy_is_taken(
 ) -> None:
     search: Search = retriever.search
     video = retriever.encode_video(film)
-    one = search(video, np.array(["a red circle"])[0], top=np.int64(1))
-    assert len(one.moments) == 1
-    assert search(video, "a red circle", top=10**30).moments
+    for top in (np.int64(1), 10**30):
+        answer = search(video, np.array(["a red circle"])[0], top=top)
+        assert answer.query == "a red circle"
+        assert len(answer.moments) <= top
 
 
 def test_a_url_is_no_file(retriever: MomentRetriever | ZeroShotRetriever) -> None:
