@@ -234,6 +234,17 @@ def test_a_picture_may_stay_for_half_an_hour(tmp_path: Path) -> None:
     assert (numbers, warned) == ([0, 1, 2], "")
 
 
+def test_a_tick_of_days_is_no_clock(tmp_path: Path) -> None:
+    path = make_video(tmp_path / "v.y4m", every(10, 10), codec="wrapped_avframe", options={})
+    header, _, rest = path.read_bytes().partition(b"\n")
+    rate = next(word for word in header.split() if word.startswith(b"F"))
+    path.write_bytes(header.replace(rate, b"F1:1000000") + b"\n" + rest)
+    numbers, length_s, warned = quietly(path, [(k + 0.5) / 25 for k in range(10)])
+    assert numbers == list(range(10))
+    assert length_s == pytest.approx(10 / 25)
+    assert "25 a second were assumed" in warned
+
+
 def test_frames_of_gigabytes_are_refused(tmp_path: Path) -> None:
     path = make_video(tmp_path / "v.y4m", [0, 60], codec="wrapped_avframe", options={})
     data = path.read_bytes().replace(b"W64 H48", b"W60000 H40000")

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 # threads costs more than it saves, above all with several processes on the same cores.
 ONE_THREAD_PIXELS = 320 * 240
 _FALLBACK_FPS = 25.0
+_COARSEST_TICK_S = 60
 _LEAST_FPS, _MOST_FPS = 1 / LONGEST_PICTURE_S, 1000
 # A jump costs about as much as decoding a few seconds of small video.
 _SEEK_WORTH_S = 5.0
@@ -109,7 +110,9 @@ class Source:
         # AVI stores no times, only the order of its packets.
         self._is_avi = kind == "avi"
         self._is_matroska = kind.startswith("matroska")
-        self._is_raw = has_flag(self.container, Flags.no_timestamps)
+        # Where one tick lasts minutes, no time can be believed.
+        is_coarse = self.time_base > _COARSEST_TICK_S
+        self._is_raw = is_coarse or has_flag(self.container, Flags.no_timestamps)
         # Others lead a frame off the mark, or to a clock that was set back since.
         self._can_seek = self._is_matroska or kind.startswith("mov")
         self._notes: list[str] = []
@@ -378,7 +381,8 @@ class Source:
         with decoder_call(self.path):
             timeline = self._timeline
         if timeline is not None:
-            length_s = timeline.duration_s or timeline.frames / self.fps
+            by_clock_s = 0.0 if self._is_raw else timeline.duration_s
+            length_s = by_clock_s or timeline.frames / self.fps
         else:
             length_s = self._index.cut_off_s or self._index.duration_s or 0.0
         return max(length_s, 1.0 / self.fps)
@@ -389,7 +393,7 @@ class Source:
         timeline, stated_s = self._timeline, self._index.stated_s
         if timeline is None or (timeline.is_steady and stated_s is not None):
             return stated_s
-        return timeline.duration_s or None
+        return None if self._is_raw else timeline.duration_s or None
 
     def end_of_good_part(self) -> float:
         """Seconds up to which frames may be shown; reports what was lost.
