@@ -166,3 +166,35 @@ def test_official_text_features(data_dir: Path) -> None:
     assert found.features.shape == (16, 512)
     # 13 words, the full stop and both ends: every word is one token.
     assert found.token_word.tolist() == [-1, *range(13), -1, -1]
+
+
+def test_tokens_as_spelled_say_which_word_they_are(tmp_path: Path) -> None:
+    pieces = np.array(["[CLS]", "un", "##lock", "it", "[SEP]"])
+    for qid, count in (("1", 5), ("2", 4)):
+        table = np.zeros((count, 4), np.float16)
+        # Of another length they are of something else, and the count decides.
+        np.savez(tmp_path / f"{qid}.npz", last_hidden_state=table, tokens=pieces)
+    text = StoredText(tmp_path, IDENTITY, {"Unlock it": "1", "unlock it": "2"})
+    first, second = text.encode_queries(["Unlock it", "unlock it"])
+    assert first.token_word.tolist() == [-1, 0, 0, 1, -1]
+    assert second.token_word.tolist() == [-1, 0, 1, -1]
+
+
+def test_where_a_word_is_in_parts_its_place_is_bounded(tmp_path: Path) -> None:
+    qids = {"a dog runs": "1", "the cat sits": "2", "a photographer runs": "3"}
+    for qid, tokens in (("1", 5), ("2", 5), ("3", 7)):
+        save(tmp_path, qid, tokens)
+    *whole, parted = StoredText(tmp_path, IDENTITY, qids).encode_queries(list(qids))
+    assert all(query.word_span is None for query in whole)
+    assert parted.token_word.tolist() == [-1] * 7
+    assert parted.word_span is not None
+    assert parted.word_span.tolist() == [[1, 2], [2, 5], [3, 6]]
+
+
+@pytest.mark.parametrize("qid", ["../other", "/etc/x", "a/b", ".."])
+def test_a_qid_leads_nowhere_else(tmp_path: Path, qid: str) -> None:
+    save(tmp_path, "other", 3)
+    folder = tmp_path / "text"
+    folder.mkdir()
+    with pytest.raises(FeatureError, match="1 of 1 without"):
+        StoredText(folder, IDENTITY, {"a": qid}).encode_queries(["a"])

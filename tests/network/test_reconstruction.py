@@ -186,3 +186,14 @@ def test_the_head_learns_the_hidden_word() -> None:
         torch.autograd.backward(reconstruction_loss(head(text), label, masked))
         optimizer.step()
     assert reconstruction_accuracy(head(text), label, masked).item() == 1
+
+
+def test_all_tokens_that_may_be_a_words_are_hidden() -> None:
+    vocabulary = Vocabulary.build(["circle", "square"])
+    words, nowhere = ("a", "circle", "far"), np.full(6, -1)
+    spans = np.array([[1, 2], [2, 4], [0, 0]])
+    plan = plan_mask(words, nowhere, (1, 2), vocabulary, np.random.default_rng(0), spans)
+    assert plan.masked.tolist() == [False, False, True, True, False, False]
+    assert plan.label.tolist() == [IGNORED, IGNORED, 0, 0, IGNORED, IGNORED]
+    without = plan_mask(words, nowhere, (1, 2), vocabulary, np.random.default_rng(0))
+    assert not without.masked.any()

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from demr.annotations.annotations import Annotation
 from demr.batches.batch import Item, Targets, make_targets
-from demr.batches.masking import Masking, plan_mask
+from demr.batches.masking import Masking, plan_mask, reached_words
 from demr.batches.stretches import Stretch, holding, plan_stretches, windows_within
 from demr.batches.videos import PreparedVideos, VideoChange
 from demr.batches.words import maskable_words, normalized_sentence
@@ -221,6 +221,7 @@ class MomentDataset(Dataset[Item]):
             maskable_words(query.query, query.words, masking.pos),
             masking.vocabulary,
             np.random.default_rng((masking.seed, self.epoch, index)),
+            query.word_span,
         )
         text = item.text
         if masking.at_input and plan.masked.any():
@@ -259,6 +260,16 @@ class MomentDataset(Dataset[Item]):
             for query in self._queries
             for index in maskable_words(query.query, query.words, pos)
         ]
+
+    def never_masked(self, pos: Collection[str]) -> tuple[int, int]:
+        """Queries without a word of some kinds, and those of whose words no token is known."""
+        wordless = unplaced = 0
+        for query in self._queries:
+            words = maskable_words(query.query, query.words, pos)
+            wordless += not words
+            reached = reached_words(query.token_word, query.word_span)
+            unplaced += bool(words) and not reached.intersection(words)
+        return wordless, unplaced
 
     @property
     def queries(self) -> Sequence[QueryFeatures]:

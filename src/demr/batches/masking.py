@@ -116,6 +116,7 @@ def plan_mask(
     candidates: tuple[int, ...],
     vocabulary: Vocabulary,
     generator: np.random.Generator,
+    word_span: np.ndarray | None = None,
 ) -> MaskPlan:
     """Choose one word of a query that the vocabulary knows, and mark all its tokens.
 
@@ -125,17 +126,30 @@ def plan_mask(
         candidates: Words whose part of speech may be hidden.
         vocabulary: What can be predicted.
         generator: Source of the draw; each candidate that is known is equally likely.
+        word_span: Tokens between which each word's lie, ``(W, 2)``, where no more is known: all
+            of them are hidden then.
 
     Returns:
         The plan; it hides nothing if no candidate is known.
     """
     token_word = torch.as_tensor(token_word)
     # A word beyond the encoder's limit has no token left to hide.
-    reached = set(token_word.tolist())
+    reached = reached_words(token_word, word_span)
     ids = {i: vocabulary.id_of(words[i]) for i in candidates if i in reached}
     known = {i: word_id for i, word_id in ids.items() if word_id is not None}
     label = torch.full_like(token_word, IGNORED, dtype=torch.int64)
     if known:
         index = tuple(known)[generator.permutation(len(known))[0]]
-        label[token_word == index] = known[index]
+        if word_span is None:
+            label[token_word == index] = known[index]
+        else:
+            first, behind = word_span[index].tolist()
+            label[first:behind] = known[index]
     return MaskPlan(masked=label != IGNORED, label=label)
+
+
+def reached_words(token_word: Tensor | np.ndarray, word_span: np.ndarray | None) -> set[int]:
+    """Words whose tokens are known, and can be hidden."""
+    if word_span is None:
+        return set(token_word.tolist()) - {-1}
+    return {index for index, (first, behind) in enumerate(word_span.tolist()) if first < behind}

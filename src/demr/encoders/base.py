@@ -179,12 +179,15 @@ class QueryFeatures:
         features: float32, ``(T, text_dim)``.
         words: The words of the query.
         token_word: int64, ``(T,)``; which word a token belongs to, -1 for a special token.
+        word_span: int64, ``(W, 2)``; where only this is known, the first token and the one behind
+            the last between which each word's lie, equal where that is not known either.
     """
 
     query: str
     features: NDArray[np.float32]
     words: tuple[str, ...]
     token_word: NDArray[np.int64]
+    word_span: NDArray[np.int64] | None = None
 
 
 class Encoder(Protocol):

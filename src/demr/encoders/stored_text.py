@@ -4,7 +4,6 @@ The encoder that made such features need not be installed, so nothing new can be
 them: they serve to train and to measure.
 """
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -12,12 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from demr.encoders.base import Encoder, EncoderIdentity, QueryFeatures, VideoFeatures
-from demr.encoders.words import locate_words, normalize_query, query_words, split_words
+from demr.encoders.tokens import CLIP_CUT, Cut, align_pieces, likeliest_cut, word_spans
+from demr.encoders.words import query_words, split_words
 from demr.errors import FeatureError, InputError
 from demr.machine.arrays import UNREADABLE_ARRAYS, ArrayFile
-
-# Pieces that CLIP's tokenizer takes text apart into, before it looks for rarer words' parts.
-_PIECE = re.compile(r"'(?:s|t|re|ve|m|ll|d)\b|[^\W\d_]+|\d|[^\w\s]+|_+")
 
 
 def open_text(path: Path, identity: EncoderIdentity) -> Encoder:
@@ -83,8 +80,9 @@ class StoredText(_Stored):
     ) -> list[QueryFeatures]:
         """Look queries up.
 
-        A token belongs to a word where the tokenizer left every word whole, as the number of tokens
-        shows. Otherwise no token belongs to any: such a query is never masked.
+        Which word a token belongs to is read from the file's array ``tokens`` (the tokenizer's
+        own spellings) if it has one. Otherwise it is told by the number of tokens: exactly where
+        all words were left whole, and elsewhere within bounds.
 
         Raises:
             FeatureError: If a query has no file or two, or the file is damaged.
@@ -107,12 +105,21 @@ class StoredText(_Stored):
                 f"{self._qids.get(missing[0], '?')}",
                 remedy="fetch them, or drop these queries",
             )
-        return [_read(query, file) for query in queries if (file := files[query]) is not None]
+        read = {query: _read(file) for query, file in files.items() if file is not None}
+        tables = [table for table, pieces in read.values() if pieces is None]
+        asked = [query for query, (_, pieces) in read.items() if pieces is None]
+        alike = None
+        if len(tables) > 1:
+            alike = all(np.allclose(table[0], tables[0][0], atol=1e-3) for table in tables[1:])
+        cut = likeliest_cut(asked, list(map(len, tables)), starts_alike=alike)
+        return [_place(query, *read[query], cut) for query in queries]
 
     def _find(self, query: str) -> Path | None:
         qid = self._qids.get(query)
         if qid is None:
             return None
+        if Path(qid).name != qid or "\0" in qid:
+            return None  # a path, and no file of this folder
         places = (self._folder / f"qid{qid}.npz", self._folder / f"{qid}.npz")
         files = [place for place in places if place.exists()]
         if len(files) > 1:
@@ -125,11 +132,13 @@ class StoredText(_Stored):
         return files[0] if files else None
 
 
-def _read(query: str, file: Path) -> QueryFeatures:
+def _read(file: Path) -> tuple[NDArray[np.float32], list[str] | None]:
+    """Features of the tokens, ``(T, Dt)``, and how the tokenizer spells them if that is there."""
     try:
         with ArrayFile(file) as arrays:
             name = "last_hidden_state" if "last_hidden_state" in arrays.names else "features"
             table = np.asarray(arrays.read(name), dtype=np.float32)
+            pieces = arrays.read("tokens") if "tokens" in arrays.names else None
     except UNREADABLE_ARRAYS as error:
         raise _damaged(file, error) from error
     if table.ndim != 2 or not len(table):
@@ -139,20 +148,30 @@ def _read(query: str, file: Path) -> QueryFeatures:
             got=f"shape {table.shape}",
             remedy="fetch or extract it again",
         )
-    return QueryFeatures(query, table, split_words(query), _token_words(query, len(table)))
+    if pieces is None or pieces.dtype.kind != "U" or pieces.shape != table.shape[:1]:
+        return table, None
+    return table, [str(piece) for piece in pieces]
 
 
-def _token_words(query: str, tokens: int) -> NDArray[np.int64]:
-    """Word of each token, -1 for none: a start, the pieces of the text, an end."""
-    word_of = [-1]
-    words = locate_words(query)
-    for piece in _PIECE.finditer(normalize_query(query)):
-        inside = (n for n, (_, low, high) in enumerate(words) if low <= piece.start() < high)
-        word_of.append(next(inside, -1))
-    word_of.append(-1)
-    if len(word_of) != tokens:
-        return np.full(tokens, -1, dtype=np.int64)
-    return np.array(word_of, dtype=np.int64)
+def _place(
+    query: str, table: NDArray[np.float32], pieces: list[str] | None, cut: Cut | None
+) -> QueryFeatures:
+    """Features of a query whose tokens are matched with its words as far as can be."""
+    words = split_words(query)
+    owner = None if pieces is None else align_pieces(pieces, query)
+    if owner is not None:
+        return QueryFeatures(query, table, words, owner)
+    if cut is None:
+        return QueryFeatures(query, table, words, np.full(len(table), -1, dtype=np.int64))
+    owner = _token_words(query, len(table), cut)
+    spans = None if (owner >= 0).any() else word_spans(query, cut, len(table))
+    return QueryFeatures(query, table, words, owner, spans)
+
+
+def _token_words(query: str, tokens: int, cut: Cut = CLIP_CUT) -> NDArray[np.int64]:
+    """Word of each token, -1 for none; none at all where some word is more than one token."""
+    word_of = cut.token_word(query)
+    return word_of if len(word_of) == tokens else np.full(tokens, -1, dtype=np.int64)
 
 
 class WordVectors(_Stored):

@@ -290,6 +290,15 @@ def make_masking(config: TrainConfig, train: MomentDataset, encoder: Any) -> Mas
             got="none",
             remedy="choose other parts of speech, or set reconstruction.epochs to 0",
         )
+    wordless, unplaced = train.never_masked(frozenset(stage.pos))
+    if (wordless or unplaced) and is_main_process():
+        share = (wordless + unplaced) / len(train)
+        console.print(
+            f"query reconstruction never masks {share:.1%} of the training queries: {wordless} "
+            f"have no {' or '.join(stage.pos)}, of {unplaced} it is not known which token is "
+            "which word (stored text can say so under the name tokens)",
+            highlight=False,
+        )
     return Masking(
         vocabulary=Vocabulary.build(words),
         pos=frozenset(stage.pos),
