@@ -142,6 +142,17 @@ def test_a_sound_that_nobody_decodes_is_told(tmp_path: Path) -> None:
         assert not container.streams.audio
 
 
+def test_where_the_clock_jumps_a_clip_is_silent_and_says_so(tmp_path: Path) -> None:
+    part = make_sounding(tmp_path / "v.ts", codec="mp2").read_bytes()
+    source = tmp_path / "joined.ts"
+    source.write_bytes(part + part)
+    with pytest.warns(DamagedVideoWarning, match="a clip of it has no sound"):
+        cut_clip(source, 10.5, 14.0, tmp_path / "c.mp4")
+    assert flashes_of(tmp_path / "c.mp4") == pytest.approx([0.5, 2.9], abs=0.05)
+    with av.open(str(tmp_path / "c.mp4")) as container:
+        assert not container.streams.audio
+
+
 def test_the_sound_of_a_turned_video_is_kept(tmp_path: Path) -> None:
     source = make_sounding(tmp_path / "v.mp4", codec="aac")
     turned = tmp_path / "turned.mp4"

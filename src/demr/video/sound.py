@@ -156,13 +156,24 @@ class Sound:
 
 
 def sound_of(
-    container: InputContainer, path: Path, origin_s: float, start_s: float
+    container: InputContainer, path: Path, origin_s: float | None, start_s: float
 ) -> Sound | None:
     """The sound of a video, by the stream that players choose; None where there is none.
 
-    What cannot be decoded is none, and a :class:`DamagedVideoWarning` says so.
+    What cannot be decoded, or not be put in step, is none, and a :class:`DamagedVideoWarning`
+    says so.
+
+    Args:
+        container: The open file.
+        path: Of the file.
+        origin_s: When its first frame starts, on its clock; None where that clock jumps.
+        start_s: From when on the sound is wanted, in seconds from the first frame.
     """
     if not container.streams.audio:
+        return None
+    if origin_s is None:
+        reason = "its clock jumps, and a clip of it has no sound"
+        warnings.warn(f"{path}: {reason}", DamagedVideoWarning, stacklevel=2)
         return None
     stream = container.streams.best("audio")
     if isinstance(stream, AudioStream) and stream.codec_context is not None:

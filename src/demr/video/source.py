@@ -416,8 +416,13 @@ class Source:
         if line:
             self._damaged(f"{self.path}: {line}")
 
-    def clock_start_s(self) -> float:
-        """When the first frame that was read starts, on the clock of the file."""
+    def clock_start_s(self) -> float | None:
+        """When the first frame that was read starts, on the clock of the file.
+
+        None where that clock jumps, and other streams cannot be put beside the video by it.
+        """
+        if self._timeline is not None and self._timeline.note:
+            return None
         # In AVI, which has none, frames were counted by when they are decoded.
         return 0.0 if self._is_avi else self._seconds(self._origin or 0)
 

@@ -233,8 +233,8 @@ def cut_clip(
     Frames come upright, in their original size (an odd edge loses one pixel) and keep their
     times, so a variable frame rate stays one; the frame on screen at ``start_s`` opens the clip.
     Sound is encoded as AAC, in step to the sample; of several tracks the one that players choose.
-    Where it cannot be decoded, a `DamagedVideoWarning` says so. The file appears whole or not at
-    all.
+    Where it cannot be decoded or put in step, a `DamagedVideoWarning` says so. The file appears
+    whole or not at all.
 
     Args:
         path: A video file.
