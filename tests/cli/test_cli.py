@@ -178,7 +178,7 @@ def test_evaluate_calibrate_and_balance(own_run: Path, cli: Cli, tmp_path: Path)
     assert done.code == 0
     assert "R1@0.5" in done.out
     assert json.loads(out.read_text()) == json.loads((own_run / "metrics.json").read_text())
-    assert "intervals from 16 queries" in cli("calibrate", own_run).out
+    assert "intervals from 20 queries" in cli("calibrate", own_run).out
     assert "dVar" in cli("balance", own_run, "--limit", 3).out
 
 
