@@ -125,23 +125,8 @@ def locked(folder: Path, name: str) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session")
-def world(shared: Path) -> Path:
-    """A shapes world of six short videos, with features, annotations and the mp4 files."""
-    from demr.shapes.dataset import build_dataset
-
-    root = shared / "world"
-    with locked(shared, "world"):
-        counts = {"train": 2, "val": 2, "iid": 1, "ood": 1}
-        build_dataset(root, counts, seed=WORLD_SEED, workers=1, keep_videos=True)  # type: ignore[arg-type]
-    return root
-
-
-@pytest.fixture(scope="session")
-def recipe(shared: Path, world: Path) -> Path:
-    """A config that trains on the tiny world within seconds."""
-    path = shared / "tiny.yaml"
-    text = f"""\
+# Trains on the tiny world within seconds.
+TINY_RECIPE = """\
 name: tiny
 seed: 3
 precision: "32"
@@ -163,9 +148,32 @@ retrieval:
   refit_epochs: 1
   refit_share: 0.5
 """
+
+
+def build_world(root: Path) -> None:
+    """Render a shapes world of six short videos, with features, annotations and the mp4 files."""
+    from demr.shapes.dataset import build_dataset
+
+    counts = {"train": 2, "val": 2, "iid": 1, "ood": 1}
+    build_dataset(root, counts, seed=WORLD_SEED, workers=1, keep_videos=True)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session")
+def world(shared: Path) -> Path:
+    """The tiny world; tests must not change it."""
+    root = shared / "world"
+    with locked(shared, "world"):
+        build_world(root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def recipe(shared: Path, world: Path) -> Path:
+    """A config that trains on the tiny world within seconds."""
+    path = shared / "tiny.yaml"
     with locked(shared, "recipe"):
         if not path.exists():
-            path.write_text(text, encoding="utf-8")
+            path.write_text(TINY_RECIPE.format(world=world), encoding="utf-8")
     return path
 
 
