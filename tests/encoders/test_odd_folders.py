@@ -115,6 +115,7 @@ CASES: list[tuple[tuple[str, ...], Change, str]] = [
     (("clip",), edit("config.json", text_config__eos_token_id=[]), "an eos_token_id"),
     (CROPPED, edit("config.json", model_type=["clip"]), "model_type"),
     (CROPPED, edit("tokenizer_config.json", model_max_length={"a": 1}), "TypeError"),
+    (CROPPED, edit("tokenizer_config.json", unk_token=""), "RecursionError"),
     (CROPPED, edit(PICTURES, crop_size={"height": 224, "width": 224}), "got one that makes 224 x"),
     (CROPPED, edit(PICTURES, crop_size={"height": 48, "width": 40}), "makes 48 x 40"),
     (CROPPED, edit("config.json", vision_config__image_size=64), "64 x 64 pixels, the model's"),
