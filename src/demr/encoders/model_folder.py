@@ -187,8 +187,8 @@ class ModelFolder:
                 tokenizer = kind.from_pretrained(self.path, local_files_only=True)
             if not tokenizer.is_fast:
                 raise ValueError("a tokenizer without offsets")
-            # What transformers takes unseen from the settings, such as a length that is no number or
-            # a special token that is none, shows only here.
+            # What transformers takes unseen from the settings, such as a length that is no number
+            # or a special token that is none, shows only here.
             tokenizer("a dog")
             _ = tokenizer.all_special_ids
         except Exception as error:  # errors of json, tokenizers and transformers
