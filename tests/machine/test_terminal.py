@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
+from rich.table import Table
 
-from demr.machine.terminal import clock, console, plain, printable, status
+from demr.machine.terminal import clock, console, plain, printable, shortened, status
 
 
 @pytest.mark.parametrize(
@@ -51,3 +52,43 @@ def test_strings_are_printed_as_they_are(text: str, capsys: pytest.CaptureFixtur
 def test_status_takes_any_file_name() -> None:
     with status("reading talk[/b].mp4") as tell:
         tell("reading [/i] at 0:10")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\u200bb", r"a\u200bb"),
+        ("a\u200db", r"a\u200db"),
+        ("\ufeffa\u00ad\u200e\u061c", r"\ufeffa\xad\u200e\u061c"),
+        ("a\U000e0041b", r"a\U000e0041b"),
+        ("é\u200d\u202ee", r"é\u200d\u202ee"),
+    ],
+)
+def test_what_has_no_width_is_escaped(text: str, shown: str) -> None:
+    assert printable(text) == shown
+
+
+@given(st.text(st.characters(exclude_categories=()), max_size=300), st.integers(3, 100))
+def test_shortened_text_keeps_both_ends(text: str, most: int) -> None:
+    short = shortened(text, most)
+    assert len(short) <= most
+    whole = printable(text)
+    if len(whole) <= most:
+        assert short == whole
+    elif len(text) <= most:
+        half = (most - 1) // 2
+        assert short == f"{whole[:half]}…{whole[len(whole) - half :]}"
+
+
+def test_strings_in_tables_and_lines_of_consoles_are_escaped(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    table = Table("a [/b]\x1b[2J")
+    table.add_row("c [/d]\x07\u202e")
+    console().print(table, "e [/f]\x1b]0;title\x07")
+    printed = capsys.readouterr().out
+    assert r"a [/b]\x1b[2J" in printed
+    assert r"c [/d]\x07\u202e" in printed
+    assert r"e [/f]\x1b]0;title\x07" in printed
+    assert "\x1b" not in printed
+    assert "\x07" not in printed

@@ -3,6 +3,7 @@ import io
 import json
 import re
 
+import pytest
 from rich.console import Console
 from tests.report.searches import answer, moment, result_of
 
@@ -92,3 +93,38 @@ def test_what_is_not_known_is_null_or_empty(zero_shot: SearchResult) -> None:
     ]
     assert second[3:7] == ["2", "50.0000", "54.0000", "0.4000"]
     assert "uncertain, not known" in to_srt(zero_shot)
+
+
+@pytest.mark.parametrize(
+    ("query", "cell"),
+    [
+        ("=1+1", "'=1+1"),
+        ("+1", "'+1"),
+        ("-5 degrees", "'-5 degrees"),
+        ("@cmd", "'@cmd"),
+        ("\tx", "'\\tx"),
+        ("\rx", "'\\rx"),
+        ("＝1", "'＝1"),  # noqa: RUF001
+        ("a = b", "a = b"),
+        ("'quoted'", "'quoted'"),
+        ("a\x1b[31m", "a\\x1b[31m"),
+        ("a\nb", "a\\nb"),
+        ('a "b", c', 'a "b", c'),
+    ],
+)
+def test_text_cells_are_no_formulas(query: str, cell: str) -> None:
+    (row,) = csv.DictReader(io.StringIO(to_csv(result_of(answer(query, moments=[moment(1, 2)])))))
+    assert row["query"] == cell
+    assert float(row["start"]) == 1.0
+
+
+def test_subtitles_hold_no_tags() -> None:
+    text = to_srt(result_of(answer("<i>x</i> {\\an8} \x1b[2J", moments=[moment(1, 2)])))
+    assert text.splitlines()[2] == "‹i›x‹/i› (\\an8) \\x1b[2J"  # noqa: RUF001
+
+
+def test_json_holds_no_control_characters() -> None:
+    text = to_json(result_of(answer("a\x7f\x1b\x9b\u202e", moments=[moment(1, 2)])))
+    assert text.isascii()
+    assert text.isprintable()
+    assert json.loads(text)["answers"][0]["query"] == "a\x7f\x1b\x9b\u202e"

@@ -84,8 +84,14 @@ def main() -> None:
 
 
 def _run() -> int:
-    # Typer returns the code where others raise: of an early exit, and of Ctrl-C.
-    code = app(prog_name="demr", standalone_mode=False)
+    try:
+        # Typer returns the code where others raise: of an early exit, and of Ctrl-C.
+        code = app(prog_name="demr", standalone_mode=False)
+    except SystemExit:
+        # Click ends so, and wraps the stream, where the reader of its help has gone.
+        if type(sys.stdout).__name__ != "PacifyFlushWrapper":
+            raise
+        return 0
     return code if isinstance(code, int) else 0
 
 
