@@ -336,7 +336,8 @@ def precision_section(paper: Mapping[int, Row]) -> list[str]:
     lines = []
     for title, short in (("The whole schedule", False), ("A short one", True)):
         single, half = chosen("32", short, "ours"), chosen("bf16", short, "ours")
-        lines += [f"{title}, seeds {', '.join(map(str, half))}:", ""]
+        seeds = [", ".join(map(str, table)) for table in (single, half)]
+        lines += [f"{title}; seeds {seeds[0]} in float32, {seeds[1]} in bfloat16:", ""]
         lines += precision_table(single, half, {} if short else paper)
     sizes = [
         f"| {row['dim']} x {row['layers']} | {row['float32_s']:.3f} | {row['bfloat16_s']:.3f} |"

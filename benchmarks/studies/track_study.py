@@ -76,9 +76,10 @@ PRECISION = [
     "The paper's method on the timeline track. On a CPU with AVX512-BF16, `precision: auto` trains",
     "in bfloat16, as on accelerators that have it; weights, losses, evidence, clip times and",
     "predictions are float32 either way. The short schedule is a sixth of stage 2 (346 steps), and",
-    "no stage 1. CPU seconds are of runs on a machine that was busy at times; the steps below were",
-    "taken in turn. Differences between the precisions are within those between seeds; bfloat16",
-    "needs a quarter more memory at the peak. By",
+    "no stage 1. The rows above are three seeds that an earlier state of the code trained, and show",
+    "how far seeds differ. CPU seconds are of runs on a machine that was busy at times; the steps",
+    "below were taken in turn. Differences between the precisions are within those between seeds;",
+    "bfloat16 needs a quarter more memory at the peak. By",
     "`python benchmarks/studies/departures_study.py precision short steps`.",
 ]
 RELEASE = [
