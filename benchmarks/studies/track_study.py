@@ -77,8 +77,8 @@ PRECISION = [
     "in bfloat16, as on accelerators that have it; weights, losses, evidence, clip times and",
     "predictions are float32 either way. The short schedule is a sixth of stage 2 (346 steps), and",
     "no stage 1. The rows above are of three seeds, trained by an earlier state of the code; they",
-    "show how far seeds differ. CPU seconds are of runs on a machine that was often busy; the steps",
-    "below were taken in turn. Differences between the precisions are within those between seeds;",
+    "show how far seeds differ. CPU seconds are of runs on a machine that was often busy; steps",
+    "below were timed in turn. Differences between the precisions are within those between seeds;",
     "bfloat16 needs a quarter more memory at the peak. By",
     "`python benchmarks/studies/departures_study.py precision short steps`.",
 ]
