@@ -439,7 +439,7 @@ def test_identity(encoder: SlowFastEncoder, slowfast_file: Path, tmp_path: Path)
     moved.hardlink_to(slowfast_file)
     assert SlowFastEncoder(str(moved), device="cpu", exact=True).identity == large
     other = tmp_path / "other.pyth"
-    other.write_bytes(slowfast_file.read_bytes()[:-1])
+    torch.save(torch.load(slowfast_file, weights_only=True), other)
     assert SlowFastEncoder(str(other), device="cpu", exact=True).identity != large
 
 
