@@ -346,11 +346,12 @@ def test_zero_shot_json(cli: Cli, film: Path, clip_models: dict[str, Path]) -> N
     assert (found["model"], found["interval_level"]) == ("zero-shot", None)
     assert found["encoder"] == f"clip@1:{clip_models['clip']}"
     assert [answer["query"] for answer in found["answers"]] == ["a red circle", "two people"]
+    assert any(answer["moments"] for answer in found["answers"])
     for answer in found["answers"]:
         assert (answer["verdict"], answer["present"]) == ("uncertain", None)
         assert len(answer["saliency"]) == 5
         assert any(note.startswith("zero-shot, uncalibrated") for note in answer["notes"])
-        assert 1 <= len(answer["moments"]) <= 2
+        assert len(answer["moments"]) <= 2
         for moment in answer["moments"]:
             assert 0 <= moment["start"] < moment["end"] <= found["duration"]
             assert 0 <= moment["score"] <= 1
