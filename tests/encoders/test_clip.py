@@ -22,6 +22,7 @@ from tests.encoders.clip_models import (
 )
 
 from demr.annotations.annotations import Annotation
+from demr.answers.judging import LEAST_SHARE
 from demr.answers.pretrained import APPENDED_DIMS, Pretrained, load_pretrained, save_pretrained
 from demr.batches.dataset import MomentDataset
 from demr.batches.masking import Masking, Vocabulary
@@ -354,7 +355,8 @@ def test_zero_shot_json(cli: Cli, film: Path, clip_models: dict[str, Path]) -> N
         assert len(answer["moments"]) <= 2
         for moment in answer["moments"]:
             assert 0 <= moment["start"] < moment["end"] <= found["duration"]
-            assert 0 <= moment["score"] <= 1
+            # The rule of all answers: what falls below the threshold is not a moment.
+            assert LEAST_SHARE <= moment["score"] <= 1
             for key in ("start_interval", "end_interval", "aleatoric", "epistemic"):
                 assert moment[key] is None
 
