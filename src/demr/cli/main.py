@@ -84,12 +84,13 @@ def main() -> None:
 
 
 def _run() -> int:
+    output = sys.stdout
     try:
         # Typer returns the code where others raise: of an early exit, and of Ctrl-C.
         code = app(prog_name="demr", standalone_mode=False)
     except SystemExit:
         # Click ends so, and wraps the stream, where the reader of its help has gone.
-        if type(sys.stdout).__name__ != "PacifyFlushWrapper":
+        if sys.stdout is output:
             raise
         return 0
     return code if isinstance(code, int) else 0
