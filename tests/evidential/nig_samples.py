@@ -5,7 +5,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from demr.evidential import NormalInverseGamma, der_regularizer, geom_regularizer, nig_nll
+from demr.evidential import (
+    AnchoredGeom,
+    NormalInverseGamma,
+    der_regularizer,
+    geom_regularizer,
+    nig_nll,
+)
 
 Loss = Callable[[NormalInverseGamma, Tensor, Tensor | None], Tensor]
 
@@ -14,7 +20,21 @@ def rank_regularizer(nig: NormalInverseGamma, target: Tensor, mask: Tensor | Non
     return geom_regularizer(nig, target, mask, error_scale="rank")
 
 
-LOSSES: list[Loss] = [nig_nll, der_regularizer, geom_regularizer, rank_regularizer]
+def anchored_regularizer(
+    nig: NormalInverseGamma, target: Tensor, mask: Tensor | None = None
+) -> Tensor:
+    """The first batch that an `AnchoredGeom` sees: all that it remembers is this."""
+    value: Tensor = AnchoredGeom(memory=100_000)(nig, target, mask)
+    return value
+
+
+LOSSES: list[Loss] = [
+    nig_nll,
+    der_regularizer,
+    geom_regularizer,
+    rank_regularizer,
+    anchored_regularizer,
+]
 PARAMETERS = ("loc", "nu", "alpha", "beta")
 
 

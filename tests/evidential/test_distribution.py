@@ -13,6 +13,7 @@ from torch.distributions import StudentT
 from demr.evidential import NormalInverseGamma, der_regularizer, nig_nll, student_t
 from demr.evidential import distribution as distribution_module
 from demr.evidential import head as head_module
+from demr.evidential import losses as losses_module
 
 
 def test_log_prob_is_torchs_student_t() -> None:
@@ -182,6 +183,25 @@ def test_from_excess_is_not_quantised_by_alpha() -> None:
     assert exact.expand((2,))[0].detach().excess == excess
 
 
+def test_rescaled_predictions_are_in_original_units() -> None:
+    nig, y = random_nig(50, 2), random_target(50, 2)
+    scale, shift = torch.tensor([[3.0, 0.01], [-7.0, 100.0]], dtype=torch.float64)
+    there = nig.rescale(scale, shift)
+    torch.testing.assert_close(there.log_prob(y * scale + shift), nig.log_prob(y) - scale.log())
+    torch.testing.assert_close(there.mean, nig.mean * scale + shift)
+    torch.testing.assert_close(there.aleatoric, nig.aleatoric * scale**2)
+    torch.testing.assert_close(there.epistemic, nig.epistemic * scale**2)
+    torch.testing.assert_close(there.evidence, nig.evidence)
+    for mine, theirs in zip(there.credible_interval(0.9), nig.credible_interval(0.9), strict=True):
+        torch.testing.assert_close(mine, theirs * scale + shift)
+    # Digits of alpha - 1 survive, and the way back leads where it came from.
+    tiny = NormalInverseGamma.from_excess(0.3, 1.0, 1.05e-5, 0.1)
+    assert tiny.rescale(60.0).excess == tiny.excess
+    back = there.rescale(1 / scale, -shift / scale)
+    torch.testing.assert_close(back.loc, nig.loc)
+    torch.testing.assert_close(back.beta, nig.beta)
+
+
 @pytest.mark.parametrize(
     ("name", "value"), [("nu", 0.0), ("alpha", 1.0), ("beta", -1.0), ("loc", math.nan)]
 )
@@ -276,7 +296,7 @@ def test_quantiles_invert_the_distribution_function() -> None:
 
 
 def test_docstrings_run() -> None:
-    for module, least in ((distribution_module, 5), (head_module, 3)):
+    for module, least in ((distribution_module, 8), (head_module, 3), (losses_module, 4)):
         results = doctest.testmod(module)
         assert results.attempted >= least
         assert results.failed == 0

@@ -1,6 +1,7 @@
 """The losses against hand-worked numbers, float64 and finite differences."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -118,6 +119,7 @@ def test_which_loss_reaches_which_parameter() -> None:
         "der_regularizer": [True, True, True, False],
         "geom_regularizer": [False, True, True, False],
         "rank_regularizer": [False, True, True, False],
+        "anchored_regularizer": [False, True, True, False],
     }
 
 
@@ -223,6 +225,22 @@ def test_geom_of_a_constant_batch_is_zero(constant: str, geom_regularizer: Loss)
     assert value.item() == 0.0
     for gradient in torch.autograd.grad(value, [nu, alpha]):
         assert not gradient.any()
+
+
+@pytest.mark.parametrize("loss", [nig_nll, der_regularizer, geom_regularizer])
+def test_unreduced_values_have_the_mean(loss: Callable[..., Tensor]) -> None:
+    nig, target = random_nig(3, 4, 2), random_target(3, 4, 2)
+    mask = torch.rand(3, 4, generator=torch.Generator().manual_seed(1)) > 0.4
+    each = loss(nig, target, mask, reduction="none")
+    assert each.shape == (3, 4, 2)
+    assert not each[~mask].any()
+    torch.testing.assert_close(each[mask].mean(), loss(nig, target, mask))
+    whole = loss(nig, target, reduction="none")
+    torch.testing.assert_close(whole.mean(), loss(nig, target))
+    if loss is nig_nll:
+        torch.testing.assert_close(whole, -nig.log_prob(target))
+    with pytest.raises(ValueError, match="reduction must be 'mean' or 'none', got 'sum'"):
+        loss(nig, target, reduction="sum")
 
 
 def test_shapes_and_types_are_checked() -> None:

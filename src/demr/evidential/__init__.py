@@ -26,9 +26,16 @@ References:
 
 from demr.evidential.distribution import NormalInverseGamma
 from demr.evidential.head import EvidentialHead
-from demr.evidential.losses import der_regularizer, geom_regularizer, geom_terms, nig_nll
+from demr.evidential.losses import (
+    AnchoredGeom,
+    der_regularizer,
+    geom_regularizer,
+    geom_terms,
+    nig_nll,
+)
 
 __all__ = [
+    "AnchoredGeom",
     "EvidentialHead",
     "NormalInverseGamma",
     "der_regularizer",

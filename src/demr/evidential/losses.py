@@ -1,6 +1,8 @@
-"""Losses of evidential regression: the likelihood and the two regularisers of its evidence.
+"""Losses of evidential regression: the likelihood and the regularisers of its evidence.
 
-Both regularisers see training inputs alone, and so neither lowers the evidence far from them.
+`der_regularizer` is the first one's of the literature, `geom_regularizer` the DEMR paper's, and
+`AnchoredGeom` that one with a scale. All see training inputs alone, and so none lowers the
+evidence far from them.
 """
 
 import math
@@ -8,13 +10,21 @@ import warnings
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from demr.evidential.distribution import NormalInverseGamma
 from demr.evidential.student_t import ArrayLike, as_tensor, negative_log_likelihood, widen
 
+Reduction = Literal["mean", "none"]
 
-def nig_nll(nig: NormalInverseGamma, target: ArrayLike, mask: ArrayLike | None = None) -> Tensor:
+
+def nig_nll(
+    nig: NormalInverseGamma,
+    target: ArrayLike,
+    mask: ArrayLike | None = None,
+    *,
+    reduction: Reduction = "mean",
+) -> Tensor:
     """Mean negative log-likelihood over valid entries.
 
     Its gradient reaches all four parameters. It depends on nu through ``beta (1 + nu) / nu``
@@ -25,12 +35,13 @@ def nig_nll(nig: NormalInverseGamma, target: ArrayLike, mask: ArrayLike | None =
         target: Observed values, of the prediction's shape; a tensor or an array.
         mask: Bool, True = valid; None: all are. May lack trailing dimensions: ``(B, L)`` for
             ``(B, L, 2)``. What invalid entries hold, NaN included, changes nothing.
+        reduction: ``"mean"``, or ``"none"`` for every entry's own value.
 
     Returns:
-        Scalar; 0 if no entry is valid.
+        Scalar; 0 if no entry is valid. With ``"none"`` of the prediction's shape, 0 where invalid.
 
     Raises:
-        ValueError: If the shapes disagree.
+        ValueError: If the shapes disagree, or for an unknown ``reduction``.
         TypeError: If the mask is not bool.
 
     Reference:
@@ -40,11 +51,15 @@ def nig_nll(nig: NormalInverseGamma, target: ArrayLike, mask: ArrayLike | None =
     """
     wide, residual, valid = _select(nig, target, mask)
     terms = negative_log_likelihood(residual, wide.nu, wide.alpha, wide.beta)
-    return _mean(terms, valid, nig.loc.dtype)
+    return _reduce(terms, valid, nig.loc.dtype, reduction)
 
 
 def der_regularizer(
-    nig: NormalInverseGamma, target: ArrayLike, mask: ArrayLike | None = None
+    nig: NormalInverseGamma,
+    target: ArrayLike,
+    mask: ArrayLike | None = None,
+    *,
+    reduction: Reduction = "mean",
 ) -> Tensor:
     """Mean of error times evidence over valid entries: the original regulariser.
 
@@ -56,19 +71,20 @@ def der_regularizer(
         nig: As in `nig_nll`.
         target: As in `nig_nll`.
         mask: As in `nig_nll`.
+        reduction: As in `nig_nll`.
 
     Returns:
-        Scalar; 0 if no entry is valid.
+        As `nig_nll`.
 
     Raises:
-        ValueError: If the shapes disagree.
+        ValueError: If the shapes disagree, or for an unknown ``reduction``.
         TypeError: If the mask is not bool.
 
     Reference:
         Amini et al. 2020, arXiv:1910.02600, eq. 9.
     """
     wide, residual, valid = _select(nig, target, mask)
-    return _mean(residual.abs() * wide.evidence, valid, nig.loc.dtype)
+    return _reduce(residual.abs() * wide.evidence, valid, nig.loc.dtype, reduction)
 
 
 def geom_terms(phi_bar: Tensor, delta_bar: Tensor) -> Tensor:
@@ -92,12 +108,23 @@ def geom_regularizer(
     *,
     error_scale: Literal["min-max", "rank"] = "min-max",
     doubt: Tensor | None = None,
+    reduction: Reduction = "mean",
 ) -> Tensor:
     """Mean of `geom_terms` over valid entries: little evidence where errors are large.
 
     Evidence and error are scaled by the extrema of the batch's *valid* entries. Errors and
     extrema are constants to the gradient, so it reaches nu and alpha alone, never ``loc``. Under
     data-parallel training the batch is that of one process.
+
+    Warning:
+        This is the paper's form, kept as the baseline: nothing in it anchors the evidence. Its
+        bars have no unit and its extrema are constants to the gradient, so the evidence of a whole
+        batch may grow for ever, and the likelihood cannot tell. On pure noise nu went from 1.7 to
+        31 (weight 0.01) and from 3.4 to 38 (weight 1) in 4,000 steps, on UCI's kin8nm from 11 to
+        1,680, the epistemic over the aleatoric variance down to 6e-4; over nine UCI sets evidence
+        ordered errors hardly better than without it (Spearman +0.01 to +0.07, by rank +0.19), and
+        a weight of 0.1 or more harmed the likelihood. `AnchoredGeom` has the same line and
+        gradient, and a scale.
 
     Args:
         nig: As in `nig_nll`.
@@ -114,13 +141,14 @@ def geom_regularizer(
             leading dimensions of ``loc``. Not in the paper, which knows errors alone: a
             prediction from ruined input may come out right, and deserves no more evidence for it.
             Error and doubt combine as ``1 - (1 - error) (1 - doubt)``.
+        reduction: As in `nig_nll`.
 
     Returns:
-        Scalar; 0 if fewer than two entries are valid, as there is nothing to put in order. Of a
-        prediction of one entry alone a warning says so.
+        As `nig_nll`; 0 if fewer than two entries are valid, as there is nothing to put in order.
+        Of a prediction of one entry alone a warning says so.
 
     Raises:
-        ValueError: If the shapes disagree, or for an unknown ``error_scale``.
+        ValueError: If the shapes disagree, or for an unknown ``error_scale`` or ``reduction``.
         TypeError: If the mask is not bool.
 
     Reference:
@@ -139,22 +167,164 @@ def geom_regularizer(
     phi = 2 * wide.nu + wide.excess  # the evidence less 1, which the scaling takes away anyway
     delta = residual.abs().detach()
     if phi.numel() == 0:
-        return _mean(phi, valid, nig.loc.dtype)
+        return _reduce(phi, valid, nig.loc.dtype, reduction)
     phi_bar, phi_spans = _min_max(phi, valid, eps)
     delta_bar, delta_spans = _min_max(delta, valid, eps)
     if error_scale == "rank":
         delta_bar = _ranks(delta, valid)
-    if doubt is not None:
-        # In this form exact where there is no doubt.
-        delta_bar = delta_bar + (1 - delta_bar) * _leading(doubt, delta_bar)
-    terms = geom_terms(phi_bar, delta_bar)
+    terms = geom_terms(phi_bar, _doubted(delta_bar, doubt))
     terms = torch.where(phi_spans & delta_spans, terms, torch.zeros_like(terms))
-    return _mean(terms, valid, nig.loc.dtype)
+    return _reduce(terms, valid, nig.loc.dtype, reduction)
 
 
-def _leading(values: Tensor, like: Tensor) -> Tensor:
-    """Give values of the leading dimensions the ones that are missing."""
-    return values[(...,) + (None,) * (like.dim() - values.dim())].to(like)
+class AnchoredGeom(nn.Module):
+    """The Geom-regulariser with a scale: the same line and gradient, and evidence that stays put.
+
+    Error and evidence each get a scale of their own before `geom_terms` compares them:
+
+    - the error is its **rank** among the last ``memory`` errors, 0 (the least) to 1, so that
+      neither its unit nor an outlier matters, nor how many entries a batch has: one will do;
+    - the evidence ``Phi = 2 nu + alpha`` becomes ``Phi / (Phi + typical_evidence)``.
+
+    What it asks for can be written down. For inputs that look alike to the network, x, the term is
+    least where ``E[Phi / (Phi + Phi_0) | x] = 1 - E[rank | x]``: evidence falls with the expected
+    rank of the error. Where x says nothing about the error, the expected rank is 1/2 and the
+    evidence ``Phi_0``, whatever the number of steps (`geom_regularizer`'s grows for ever). The
+    likelihood does not know nu apart from beta, so this, and not the data, sets the *level* of nu,
+    and with it how AU + EU is shared out; the *order* of the evidence is learned from the errors.
+
+    Errors are constants to the gradient, so it reaches nu and alpha alone, never ``loc``. Ranks
+    are of *training* errors: of a network that learnt its training set by heart they say little
+    about new inputs. Fit the head to data that the rest of the network has not seen, then.
+
+    The memory is a buffer: it is saved and restored with the module, follows it to its device,
+    and a resumed training goes on as if it had not stopped. In ``eval()`` mode errors are ranked
+    and not remembered. Data-parallel processes rank by the first one's memory, which is a sample
+    of the errors of all. Cast to bfloat16, the memory ranks errors that differ by less than
+    0.4 % as equal.
+
+    Args:
+        targets: How many memories there are. 1: all entries of a prediction share one, as they
+            should where their errors are in one unit, start and end of a moment say. Otherwise
+            that of the prediction's last dimension: each of these targets is ranked by itself.
+        typical_evidence: ``Phi_0``, the evidence of an input whose error is as likely among the
+            larger half as among the smaller. Above 1, as ``2 nu + alpha`` is never less.
+        memory: Errors remembered for each target. Of 1,024 a rank is uncertain by 0.016 at most,
+            a tenth of what one error says about the next; more only reach further back, to
+            errors that the network no longer makes.
+
+    Raises:
+        ValueError: If a number is out of its range.
+
+    Example:
+        >>> regularizer = AnchoredGeom()
+        >>> nig = NormalInverseGamma(torch.zeros(4, 1), 1.0, 2.0, 0.1)
+        >>> y = torch.tensor([[0.1], [0.4], [0.2], [0.3]])
+        >>> print(f"{regularizer(nig, y):.4f}")
+        0.1240
+    """
+
+    errors: Tensor
+    """The last errors, ``(targets, memory)``, written in a circle."""
+    count: Tensor
+    """How many errors each target has had, ``(targets,)``."""
+
+    def __init__(
+        self, targets: int = 1, *, typical_evidence: float = 10.0, memory: int = 1024
+    ) -> None:
+        super().__init__()
+        if targets < 1 or memory < 1:
+            raise ValueError(f"targets and memory must be at least 1, got {targets} and {memory}")
+        if not 1 < typical_evidence < math.inf:
+            raise ValueError(f"typical_evidence must be above 1 and finite, got {typical_evidence}")
+        self.targets = targets
+        self.typical_evidence = typical_evidence
+        self.register_buffer("errors", torch.zeros(targets, memory))
+        self.register_buffer("count", torch.zeros(targets, dtype=torch.long))
+
+    def forward(
+        self,
+        nig: NormalInverseGamma,
+        target: ArrayLike,
+        mask: ArrayLike | None = None,
+        *,
+        doubt: Tensor | None = None,
+        reduction: Reduction = "mean",
+    ) -> Tensor:
+        """Remember the errors of a batch, and say how far its evidence is from the line.
+
+        Args:
+            nig: As in `nig_nll`.
+            target: As in `nig_nll`.
+            mask: As in `nig_nll`; errors of invalid entries are not remembered.
+            doubt: As in `geom_regularizer`; not remembered either.
+            reduction: As in `nig_nll`.
+
+        Returns:
+            As `nig_nll`.
+
+        Raises:
+            ValueError: If the shapes disagree, or for an unknown ``reduction``.
+            TypeError: If the mask is not bool.
+        """
+        wide, residual, valid = _select(nig, target, mask)
+        if self.targets > 1 and residual.shape[-1:] != (self.targets,):
+            raise ValueError(
+                f"the prediction's last dimension must be the {self.targets} targets, got "
+                f"{tuple(residual.shape)}"
+            )
+        with torch.no_grad():
+            rows = self._by_target(residual.abs().to(self.errors.dtype))
+            # An error that is not finite ends a training, and must not stay in its checkpoint.
+            known = rows.isfinite()
+            if self.training:
+                self._remember(rows, known if valid is None else known & self._by_target(valid))
+            rank = self._rank(rows).T.reshape(residual.shape).to(residual.dtype)
+        phi = wide.evidence
+        terms = geom_terms(phi / (phi + self.typical_evidence), _doubted(rank, doubt))
+        return _reduce(terms, valid, nig.loc.dtype, reduction)
+
+    def _by_target(self, values: Tensor) -> Tensor:
+        return values.reshape(-1, self.targets).T.contiguous()
+
+    def _remember(self, errors: Tensor, keep: Tensor) -> None:
+        """Write errors, ``(targets, N)``, over the oldest ones."""
+        size = self.errors.shape[1]
+        place = keep.cumsum(dim=1) - 1
+        total = keep.sum(dim=1, keepdim=True)
+        newest = keep & (place >= total - size)
+        # What is not kept goes to a column of its own, which is cut off again.
+        slot = torch.where(newest, (self.count[:, None] + place) % size, size)
+        wider = torch.cat([self.errors, self.errors.new_zeros(self.targets, 1)], dim=1)
+        self.errors.copy_(wider.scatter(1, slot, errors)[:, :size])
+        self.count += total[:, 0]
+
+    def _rank(self, errors: Tensor) -> Tensor:
+        """Share of the remembered errors below each, ``(targets, N)``; equal ones count half."""
+        size = self.errors.shape[1]
+        filled = self.count.clamp(max=size)[:, None]
+        empty = torch.arange(size, device=errors.device) >= filled
+        ordered = self.errors.masked_fill(empty, math.inf).sort(dim=1).values
+        below = torch.searchsorted(ordered, errors)
+        through = torch.searchsorted(ordered, errors, right=True).minimum(filled)
+        # Of integers the quotient is float32, on every device.
+        return torch.where(filled > 0, (below.minimum(filled) + through) / (2 * filled), 0.5)
+
+    def extra_repr(self) -> str:
+        """Describe the regulariser in a printed module."""
+        return (
+            f"targets={self.targets}, typical_evidence={self.typical_evidence}, "
+            f"memory={self.errors.shape[1]}"
+        )
+
+
+def _doubted(error: Tensor, doubt: Tensor | None) -> Tensor:
+    """``1 - (1 - error) (1 - doubt)``, in a form that is exact where there is no doubt."""
+    if doubt is None:
+        return error
+    # A doubt has leading dimensions of the errors, and gets the ones that are missing.
+    leading = doubt[(...,) + (None,) * (error.dim() - doubt.dim())].to(error)
+    return error + (1 - error) * leading
 
 
 def _select(
@@ -187,12 +357,19 @@ def _select(
     return tame, torch.where(valid, target, torch.ones_like(target)) - tame.loc, valid
 
 
-def _mean(values: Tensor, valid: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Mean over valid entries; 0, still attached to the graph, if there is none."""
+def _reduce(
+    values: Tensor, valid: Tensor | None, dtype: torch.dtype, reduction: Reduction
+) -> Tensor:
+    """Mean over valid entries, or each; 0, still attached to the graph, where there is none."""
+    if reduction not in ("mean", "none"):
+        raise ValueError(f"reduction must be 'mean' or 'none', got {reduction!r}")
+    if valid is not None:
+        values = torch.where(valid, values, torch.zeros_like(values))
+    if reduction == "none":
+        return values.to(dtype)
     if valid is None:
         return (values.sum() / max(values.numel(), 1)).to(dtype)
-    total = torch.where(valid, values, torch.zeros_like(values)).sum()
-    return (total / valid.sum().clamp(min=1)).to(dtype)
+    return (values.sum() / valid.sum().clamp(min=1)).to(dtype)
 
 
 def _min_max(values: Tensor, valid: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
