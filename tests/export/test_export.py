@@ -42,7 +42,8 @@ MODELS = {
     "rff": SMALL,
     "concat": replace(SMALL, fusion="concat", matching=True, text_layers=1),
 }
-# Both formats hold both fusions; the bundled model is of reflective flipped fusion.
+# Both formats hold both fusions, and a head with a density; the bundled model is of reflective
+# flipped fusion.
 KINDS = [("shapes", "onnx"), ("rff", "pt2"), ("concat", "onnx"), ("concat", "pt2")]
 SENTENCE = "a red circle"
 
@@ -55,6 +56,8 @@ def small(architecture: Architecture) -> Pretrained:
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.3)
     model.set_feature_statistics(torch.randn(5) / 10, torch.rand(5))
+    if architecture.matching:
+        model.evidential_head.fit_density(torch.randn(300, architecture.dim))
     return Pretrained(model, "small", IDENTITY, architecture)
 
 

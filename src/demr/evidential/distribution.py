@@ -176,8 +176,8 @@ class NormalInverseGamma(Distribution):
     def epistemic(self) -> Tensor:
         """Variance of the mean itself, ``beta / (nu (alpha - 1))``.
 
-        It orders inputs like those of the training; outside them it often shrinks (see the
-        package), so that a small value is no promise there.
+        It orders inputs like those of the training; outside them it often shrinks, unless the
+        head's density was fitted (`EvidentialHead.fit_density`).
         """
         return self.aleatoric / self.nu
 

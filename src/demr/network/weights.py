@@ -8,6 +8,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from demr.evidential.density import Density
 from demr.machine.memory import memory_left, readable_size
 from demr.machine.reading import check_regular
 
@@ -31,11 +32,12 @@ def read_weights(path: Path, network: nn.Module) -> dict[str, Tensor]:
             number that is not finite; or if memory does not hold them.
     """
     check_regular(path)
-    wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     try:
         with safe_open(path, framework="pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no dict
-            _compare(wanted, {name: tuple(part.get_shape()) for name, part in slices.items()})
+            found = {name: tuple(part.get_shape()) for name, part in slices.items()}
+            wanted = _expected(network, found)
+            _compare(wanted, found)
             for name, part in slices.items():
                 if (kind := part.get_dtype()) not in _FLOATS:
                     raise ValueError(f"{name} of {kind}, where weights are {', '.join(_FLOATS)}")
@@ -61,10 +63,8 @@ def check_state(state: object, network: nn.Module) -> None:
     for name, value in tensors.items():
         if not isinstance(value, Tensor) or not value.is_floating_point():
             raise ValueError(f"no weights under {name}")
-    _compare(
-        {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()},
-        {name: tuple(tensor.shape) for name, tensor in tensors.items()},
-    )
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    _compare(_expected(network, found), found)
     check_finite(tensors)
 
 
@@ -78,6 +78,16 @@ def check_finite(state: Mapping[str, Tensor]) -> None:
         bad = int(tensor.numel() - torch.isfinite(tensor).sum())
         if bad:
             raise ValueError(f"{bad:,} of {tensor.numel():,} numbers of {name} are not finite")
+
+
+def _expected(
+    network: nn.Module, found: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[int, ...]]:
+    """Shapes of what a network has to be given; densities are as large as the stored ones."""
+    for name, module in network.named_modules():
+        if isinstance(module, Density):
+            module.expect(found, f"{name}.")
+    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
 
 
 def _compare(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> None:
