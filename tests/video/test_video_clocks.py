@@ -73,6 +73,8 @@ def test_joined_parts_are_put_end_to_end(tmp_path: Path, suffix: str, with_audio
     assert numbers == list(range(45))
     assert length_s == pytest.approx(4.5, abs=0.01)
     assert "its clock jumps (at 1.50, 3.00 s)" in warned
+    assert "damaged" not in warned
+    assert probe_video(path).fps == pytest.approx(10)
     # Far apart, alone, and cut off.
     assert shown(path, [0.05, 2.95, 4.45]) == [0, 29, 44]
 
@@ -260,7 +262,8 @@ def test_times_are_those_of_the_frames_and_not_of_the_join(tmp_path: Path) -> No
     second = part(tmp_path / "b.ts", 15, 30, options={"crf": "5", "bf": "0"})
     path = tmp_path / "v.ts"
     path.write_bytes(first.read_bytes() + second.read_bytes())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DamagedVideoWarning)
+    with pytest.warns(DamagedVideoWarning) as caught:
         starts = [frame.pts_s for frame in iter_frames(path, MIDDLES)]
+    warned = " ".join(str(warning.message) for warning in caught)
+    assert warned.endswith("its clock jumps (at 1.50 s), and the parts were put end to end")
     np.testing.assert_allclose(starts, np.arange(45) / 10, atol=1e-6)

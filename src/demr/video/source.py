@@ -43,6 +43,8 @@ ONE_THREAD_PIXELS = 320 * 240
 _FALLBACK_FPS = 25.0
 _COARSEST_TICK_S = 60
 _LEAST_FPS, _MOST_FPS = 1 / LONGEST_PICTURE_S, 1000
+# A stated rate that differs from the usual step of the packets by more is none.
+_ODD_RATE = 1.5
 # A jump costs about as much as decoding a few seconds of small video.
 _SEEK_WORTH_S = 5.0
 # With an index it is known how many frames a jump saves, and it costs about this many.
@@ -156,6 +158,10 @@ class Source:
             timeline = read_timeline(container, stream, self.fps, size, by_dts=self._is_avi)
         if timeline.note:
             self._notes.append(timeline.note)
+        # Streams may name the ticks of their clock as their rate, or count fields.
+        has_steps = timeline.step_s > 0 and not self._is_raw
+        if has_steps and not 1 / _ODD_RATE < self.fps * timeline.step_s < _ODD_RATE:
+            self.fps = min(max(1 / timeline.step_s, _LEAST_FPS), _MOST_FPS)
         return timeline
 
     def _seconds(self, ticks: int) -> float:
@@ -181,10 +187,10 @@ class Source:
             yield item
 
     def _frames(self) -> Iterator[tuple[float, VideoFrame]]:
-        step_s = 1.0 / self.fps
-        last_s = -step_s
         if self._timeline is not None and self._timeline.times is not None:
             self._can_seek = False
+        step_s = 1.0 / self.fps
+        last_s = -step_s
         decoded = self._decoded()
         while (frame := next(decoded, None)) is not None:
             last_s = max(self._start_s(frame, last_s + step_s), last_s, 0.0)
@@ -297,7 +303,8 @@ class Source:
             ours = cast("Packet[VideoStream]", packet)
             if self._timeline is not None:
                 self._timeline.place(ours, count)
-            self._note_damage(ours, read)
+            is_joint = self._timeline is not None and count in self._timeline.joints
+            self._note_damage(ours, read, is_joint=is_joint)
             if not packet.size:
                 continue
             context.skip_frame = "NONREF" if self._is_passed(ours, read) else "DEFAULT"
@@ -335,7 +342,7 @@ class Source:
             read.in_time_pts = packet.pts
         return False
 
-    def _note_damage(self, packet: "Packet[VideoStream]", read: _Read) -> None:
+    def _note_damage(self, packet: "Packet[VideoStream]", read: _Read, *, is_joint: bool) -> None:
         if read.is_behind_hole or read.corrupt == 1:
             self._lost("a damaged packet", read.corrupt_s)
         read.is_behind_hole = False
@@ -344,7 +351,7 @@ class Source:
             read.corrupt, read.corrupt_s = _JOINT_PACKETS + 1, self._time_s(packet)
         elif packet.is_keyframe and packet.dts is not None:
             # Where whole parts were joined one of the last packets is marked, too.
-            is_next = self._seconds(packet.dts - read.dts) < 1.5 / self.fps
+            is_next = is_joint or self._seconds(packet.dts - read.dts) < 1.5 / self.fps
             read.corrupt = 0 if is_next else min(read.corrupt, 1)
         self.damage.passed(self._time_s(packet))
 

@@ -63,6 +63,8 @@ class Timeline:
         frames: Packets that hold something.
         note: What was wrong with the clock and what was done about it; empty where it is right.
         is_steady: Whether it is right, and of a kind that does not jump.
+        step_s: From a packet to the next, mostly; 0 where no packet has a time.
+        joints: Places of the packets that begin a part behind a jump of the clock.
     """
 
     times: tuple[_Ticks, _Ticks] | None
@@ -70,6 +72,8 @@ class Timeline:
     frames: int
     note: str = ""
     is_steady: bool = False
+    step_s: float = 0.0
+    joints: frozenset[int] = frozenset()
 
     def place(self, packet: "Packet[VideoStream]", index: int) -> None:
         """Correct the times of a packet; ``index`` is its place among those of its stream."""
@@ -130,7 +134,7 @@ def read_timeline(
     if len(jumps):
         at = _listed((starts[jumps] - first) * tick_s)
         notes.append(f"its clock jumps (at {at} s), and the parts were put end to end")
-    missing = packets.missing(shifts)
+    missing = packets.missing(shifts, jumps)
     if len(missing):
         notes.append(f"frames are missing (from {_listed((missing - first) * tick_s)} s on)")
     most = (LONGEST_PICTURE_S + min(size, _PER_FRAME_S * read.frames)) / tick_s
@@ -150,6 +154,8 @@ def read_timeline(
         read.frames,
         "; ".join(notes),
         is_steady=not is_changed and not may_jump,
+        step_s=packets.usual * tick_s,
+        joints=frozenset(jumps.tolist()),
     )
 
 
@@ -206,13 +212,17 @@ class _Packets:
         pts[strays] = mended[strays] + int(np.median(self.pts - self.dts))
         return replace(self, dts=mended, pts=pts)
 
-    def missing(self, shifts: _Ticks) -> _Ticks:
-        """When frames end behind which others are missing, in a video of an even rate."""
+    def missing(self, shifts: _Ticks, jumps: _Ticks) -> _Ticks:
+        """When frames end behind which others are missing, in a video of an even rate.
+
+        Between parts (``jumps`` begin them) none is: they may differ in how long before it is shown
+        a frame is decoded.
+        """
         dts, usual = self.dts + shifts, self.usual
         steps = np.diff(dts)
         if not len(steps) or np.mean(np.abs(steps - usual) <= usual / 4) < _EVEN_SHARE_OF_DAMAGED:
             return np.zeros(0, np.int64)
-        gaps = np.flatnonzero(steps >= 3 * usual)
+        gaps = np.setdiff1d(np.flatnonzero(steps >= 3 * usual), jumps - 1)
         silent = [gap for gap in gaps.tolist() if self.heard(gap, gap + 1) < steps[gap] // 2]
         return np.sort(dts[silent] + usual)
 
