@@ -1,5 +1,6 @@
 """Clocks that jump, rates that nobody names, and lengths that nothing bears out."""
 
+import struct
 import warnings
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -244,7 +245,41 @@ def test_a_tick_of_days_is_no_clock(tmp_path: Path) -> None:
     numbers, length_s, warned = quietly(path, [(k + 0.5) / 25 for k in range(10)])
     assert numbers == list(range(10))
     assert length_s == pytest.approx(10 / 25)
-    assert "25 a second were assumed" in warned
+    assert "its times cannot be; 25 frames a second were assumed" in warned
+
+
+@pytest.mark.parametrize("suffix", [".avi", ".ivf", ".y4m", ".mp4"])
+def test_a_clock_of_billions_of_frames_a_second_is_none(tmp_path: Path, suffix: str) -> None:
+    codec = {".avi": "mpeg4", ".ivf": "libvpx", ".y4m": "wrapped_avframe"}.get(suffix, "libx264")
+    path = make_video(tmp_path / f"v{suffix}", every(10, 20), codec=codec, options={"b": "4000000"})
+    data = bytearray(path.read_bytes())
+    most = (1 << 31) - 1
+    if suffix == ".avi":
+        begin = data.index(b"strh") + 28
+        data[begin : begin + 8] = struct.pack("<II", 1, most)
+    elif suffix == ".ivf":
+        data[16:24] = struct.pack("<II", most, 1)
+    elif suffix == ".y4m":
+        header, _, rest = bytes(data).partition(b"\n")
+        rate = next(word for word in header.split() if word.startswith(b"F"))
+        data = bytearray(header.replace(rate, b"F2000000000:1") + b"\n" + rest)
+    else:
+        begin = data.index(b"mdhd") + 16
+        data[begin : begin + 4] = struct.pack(">I", most)
+    path.write_bytes(data)
+    fps = probe_video(path).fps
+    numbers, length_s, warned = quietly(path, [(k + 0.5) / fps for k in range(20)])
+    assert numbers == list(range(20))
+    assert length_s == pytest.approx(20 / fps)
+    assert f"its times cannot be; {fps:g} frames a second were assumed" in warned
+
+
+def test_frames_that_avi_leaves_out_on_purpose_are_not_missing(tmp_path: Path) -> None:
+    pts = [*every(10, 20), *(2400 + t for t in every(10, 20))]
+    path = make_video(tmp_path / "v.avi", pts, codec="mpeg4", options={"b": "4000000"})
+    numbers, length_s, warned = quietly(path, [1.95, 3.5, 4.05, 5.95])
+    assert (numbers, warned) == ([19, 19, 20, 39], "")
+    assert length_s == pytest.approx(6.0, abs=0.1)
 
 
 def test_frames_of_gigabytes_are_refused(tmp_path: Path) -> None:

@@ -193,6 +193,23 @@ def test_a_damaged_middle_is_reported_by_every_container(
     assert not all(same)
 
 
+def test_a_hole_in_avi_is_told(tmp_path: Path) -> None:
+    path = noise_video(tmp_path / "v.avi", 60, {"b": "4000000", "g": "10"}, "mpeg4")
+    times = [k / 10 + 0.05 for k in range(60)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(list(iter_frames(path, times))) == 60
+    data = bytearray(path.read_bytes())
+    begin, end = len(data) * 4 // 10, len(data) * 5 // 10
+    data[begin:end] = bytes(end - begin)
+    path.write_bytes(data)
+    with pytest.warns(DamagedVideoWarning) as caught:
+        found = {frame.pts_s for frame in iter_frames(path, times)}
+    lost_s = 6.0 - len(found) / 10
+    assert 0.4 <= lost_s <= 1.0
+    assert f"{lost_s:.2f} s of 6.00 s are missing" in str(caught[0].message)
+
+
 @pytest.mark.parametrize("with_audio", [False, True])
 def test_a_pause_is_no_damage(tmp_path: Path, with_audio: bool) -> None:
     pts = [*every(10, 20), *(6000 + t for t in every(10, 20))]

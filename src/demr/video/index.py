@@ -11,6 +11,10 @@ from av.video.stream import VideoStream
 
 # A stated duration beyond this is a corrupted header, not a recording.
 _LONGEST_S = 30 * 24 * 3600.0
+# A picture may stay for an hour.
+_LEAST_FPS = 1 / 3600
+MOST_FPS = 1000
+"""Frames a second beyond which a rate is a mistake, and so are the times that follow it."""
 _Ticks = npt.NDArray[np.int64]
 
 
@@ -35,6 +39,29 @@ class Index:
         self.whole_s = (container.duration or 0) / av.time_base
         self._is_matroska = container.format.name.startswith("matroska")
         self.size = path.stat().st_size
+
+    @property
+    def is_too_fast(self) -> bool:
+        """Whether frames follow each other faster than any camera takes them."""
+        rate = self.stream.average_rate or self.stream.guessed_rate
+        return rate is not None and rate > MOST_FPS
+
+    def fps(self, *, is_raw: bool) -> float | None:
+        """Frames a second; None if no rate is named that can be.
+
+        Args:
+            is_raw: Whether the times of the packets say nothing about it.
+        """
+        stream, context = self.stream, self.stream.codec_context
+        rates = [stream.average_rate, stream.guessed_rate, stream.base_rate]
+        if is_raw:
+            # Their readers fall back on a rate of their own. MPEG-4 states how fine its clock is.
+            is_fine = context.codec.canonical_name == "mpeg4"
+            rates = [stream.guessed_rate if context.framerate and is_fine else context.framerate]
+        for rate in rates:
+            if rate is not None and _LEAST_FPS <= rate <= MOST_FPS:
+                return float(rate)
+        return None
 
     @cached_property
     def stated_s(self) -> float | None:

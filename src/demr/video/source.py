@@ -19,7 +19,7 @@ from av.video.frame import PictureType, VideoFrame
 
 from demr.errors import VideoError
 from demr.video.damage import Damage, DamagedVideoWarning
-from demr.video.index import Index
+from demr.video.index import MOST_FPS, Index
 from demr.video.opening import (
     MOST_PIXELS,
     has_flag,
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 ONE_THREAD_PIXELS = 320 * 240
 _FALLBACK_FPS = 25.0
 _COARSEST_TICK_S = 60
-_LEAST_FPS, _MOST_FPS = 1 / LONGEST_PICTURE_S, 1000
 # A stated rate that differs from the usual step of the packets by more is none.
 _ODD_RATE = 1.5
 # A jump costs about as much as decoding a few seconds of small video.
@@ -112,13 +111,18 @@ class Source:
         # AVI stores no times, only the order of its packets.
         self._is_avi = kind == "avi"
         self._is_matroska = kind.startswith("matroska")
-        # Where one tick lasts minutes, no time can be believed.
-        is_coarse = self.time_base > _COARSEST_TICK_S
-        self._is_raw = is_coarse or has_flag(self.container, Flags.no_timestamps)
+        # Where a tick lasts minutes, or a frame less than a millisecond, no time can be believed.
+        is_false = self.time_base > _COARSEST_TICK_S or self._index.is_too_fast
+        self._is_raw = is_false or has_flag(self.container, Flags.no_timestamps)
         # Others lead a frame off the mark, or to a clock that was set back since.
-        self._can_seek = self._is_matroska or kind.startswith("mov")
+        self._can_seek = not is_false and (self._is_matroska or kind.startswith("mov"))
+        fps = self._index.fps(is_raw=self._is_raw)
+        self.fps = fps or _FALLBACK_FPS
         self._notes: list[str] = []
-        self.fps = self._fps()
+        if is_false:
+            self._notes.append(f"its times cannot be; {self.fps:g} frames a second were assumed")
+        elif self._is_raw and fps is None:
+            self._notes.append(f"it names no frame rate; {self.fps:g} a second were assumed")
         self.damage = Damage()
         self.end_s = 0.0
         self.wanted_s = 0.0
@@ -131,21 +135,6 @@ class Source:
     def __exit__(self, *_: object) -> None:
         with decoder_call(self.path):
             self.container.close()
-
-    def _fps(self) -> float:
-        stream = self.stream
-        rates = [stream.average_rate, stream.guessed_rate, stream.base_rate]
-        if self._is_raw:
-            # Their readers fall back on a rate of their own. MPEG-4 states how fine its clock is.
-            named = stream.codec_context.framerate
-            is_fine = stream.codec_context.codec.canonical_name == "mpeg4"
-            rates = [stream.guessed_rate if named and is_fine else named]
-        for rate in rates:
-            if rate is not None and _LEAST_FPS <= rate <= _MOST_FPS:
-                return float(rate)
-        if self._is_raw:
-            self._notes.append(f"it names no frame rate; {_FALLBACK_FPS:g} a second were assumed")
-        return _FALLBACK_FPS
 
     @cached_property
     def _timeline(self) -> Timeline | None:
@@ -161,7 +150,7 @@ class Source:
         # Streams may name the ticks of their clock as their rate, or count fields.
         has_steps = timeline.step_s > 0 and not self._is_raw
         if has_steps and not 1 / _ODD_RATE < self.fps * timeline.step_s < _ODD_RATE:
-            self.fps = min(max(1 / timeline.step_s, _LEAST_FPS), _MOST_FPS)
+            self.fps = min(1 / min(timeline.step_s, LONGEST_PICTURE_S), MOST_FPS)
         return timeline
 
     def _seconds(self, ticks: int) -> float:
@@ -410,8 +399,12 @@ class Source:
         """
         whole_s = self._whole_s
         missing_s = 0.0 if whole_s is None else whole_s - self.end_s
-        is_cut = missing_s > max(0.5, 3.0 / self.fps)
-        self._report(self.end_s if is_cut else None)
+        # AVI counts its frames, and what is lost in its middle is missing from the count.
+        is_cut = missing_s > (3.0 / self.fps if self._is_avi else max(0.5, 3.0 / self.fps))
+        if is_cut and self._is_avi:
+            of = f"{missing_s:.2f} s of {whole_s:.2f} s"
+            self._notes.append(f"{of} are missing, and what lies behind a hole is shown too early")
+        self._report(self.end_s if is_cut and not self._is_avi else None)
         return self.end_s if is_cut else math.inf
 
     def report_known_loss(self) -> None:
