@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -517,6 +518,37 @@ def test_more_stored_than_a_table_holds(tmp_path: Path) -> None:
             # Older HDF5 writes no more than 2^16 bytes for so small a piece.
             made.id.write_direct_chunk(piece, bytes(60_000))
     assert "bytes stored for 96 bytes of numbers" in refused(tmp_path, clip=source)
+
+
+def test_a_piece_of_hdf5_that_unpacks_to_more_than_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = hdf5(tmp_path / "c", {v: t for v, t in tables(6, 0).items() if v != "b"}, nested=False)
+    with h5py.File(source, "a") as file:
+        made = file.create_dataset("b", (4, 6), "f4", chunks=(4, 6), compression="gzip")
+        made[:] = np.random.default_rng(0).standard_normal((4, 6))
+    # Any piece may be too large now, and is looked at.
+    monkeypatch.setattr("demr.machine.arrays.memory_left", lambda: 4 * 20_000)
+    bring_in(tmp_path / "whole", clip=source)
+    with h5py.File(source, "a") as file:
+        file["b"].id.write_direct_chunk((0, 0), zlib.compress(bytes(40 << 20)))
+    line = refused(tmp_path, clip=source)
+    assert "a piece of 40777 bytes that unpacks to 1048768 or more" in line
+
+
+def test_a_piece_of_hdf5_that_is_compressed_twice(tmp_path: Path) -> None:
+    source = hdf5(tmp_path / "c", tables(6, 0), nested=False)
+    with h5py.File(source, "a") as file:
+        del file["b"]
+        plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        plan.set_chunk((4, 6))
+        plan.set_deflate(9)
+        plan.set_deflate(9)
+        space = h5py.h5s.create_simple((4, 6))
+        made = h5py.h5d.create(file.id, b"b", h5py.h5t.IEEE_F32LE, space, plan)
+        bomb = zlib.compress(zlib.compress(bytes(1 << 20)))
+        made.write_direct_chunk((0, 0), bomb)
+    assert "compressed twice" in refused(tmp_path, clip=source)
 
 
 @pytest.mark.parametrize("what", ["pipe", "/dev/zero", "/dev/null"])

@@ -6,6 +6,7 @@ wished to have of this machine, so all three are refused, before the library ope
 """
 
 import math
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from numpy.typing import NDArray
 
 from demr.errors import FeatureError
 from demr.features.tables import check_table, damaged, only_array
-from demr.machine.arrays import UNREADABLE_ARRAYS, ArrayHeader, check_memory
+from demr.machine.arrays import UNREADABLE_ARRAYS, ArrayHeader, check_memory, readable_memory
 from demr.machine.reading import check_regular
 
 # Links to links within the file, and room for what compressing adds to a piece that resists it.
 _LINKS, _SLACK = 16, 1 << 20
+# Bytes that one byte of DEFLATE can unpack to, at the most; the other ways stay below a tenth.
+_DEFLATE, _MOST_UNPACKED = 1, 1032
 
 
 class Hdf5Features:
@@ -74,6 +77,7 @@ class Hdf5Features:
         table, _ = self._table(vid)
         try:
             check_memory(_size(table))
+            _check_pieces(table)
             return np.asarray(table)
         except UNREADABLE_ARRAYS as error:
             raise damaged(f"{self._path}: {vid}", error) from error
@@ -142,3 +146,26 @@ def _size(table: Any) -> int:
         raise ValueError(f"{stored} bytes stored for {padded * item} bytes of numbers")
     piece: int = math.prod(pieces) * item
     return whole + piece
+
+
+def _check_pieces(table: Any) -> None:
+    """Refuse pieces that would unpack to more than memory holds; the library unpacks them whole.
+
+    Raises:
+        ValueError: If there is one.
+        zlib.error: If one is damaged.
+    """
+    plan = table.id.get_create_plist()
+    packed = [plan.get_filter(index)[0] for index in range(plan.get_nfilters())].count(_DEFLATE)
+    if packed > 1:
+        raise ValueError("pieces that are compressed twice")
+    most = readable_memory() // _MOST_UNPACKED
+    if not packed or table.id.get_storage_size() <= most:
+        return
+    large: list[Any] = []
+    table.id.chunk_iter(lambda piece: large.append(piece) if piece.size > most else None)
+    limit = 2 * math.prod(table.chunks) * int(table.dtype.itemsize) + _SLACK
+    for piece in large:
+        mask, stored = table.id.read_direct_chunk(piece.chunk_offset)
+        if not mask and len(zlib.decompressobj().decompress(stored, limit)) == limit:
+            raise ValueError(f"a piece of {len(stored)} bytes that unpacks to {limit} or more")

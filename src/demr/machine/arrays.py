@@ -57,13 +57,18 @@ class ArrayHeader:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
+def readable_memory() -> int:
+    """Bytes of numbers that memory holds, with room to work on them."""
+    return memory_left() // _SHARE
+
+
 def check_memory(nbytes: int) -> None:
     """Refuse to read what memory cannot hold, with room to work on it.
 
     Raises:
         OSError: If it cannot.
     """
-    most = memory_left() // _SHARE
+    most = readable_memory()
     if nbytes > most:
         raise OSError(
             f"{readable_size(nbytes)} of numbers, where {readable_size(most)} can be read"
