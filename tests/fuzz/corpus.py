@@ -19,6 +19,10 @@ VIDEOS = {
     "avi": ("mpeg4", "mp2"),
     "mpg": ("mpeg2video", "mp2"),
 }
+ANNOTATIONS = (
+    *("labels.jsonl", "captions.json", "frames.json", "charades.txt", "table.csv"),
+    *("didemo.json", "nlq.json", "youcook2.json", "hirest.json"),
+)
 _RATE = 25
 _QUERIES = ("a person opens the door", "someone drinks coffee", "the dog runs away")
 
@@ -84,25 +88,8 @@ def _write_annotations(root: Path) -> None:
     ]
     lines = [json.dumps(record) for record in records]
     (root / "labels.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    captions = {
-        f"v{number}": {
-            "duration": 20.0,
-            "timestamps": [[1.0, 4.5], [3.0, 20.0]],
-            "sentences": [_QUERIES[0], _QUERIES[number]],
-        }
-        for number in range(2)
-    }
-    (root / "captions.json").write_text(json.dumps(captions), encoding="utf-8")
-    frames = {
-        f"s{number}.avi": {
-            "timestamps": [[10, 90], [50, 300]],
-            "sentences": list(_QUERIES[:2]),
-            "num_frames": 600,
-            "fps": 29.4,
-        }
-        for number in range(2)
-    }
-    (root / "frames.json").write_text(json.dumps(frames), encoding="utf-8")
+    for name, document in _documents().items():
+        (root / name).write_text(json.dumps(document), encoding="utf-8")
     text = "".join(f"v{n} {n}.5 {n + 4}.0##{query}.\n" for n, query in enumerate(_QUERIES))
     (root / "charades.txt").write_text(text, encoding="utf-8")
     table = "".join(f"v{n},{query},{n}.5,{n + 4}.0\n" for n, query in enumerate(_QUERIES))
@@ -123,6 +110,61 @@ def _write_annotations(root: Path) -> None:
     ]
     lines = [json.dumps(record) for record in predictions]
     (root / "predictions.jsonl").write_text("\n".join(lines), encoding="utf-8")
+
+
+def _documents() -> dict[str, object]:
+    """A small file of each form of annotations that is one JSON document, by its name."""
+    captions = {
+        f"v{number}": {
+            "duration": 20.0,
+            "timestamps": [[1.0, 4.5], [3.0, 20.0]],
+            "sentences": [_QUERIES[0], _QUERIES[number]],
+        }
+        for number in range(2)
+    }
+    frames = {
+        f"s{number}.avi": {
+            "timestamps": [[10, 90], [50, 300]],
+            "sentences": list(_QUERIES[:2]),
+            "num_frames": 600,
+            "fps": 29.4,
+        }
+        for number in range(2)
+    }
+    didemo = [
+        {
+            "video": f"v{number}.mp4",
+            "description": query,
+            "times": [[0, 1], [1, 1], [number, 2]],
+            "annotation_id": number,
+            "num_segments": 6,
+        }
+        for number, query in enumerate(_QUERIES)
+    ]
+    queries = [
+        {"query": query, "clip_start_sec": 2.0 * number, "clip_end_sec": 2.0 * number + 3.5}
+        for number, query in enumerate([*_QUERIES, None])
+    ]
+    clip = {
+        "clip_uid": "c0",
+        "video_start_sec": 30.0,
+        "video_end_sec": 50.0,
+        "annotations": [{"annotation_uid": "a0", "language_queries": queries}],
+    }
+    segments = [
+        {"segment": [3 * number, 3 * number + 5], "id": number, "sentence": query}
+        for number, query in enumerate(_QUERIES)
+    ]
+    entry = {"duration": 20.0, "subset": "training", "recipe_type": "113", "annotations": segments}
+    moment = {"relevant": True, "clip": True, "v_duration": 20, "bounds": [2, 9], "steps": []}
+    return {
+        "captions.json": captions,
+        "frames.json": frames,
+        "didemo.json": didemo,
+        "nlq.json": {"version": "1", "videos": [{"video_uid": "u0", "clips": [clip]}]},
+        "youcook2.json": {"database": {"v0": entry}},
+        "hirest.json": {query: {"v0.mp4": moment} for query in _QUERIES},
+    }
 
 
 def _write_features(root: Path) -> None:

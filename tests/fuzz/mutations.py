@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 
 Mutator = Callable[[bytes, random.Random], bytes]
@@ -219,6 +220,27 @@ def damage_tensors(data: bytes, rng: random.Random) -> bytes:
     return bytes(damaged)
 
 
+def damage_checkpoint(data: bytes, rng: random.Random) -> bytes:
+    """Replace or drop values anywhere in the state of a training; or damage bytes of its file."""
+    if rng.random() < 0.3:
+        return damage_bytes(data, rng)
+    state = torch.load(io.BytesIO(data), weights_only=True)
+    for _ in range(rng.choice([1, 1, 2])):
+        holder, key = rng.choice(_places(state))
+        old = holder[key]
+        wild: list[Any] = [None, True, -1, 2**63, float("nan"), "x", "\x1b[31m", [], {}, [[0]]]
+        wild += [torch.zeros(0), torch.full((3, 2), torch.inf)]
+        if isinstance(old, torch.Tensor):
+            wild += [old.double(), old[..., None], torch.full_like(old, torch.nan), -old]
+        if rng.random() < 0.2:
+            del holder[key]
+        else:
+            holder[key] = rng.choice(wild)
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
 _BOXES = [b"stts", b"ctts", b"stsz", b"stco", b"stsc", b"mdhd", b"mvhd", b"tkhd", b"elst", b"stsd"]
 
 
@@ -247,6 +269,7 @@ MUTATORS: dict[str, Mutator] = {
     ".csv": damage_text,
     ".npz": damage_arrays,
     ".safetensors": damage_tensors,
+    ".ckpt": damage_checkpoint,
 }
 
 
@@ -254,6 +277,6 @@ def damage_file(source: Path, target: Path, rng: random.Random) -> None:
     """Write a damaged copy of a file, by what its ending says it holds."""
     mutator = MUTATORS.get(source.suffix, damage_video)
     data = source.read_bytes()
-    if source.suffix in (".h5", ".gz", ".ckpt"):
+    if source.suffix in (".h5", ".gz"):
         mutator = damage_bytes
     target.write_bytes(mutator(data, rng))

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from pebble import ProcessExpired, ProcessPool
 from tests.conftest import call_main
-from tests.fuzz.corpus import VIDEOS
+from tests.fuzz.corpus import ANNOTATIONS, VIDEOS
 from tests.fuzz.mutations import damage_file
 
 MEMORY_MB = 2048
@@ -76,7 +76,7 @@ def _targets() -> Iterator[Target]:
             file,
             lambda bad, _c, out: ["extract", bad, "--encoder", "builtin", "--out", out / "pack"],
         )
-    for file in ("labels.jsonl", "captions.json", "frames.json", "charades.txt", "table.csv"):
+    for file in ANNOTATIONS:
         yield Target(
             f"annotations {file}",
             file,
@@ -102,6 +102,7 @@ def _targets() -> Iterator[Target]:
         yield Target(
             f"run {file}", f"run/{file}", lambda bad, _c, _o: ["evaluate", bad], folder="run"
         )
+    yield Target("resume", "run/checkpoints/stage2/last.ckpt", _resume, folder="run")
     for file in _CLIP_FILES:
         yield Target(f"clip {file}", f"clip/{file}", _search_clip, folder="clip")
     yield Target(
@@ -155,6 +156,13 @@ def _search_clip(bad: Path, corpus: Path, _out: Path) -> Sequence[object]:
     return ["search", corpus / "video.mp4", "a star", "--encoder", f"clip:{bad}", "--json"]
 
 
+def _resume(bad: Path, corpus: Path, _out: Path) -> Sequence[object]:
+    # As a run is left that was stopped before it was calibrated.
+    for name in ("model.safetensors", "config.json", "calibration.json", "metrics.json"):
+        (bad / name).unlink()
+    return ["train", corpus / "recipe.yaml", "--out", bad, "--resume"]
+
+
 TARGETS = {target.name: target for target in _targets()}
 
 
@@ -173,7 +181,7 @@ def run_trial(name: str, seed: int | None, corpus: Path) -> Outcome:
         if target.folder:
             bad = folder / Path(target.folder).name
             shutil.copytree(corpus / target.folder, bad, copy_function=_link)
-            damaged = bad / source.name
+            damaged = bad / Path(target.file).relative_to(target.folder)
             damaged.unlink()
         if seed is None:
             shutil.copyfile(source, damaged)
@@ -197,7 +205,11 @@ def _judged(arguments: Sequence[object]) -> Outcome:
             problem = traceback.format_exc()
     memory = _peak_mb()
     if not problem:
-        problem = _complaint(code, out.getvalue(), err.getvalue(), "--json" in arguments)
+        told = err.getvalue()
+        if code == 2 and arguments[0] == "train":
+            # How far it has come is told, too.
+            told = "".join(told.splitlines(keepends=True)[-1:])
+        problem = _complaint(code, out.getvalue(), told, "--json" in arguments)
     if not problem and memory > MEMORY_MB:
         problem = f"{memory:.0f} MB of memory"
     shown = (out.getvalue()[-1000:] + err.getvalue()[-1000:]).strip()

@@ -395,6 +395,33 @@ def test_a_checkpoint_that_hides_code_is_refused(tmp_path: Path) -> None:
         AtomicCheckpointIO().load_checkpoint(path)
 
 
+def drop_version(state: dict[str, Any]) -> None:
+    del state["pytorch-lightning_version"]
+
+
+def fewer_groups(state: dict[str, Any]) -> None:
+    del state["optimizer_states"][0]["param_groups"][0]
+
+
+def number_for_moments(state: dict[str, Any]) -> None:
+    state["optimizer_states"][0]["state"][0] = 3.5
+
+
+@pytest.mark.parametrize("damage", [drop_version, fewer_groups, number_for_moments])
+def test_a_checkpoint_that_cannot_be_restored_is_one_line(
+    own_run: Path, recipe: Path, cli: Cli, damage: Callable[[dict[str, Any]], None]
+) -> None:
+    for name in ("model.safetensors", "config.json", "calibration.json", "metrics.json"):
+        (own_run / name).unlink()
+    path = own_run / "checkpoints" / "stage2" / "last.ckpt"
+    state = torch.load(path, weights_only=True)
+    damage(state)
+    torch.save(state, path)
+    done = cli("train", recipe, "--out", own_run, "--resume")
+    assert done.code == 2
+    assert f"{path}: expected a checkpoint of this training, got" in done.err.splitlines()[-1]
+
+
 def test_masking_needs_words_of_the_kind_asked_for(recipe: Path) -> None:
     config = load_config(recipe)
     nothing: Any = SimpleNamespace(words_of=lambda _: [])

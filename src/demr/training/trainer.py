@@ -11,11 +11,11 @@ from typing import Any
 import lightning
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from safetensors import SafetensorError
 
-from demr.errors import ModelError
+from demr.errors import DemrError, ModelError
 from demr.machine.devices import has_fast_bfloat16, resolve_device
 from demr.machine.files import atomic_path
 from demr.machine.reading import check_regular
@@ -94,6 +94,17 @@ def _damaged(path: Path, error: Exception) -> ModelError:
         got=text,
         remedy=f"remove the folder {path.parent} and run --resume again: the stage starts anew",
     )
+
+
+class _Started(Callback):
+    """Knows whether training has begun: what fails before it, fails on the checkpoint."""
+
+    has_started = False
+
+    def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        """Take note; everything is restored by now."""
+        del trainer, module
+        self.has_started = True
 
 
 class PortableCheckpoint(ModelCheckpoint):
@@ -208,9 +219,10 @@ def fit_stage(
 
     Raises:
         KeyboardInterrupt: At Ctrl-C.
+        ModelError: If the checkpoint is damaged.
     """
     folder = run / "checkpoints" / name
-    callbacks = _checkpoints(folder, validates)
+    callbacks, started = _checkpoints(folder, validates), _Started()
     best = callbacks[0]
     trainer = lightning.Trainer(
         accelerator="auto",
@@ -222,6 +234,7 @@ def fit_stage(
         # Standard output belongs to the results.
         callbacks=[
             *callbacks,
+            started,
             RichProgressBar(refresh_rate=5, console_kwargs={"stderr": True}),
         ],
         logger=TensorBoardLogger(run, name="logs", version=name),
@@ -233,11 +246,18 @@ def fit_stage(
         default_root_dir=run,
     )
     resume = folder / "last.ckpt"
-    if resume.exists():
+    is_resumed = resume.exists()
+    if is_resumed:
         # Lightning would find out in the middle of restoring it.
         read_stage(resume, stage)
     try:
-        trainer.fit(stage, ckpt_path=resume if resume.exists() else None, weights_only=True)
+        trainer.fit(stage, ckpt_path=resume if is_resumed else None, weights_only=True)
+    except DemrError:
+        raise
+    except Exception as error:
+        if is_resumed and not started.has_started:
+            raise _damaged(resume, error) from error
+        raise
     except SystemExit as stop:
         # Lightning turns Ctrl-C into a silent exit with code 1.
         if trainer.interrupted:
