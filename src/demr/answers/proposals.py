@@ -1,12 +1,15 @@
 """Proposals: decode, rank, suppress, fuse. Windows, scores and uncertainty stay one record."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from demr.annotations.windows import suppress, window_iou
+from demr.errors import InputError
 
 Ranking = Literal["score", "uncertainty", "fusion", "voting"]
 # A proposal has a vote on the boundaries of a selected one that it overlaps by this much.
@@ -223,3 +226,69 @@ def _ordered(moved: FloatArray, unmoved: FloatArray) -> FloatArray:
     crossed = moved[:, :1] > moved[:, 1:]
     result: FloatArray = np.where(crossed, unmoved, moved)
     return result
+
+
+def student_quantile(dof: FloatArray, probability: FloatArray) -> FloatArray:
+    """Quantiles of the standard Student-t of at least 2 degrees of freedom.
+
+    Interpolated in ``2 / dof``, in which they are smooth: to 1e-4 of the quantile.
+
+    Args:
+        dof: ``(...)``.
+        probability: ``(K,)``, symmetric around 1/2.
+
+    Returns:
+        ``(..., K)``.
+    """
+    at, table = _student_table(tuple(probability.tolist()))
+    result = np.empty((*dof.shape, len(probability)))
+    inverse = np.clip(2 / dof, 0, 1)
+    half = (len(probability) + 1) // 2
+    for k in range(half):
+        values = np.interp(inverse, at, table[k])
+        result[..., k], result[..., -1 - k] = values, -values
+    if len(probability) % 2:
+        result[..., half - 1] = 0
+    return result
+
+
+@cache
+def _student_table(probability: tuple[float, ...]) -> tuple[FloatArray, FloatArray]:
+    from scipy import special
+
+    at = np.linspace(0, 1, 513)
+    lower = np.array(probability[: (len(probability) + 1) // 2])[:, None]
+    finite = special.stdtrit(2 / at[1:], lower)
+    return at, np.concatenate([special.ndtri(lower), finite], axis=1)
+
+
+def check_proposals(query: NDArray[np.int64], columns: Mapping[str, FloatArray]) -> None:
+    """Check that every number of many queries' proposals is finite and of its range.
+
+    Args:
+        query: Of each row, ``(T,)``.
+        columns: Fields of :class:`Proposals`, ``(T,)`` or ``(T, 2)``.
+
+    Raises:
+        InputError: Naming the first query that has another.
+    """
+    limits = {"nu": (0, np.inf), "alpha": (1, np.inf), "beta": (0, np.inf)}
+    for name, column in columns.items():
+        low, high = limits.get(name, (-np.inf, np.inf))
+        good = np.isfinite(column) & (column > low) & (column < high)
+        if name == "foreground":
+            good &= (column >= 0) & (column <= 1)
+        if not good.all():
+            bad = np.argwhere(~good)[0]
+            expected = "probabilities" if name == "foreground" else f"finite numbers above {low}"
+            raise unusable(int(query[bad[0]]), f"{name}: {expected}", str(column[tuple(bad)]))
+
+
+def unusable(query: int, expected: str, got: str) -> InputError:
+    """The complaint about proposals that no answer can be made of."""
+    return InputError(
+        f"proposals of query {query}",
+        expected=expected,
+        got=got,
+        remedy="predict it again; if the weights have diverged, train with a lower learning rate",
+    )

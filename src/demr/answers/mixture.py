@@ -1,0 +1,459 @@
+"""A query's proposals as one distribution over windows; its answer has the highest expected IoU.
+
+``q(s, e) = sum_i w_i T_i(s) T_i(e)``: T_i is the predictive Student-t of a boundary of proposal i,
+and ``w_i`` is proportional to ``p_i^g / length_i``, since a moment of n clips is proposed n times.
+The answer is the window W with the highest ``O(W) = sum_i w_i E[IoU(W, (s, e))]``. Nothing is
+suppressed: the mass that an answer explains is taken away, and the search repeats.
+
+Expectations are sums over a few quantiles of both boundaries. Draws that start after they end are
+no windows, so the others share their weight; draws outside the video end at its ends.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from demr.annotations.windows import suppress
+from demr.answers.proposals import Proposals, check_proposals, student_quantile, unusable
+
+FloatArray = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+# Chosen on validation queries of the embedded world and of the timeline track (docs/log.md): the
+# power g of the foreground probability, and a factor on the scale of the Student-t. Heads that
+# are trained for the likelihood are too wide for the middle of the distribution, which decides.
+POWER, SPREAD = 1.5, 0.5
+# Equally likely quantiles of a boundary, a pair of which is a window of the expectation.
+_NODES = 3
+# Proposals of least weight that make up so much of the mass are left out. O errs by no more.
+_LEFT_OUT = 1e-3
+# Of more proposals so many different ones are candidates, and what overlaps none is forgotten.
+_MOST, _CANDIDATES, _SAME_IOU = 128, 64, 0.7
+# Numbers in a table of windows and proposals that are worked on at once: they fit a cache.
+_BLOCK = 1 << 14
+# Of long videos a window at a time, so that memory is that of their answer.
+_MOST_AT_ONCE = 1 << 20
+# Windows are as good as each other within rounding; of those the earliest is taken.
+_TIE = 1e-9
+_LEAST_WIDTH = 1e-9
+# An expected overlap that is no answer any more.
+_NOTHING = 1e-6
+# Probabilities whose quantiles every moment has: both ends of central intervals, and the median.
+PROBABILITIES = (0.005, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.975, 0.995)
+# Cells of probability; a boundary is its quantiles at their middles, those above among them.
+_HALF = (0.0, 0.01, 0.04, 0.06, 0.14, 0.2, 0.3, 0.4, 0.46)
+_EDGES = np.array([*_HALF, *(1 - edge for edge in _HALF[::-1])])
+_MIDDLES, _CELLS = (_EDGES[1:] + _EDGES[:-1]) / 2, np.diff(_EDGES)
+# Quantiles of starts and ends whose 25 pairs refine a window; 49 or 81 gave the same IoU.
+_GRID = np.array([0.1, 0.25, 0.5, 0.75, 0.9])
+
+
+@dataclass(frozen=True)
+class Moments:
+    """A query's answers, best first; M rows.
+
+    Attributes:
+        window_s: Start and end in seconds, inside the video, ``(M, 2)``.
+        overlap: Expected IoU with a draw of the whole mixture, ``(M,)``. Several true moments
+            share it.
+        share: Mass of the mixture that the moment explains, ``(M,)``.
+        count: How many moments the clips that agree with it say there are, ``(M,)``: the sum of
+            ``p_i / n_i`` over what it explains, ``n_i`` the clips of a proposal's window. About 1
+            where every clip of a moment is sure.
+        right: Probability of an IoU of at least 0.5 with a draw of the whole mixture, ``(M,)``.
+        aleatoric: Variance of start and end, seconds squared, ``(M, 2)``: the mean over the
+            proposals of the moment.
+        epistemic: Likewise, ``(M, 2)``: the mean, and the variance of their locations.
+        quantile_s: Of start and end inside the moment at :data:`PROBABILITIES`, ``(M, 2, P)``.
+    """
+
+    window_s: FloatArray
+    overlap: FloatArray
+    share: FloatArray
+    count: FloatArray
+    right: FloatArray
+    aleatoric: FloatArray
+    epistemic: FloatArray
+    quantile_s: FloatArray
+
+    def __len__(self) -> int:
+        return len(self.window_s)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Mixtures of B queries of N proposals at most, in fractions of each video's duration.
+
+    Rows past a query's proposals have no weight.
+
+    Attributes:
+        weight: Sums to 1 a query, ``(B, N)``.
+        count: Moments that each proposal stands for, see :class:`Moments`, ``(B, N)``.
+        loc: Start and end, ``(B, N, 2)``.
+        scale: Of the Student-t, ``(B, N, 2)``.
+        dof: Its degrees of freedom, above 2, ``(B, N, 2)``.
+        aleatoric: Variance, ``(B, N, 2)``.
+        epistemic: Likewise.
+    """
+
+    weight: FloatArray
+    count: FloatArray
+    loc: FloatArray
+    scale: FloatArray
+    dof: FloatArray
+    aleatoric: FloatArray
+    epistemic: FloatArray
+
+    def draws(self) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Equally likely starts and ends, ``(B, N, K)``, and how many pairs are windows."""
+        probability = (np.arange(_NODES) + 0.5) / _NODES
+        starts, ends = np.moveaxis(self.quantiles(probability), 2, 0)
+        windows = (ends[..., None, :] > starts[..., None]).sum(axis=(-1, -2))
+        return starts, ends, np.maximum(windows, 1.0)
+
+    def quantiles(self, probability: FloatArray) -> FloatArray:
+        """Of every boundary, inside the video, ``(B, N, 2, K)``."""
+        away = self.scale[..., None] * student_quantile(self.dof, probability)
+        result: FloatArray = np.clip(self.loc[..., None] + away, 0, 1)
+        return result
+
+
+def answer(
+    proposals: Sequence[Proposals],
+    *,
+    top: int = 10,
+    power: float = POWER,
+    spread: float = SPREAD,
+) -> list[Moments]:
+    """The windows of highest expected overlap with each query's truth.
+
+    Queries do not depend on each other: they are worked on together because that is faster.
+
+    Args:
+        proposals: One record a query.
+        top: Moments a query; fewer where nothing is left.
+        power: Of the foreground probability in the weights.
+        spread: Factor on the scales of the Student-t.
+
+    Raises:
+        InputError: If a query has no proposal, a number that is not finite, or one outside the
+            range of its kind.
+    """
+    if not proposals:
+        return []
+    table = _Table.of(proposals, power, spread)
+    answers: dict[int, Moments] = {}
+    for queries in table.blocks():
+        mixture, candidates = table.padded(queries)
+        found = _search(mixture, candidates, top)
+        for row, query in enumerate(queries.tolist()):
+            answers[query] = _in_seconds(found, row, proposals[query].duration_s)
+    return [answers[query] for query in range(len(proposals))]
+
+
+def expected_iou(
+    mixture: Mixture, windows: FloatArray, draws: tuple[FloatArray, FloatArray, FloatArray]
+) -> FloatArray:
+    """Expected IoU of windows with each proposal's draws, ``(B, C, N)``, for ``(B, C, 2)``.
+
+    Where two windows share anything, their union is the hull, so one division a pair of draws
+    does; a reversed draw or one that shares nothing has a negative part in common, taken as 0.
+    """
+    starts, ends, count = draws
+    a, b = windows[:, :, None, 0], windows[:, :, None, 1]
+    # A window without length shares nothing, and must not divide nothing by nothing.
+    hull_end = np.maximum(b, a + _LEAST_WIDTH)
+    total = np.zeros((*windows.shape[:2], mixture.weight.shape[1]))
+    if total.size > _MOST_AT_ONCE and windows.shape[1] > 1:
+        parts = (windows[:, i : i + 1] for i in range(windows.shape[1]))
+        return np.concatenate([expected_iou(mixture, part, draws) for part in parts], axis=1)
+    shared, hull = np.empty_like(total), np.empty_like(total)
+    nodes = range(starts.shape[2])
+    latest = [np.maximum(a, starts[:, None, :, k]) for k in nodes]
+    earliest = [np.minimum(a, starts[:, None, :, k]) for k in nodes]
+    for end in np.moveaxis(ends[:, None], 3, 0):
+        first_end, last_end = np.minimum(b, end), np.maximum(hull_end, end)
+        for k in nodes:
+            np.subtract(first_end, latest[k], out=shared)
+            np.maximum(shared, 0, out=shared)
+            np.subtract(last_end, earliest[k], out=hull)
+            shared /= hull
+            total += shared
+    total /= count[:, None]
+    return total
+
+
+def _search(mixture: Mixture, candidates: FloatArray, top: int) -> dict[str, FloatArray]:
+    """Find ``top`` windows of every query, one after the other.
+
+    Args:
+        mixture: Of B queries.
+        candidates: Windows to begin from, ``(B, C, 2)``; empty ones fill the rows.
+        top: How many.
+
+    Returns:
+        Fields of :class:`Moments` in fractions, ``(B, top, ...)``, and ``left``, the expected
+        overlap with what the moments before have left over, ``(B, top)``.
+    """
+    draws = mixture.draws()
+    boundaries = _Boundaries.of(mixture)
+    of_candidates = expected_iou(mixture, candidates, draws)
+    rest = mixture.weight
+    found = []
+    for _ in range(top):
+        window, agrees, left = _best(candidates, of_candidates, rest)
+        levels = boundaries.quantiles(rest * agrees, _GRID)
+        starts, ends = np.repeat(levels[:, 0], len(_GRID), 1), np.tile(levels[:, 1], len(_GRID))
+        grid = np.stack([starts, np.maximum(starts, ends)], axis=-1)
+        refined = _best(grid, expected_iou(mixture, grid, draws), rest)
+        better = refined[2] > left * (1 + _TIE)
+        window = np.where(better[:, None], refined[0], window)
+        agrees = np.where(better[:, None], refined[1], agrees)
+        left = np.where(better, refined[2], left)
+        # Squared: what overlaps an answer by half is more often the same moment than another one.
+        remains = (1 - agrees) ** 2
+        explained = 1 - remains
+        found.append(
+            {
+                "window_s": window,
+                "overlap": _dot(agrees, mixture.weight),
+                "share": _dot(explained, mixture.weight),
+                "count": _dot(explained, mixture.count),
+                "right": _right(mixture, window, draws),
+                "quantile_s": boundaries.quantiles(rest * agrees, np.array(PROBABILITIES)),
+                **_variances(mixture, rest * agrees),
+                "left": left,
+            }
+        )
+        rest = rest * remains
+    return {name: np.stack([place[name] for place in found], axis=1) for name in found[0]}
+
+
+def _best(
+    windows: FloatArray, agrees: FloatArray, weight: FloatArray
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """The best of C windows: itself, its expected IoU with each proposal, their weighted sum."""
+    overlap = (agrees @ weight[..., None])[..., 0]
+    # The first of those that are as good within rounding, so that a batch changes no answer.
+    best = (overlap >= overlap.max(axis=1, keepdims=True) * (1 - _TIE)).argmax(axis=1)
+    row = np.arange(len(best))
+    return windows[row, best], agrees[row, best], overlap[row, best]
+
+
+def _right(
+    mixture: Mixture, window: FloatArray, draws: tuple[FloatArray, FloatArray, FloatArray]
+) -> FloatArray:
+    """Probability of an IoU of at least 0.5 of one window a query, ``(B,)``."""
+    starts, ends, count = draws
+    a, b = window[:, 0, None, None, None], window[:, 1, None, None, None]
+    start, end = starts[..., None], ends[:, :, None]
+    shared = np.minimum(b, end) - np.maximum(a, start)
+    right = 2 * shared >= np.maximum(np.maximum(b, a + _LEAST_WIDTH), end) - np.minimum(a, start)
+    return _dot(right.sum(axis=(-1, -2)) / count, mixture.weight)
+
+
+def _variances(mixture: Mixture, weight: FloatArray) -> dict[str, FloatArray]:
+    """Aleatoric and epistemic variance of what has the weights ``(B, N)``, ``(B, 2)`` each."""
+    part = weight / np.maximum(weight.sum(axis=1, keepdims=True), 1e-300)
+    means = {
+        name: np.einsum("bn,bnk->bk", part, getattr(mixture, name))
+        for name in ("aleatoric", "epistemic", "loc")
+    }
+    away = mixture.loc - means.pop("loc")[:, None]
+    means["epistemic"] += np.einsum("bn,bnk->bk", part, away**2)
+    return means
+
+
+@dataclass(frozen=True)
+class _Boundaries:
+    """Quantiles of all proposals' boundaries in order, so that weights alone give a mixture's.
+
+    Attributes:
+        value: Rising, ``(B, 2, M)``.
+        proposal: Which one each is of, ``(B, 2, M)``.
+        probability: That a boundary lies in the cell, ``(B, 2, M)``.
+    """
+
+    value: FloatArray
+    proposal: Integers
+    probability: FloatArray
+
+    @classmethod
+    def of(cls, mixture: Mixture) -> Self:
+        """Sort the middles of the cells."""
+        count = mixture.weight.shape[1]
+        value = mixture.quantiles(_MIDDLES).swapaxes(1, 2).reshape(-1, 2, count * len(_MIDDLES))
+        order = np.argsort(value, axis=2, kind="stable")
+        return cls(
+            np.take_along_axis(value, order, axis=2),
+            order // len(_CELLS),
+            _CELLS[order % len(_CELLS)],
+        )
+
+    def quantiles(self, weight: FloatArray, probability: FloatArray) -> FloatArray:
+        """Of the mixture whose proposals have these weights ``(B, N)``, ``(B, 2, P)``."""
+        batch, _, cells = self.value.shape
+        rows = np.arange(batch)[:, None, None]
+        below = np.cumsum(weight[rows, self.proposal] * self.probability, axis=2)
+        below /= np.maximum(below[..., -1:], 1e-300)
+        # One search in all rows, each of them 2 above the one before.
+        shift = 2.0 * np.arange(2 * batch)[:, None]
+        rising = (below.reshape(-1, cells) + shift).ravel()
+        at = np.searchsorted(rising, (probability - _TIE + shift).ravel()).reshape(batch, 2, -1)
+        place = np.minimum(at - cells * np.arange(2 * batch).reshape(batch, 2, 1), cells - 1)
+        return np.take_along_axis(self.value, place, axis=2)
+
+
+def _in_seconds(found: dict[str, FloatArray], row: int, duration_s: float) -> Moments:
+    """One query's moments, as far as anything was left for them."""
+    count = max(int((found["left"][row] > _NOTHING).sum()), 1)
+    unit = {"window_s": 1, "quantile_s": 1, "aleatoric": 2, "epistemic": 2}
+    return Moments(
+        **{
+            f.name: found[f.name][row, :count] * duration_s ** unit.get(f.name, 0)
+            for f in fields(Moments)
+        }
+    )
+
+
+def _dot(a: FloatArray, b: FloatArray) -> FloatArray:
+    result: FloatArray = np.einsum("bn,bn->b", a, b)
+    return result
+
+
+@dataclass(frozen=True)
+class _Table:
+    """Proposals of all queries one under another, those of least weight left out.
+
+    Attributes:
+        columns: Fields of :class:`Mixture`, ``(T,)`` and ``(T, 2)``; a query's rows by start.
+        size: Rows of each query, ``(Q,)``.
+    """
+
+    columns: dict[str, FloatArray]
+    size: Integers
+
+    @classmethod
+    def of(cls, proposals: Sequence[Proposals], power: float, spread: float) -> Self:
+        """Weigh, prune and sort; see :func:`answer`."""
+        size = np.array([len(one) for one in proposals])
+        if not size.all():
+            raise unusable(int(size.argmin()), "at least one proposal", "none")
+        query = np.repeat(np.arange(len(size)), size)
+        columns = {
+            name: np.concatenate([getattr(one, name) for one in proposals])
+            for name in ("window_norm", "nu", "alpha", "beta", "foreground")
+        }
+        check_proposals(query, columns)
+        window = columns["window_norm"] = np.clip(columns["window_norm"], 0, 1)
+        # In clips; a window shorter than a clip was still proposed by one.
+        length = np.maximum((window[:, 1] - window[:, 0]) * size[query], 1.0)
+        columns["count"] = columns["foreground"] / length
+        columns["weight"] = _weights(columns.pop("foreground"), length, power, query, size)
+        keep = _heaviest(columns["weight"], query, size)
+        keep = keep[np.lexsort((window[keep, 1], window[keep, 0], query[keep]))]
+        columns, query = {name: column[keep] for name, column in columns.items()}, query[keep]
+        columns = _predictive(columns, spread)
+        kept = np.bincount(query, minlength=len(size))
+        if kept.max() > _MOST:
+            near = _neighbourhoods(columns, kept)
+            columns = {name: column[near] for name, column in columns.items()}
+            kept = np.bincount(query[near], minlength=len(size))
+        return cls(columns, kept)
+
+    def blocks(self) -> Iterator[Integers]:
+        """Queries that are worked on together: of similar size, so that little is padded."""
+        order = np.argsort(self.size, kind="stable")
+        cost = self.size[order] * np.minimum(np.maximum(self.size[order], len(_GRID) ** 2), _MOST)
+        first = 0
+        for last in range(1, len(order) + 1):
+            if last == len(order) or (last + 1 - first) * cost[last] > _BLOCK:
+                yield order[first:last]
+                first = last
+
+    def padded(self, queries: Integers) -> tuple[Mixture, FloatArray]:
+        """The mixtures of some queries, and the windows to begin from, ``(B, C, 2)``."""
+        first = np.cumsum(self.size) - self.size
+        place = np.arange(self.size[queries].max())
+        there = place < self.size[queries][:, None]
+        # Rows past a query's are its last one again, without weight.
+        row = first[queries][:, None] + np.minimum(place, self.size[queries][:, None] - 1)
+        table = {name: column[row] for name, column in self.columns.items()}
+        table["weight"] = np.where(there, table["weight"], 0)
+        table["count"] = np.where(there, table["count"], 0)
+        candidates = table["loc"]
+        if len(place) > _MOST:  # a query that is alone in its block
+            candidates = candidates[:, _different(candidates[0], table["weight"][0])]
+        return Mixture(**table), candidates
+
+
+def _weights(
+    foreground: FloatArray, length: FloatArray, power: float, query: Integers, size: Integers
+) -> FloatArray:
+    """``p^power / length``, summing to 1 a query; probabilities that are all 0 count alike."""
+    first = np.cumsum(size) - size
+    with np.errstate(divide="ignore"):
+        log_p = np.log(foreground)
+    none = np.isneginf(np.maximum.reduceat(log_p, first))
+    log_weight = np.where(none[query], 0, power * log_p) - np.log(length)
+    # Relative to the best, so that small probabilities do not vanish.
+    weight: FloatArray = np.exp(log_weight - np.maximum.reduceat(log_weight, first)[query])
+    weight /= np.add.reduceat(weight, first)[query]
+    return weight
+
+
+def _heaviest(weight: FloatArray, query: Integers, size: Integers) -> Integers:
+    """Rows of all but the lightest proposals, which have a mass of at most _LEFT_OUT a query."""
+    order = np.lexsort((weight, query))
+    total = np.cumsum(weight[order])
+    before = np.concatenate([[0.0], total])[np.cumsum(size) - size]
+    result: Integers = order[total - before[query] > _LEFT_OUT]
+    return result
+
+
+def _predictive(columns: dict[str, FloatArray], spread: float) -> dict[str, FloatArray]:
+    """Fields of :class:`Mixture` of the parameters of each proposal."""
+    nu, alpha, beta = (columns[name] for name in ("nu", "alpha", "beta"))
+    # Past a thousand durations they say no more, and sums of them stay finite.
+    with np.errstate(over="ignore"):
+        scale = np.minimum(spread * np.sqrt(beta * (1 + 1 / nu) / alpha), 1e3)
+        aleatoric = np.minimum(beta / (alpha - 1), 1e6)
+        epistemic = np.minimum(beta / (alpha - 1) / nu, 1e6)
+    return {
+        "weight": columns["weight"],
+        "count": columns["count"],
+        "loc": columns["window_norm"],
+        "scale": scale,
+        "dof": 2 * alpha,
+        "aleatoric": aleatoric,
+        "epistemic": epistemic,
+    }
+
+
+def _neighbourhoods(columns: dict[str, FloatArray], size: Integers) -> NDArray[np.bool_]:
+    """Rows that long videos keep, ``(T,)``: those that overlap a window to begin from.
+
+    Others would add to no expected overlap. So time grows with the length of a video, not with
+    its square.
+    """
+    near = np.ones(size.sum(), np.bool_)
+    # A draw lies about two scales from its location at most; three keep a margin.
+    low, high = (columns["loc"] + [-3, 3] * columns["scale"]).T
+    for last, count in zip(np.cumsum(size), size, strict=True):
+        if count > _MOST:
+            rows = slice(last - count, last)
+            window = columns["loc"][rows]
+            near[rows] = False
+            for start, end in window[_different(window, columns["weight"][rows])]:
+                near[rows] |= (low[rows] <= end) & (high[rows] >= start)
+    return near
+
+
+def _different(window: FloatArray, weight: FloatArray) -> Integers:
+    """Rows of the heaviest windows that differ, in the order of rows."""
+    order = np.argsort(-weight, kind="stable")
+    owner = suppress(window[order], _SAME_IOU, _CANDIDATES)
+    return np.sort(order[owner == np.arange(len(order))])
