@@ -18,9 +18,8 @@ from scipy import special, stats
 
 from demr.answers import intervals
 from demr.answers.calibration import Calibration, check_counts
-from demr.answers.covariates import Standardizer
 from demr.answers.intervals import IntervalCalibrator
-from demr.answers.presence import PresenceCalibrator
+from demr.answers.presence import PresenceCalibrator, Standardizer
 from demr.errors import InputError, ModelError
 from demr.metrics.uncertainty import auroc, ece
 

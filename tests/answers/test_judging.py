@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from demr.answers.calibration import Calibration
-from demr.answers.covariates import Standardizer
 from demr.answers.inference import RawPrediction
 from demr.answers.intervals import IntervalCalibrator
 from demr.answers.judging import (
@@ -21,7 +20,7 @@ from demr.answers.judging import (
     presence_probability,
 )
 from demr.answers.predictions import COVARIATES, Prediction, rank_all, rank_moments
-from demr.answers.presence import PresenceCalibrator
+from demr.answers.presence import PresenceCalibrator, Standardizer
 from demr.answers.proposals import Proposals
 from demr.errors import InputError
 

@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from demr.answers.covariates import LEAST_POINTS, Standardizer, numbers
 from demr.answers.domain import check_domain
 from demr.answers.intervals import LEVELS, IntervalCalibrator
-from demr.answers.presence import PresenceCalibrator
+from demr.answers.presence import LEAST_POINTS, PresenceCalibrator, Standardizer, numbers
 from demr.errors import InputError, ModelError
 from demr.machine.documents import format_version, read_json
 from demr.machine.files import atomic_path

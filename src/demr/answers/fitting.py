@@ -10,11 +10,10 @@ from numpy.typing import NDArray
 from demr.annotations.annotations import Annotation
 from demr.annotations.windows import RIGHT_IOU, assign_truths, iou, true_windows, window_iou
 from demr.answers.calibration import Calibration, check_counts
-from demr.answers.covariates import LEAST_POINTS
 from demr.answers.inference import RawPrediction
 from demr.answers.intervals import IntervalCalibrator
 from demr.answers.predictions import COVARIATES, Prediction, rank_moments
-from demr.answers.presence import PresenceCalibrator
+from demr.answers.presence import LEAST_POINTS, PresenceCalibrator
 from demr.answers.proposals import Ranking, select
 from demr.errors import ModelError
 from demr.metrics.uncertainty import nll_student_t

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
-from demr.answers.covariates import (
+from demr.answers.presence import (
     LEAST_POINTS,
     FloatArray,
     Standardizer,

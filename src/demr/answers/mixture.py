@@ -17,17 +17,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from demr.annotations.windows import suppress
-from demr.answers.proposals import Proposals, check_proposals, student_quantile, unusable
+from demr.answers.proposals import (
+    Proposals,
+    check_proposals,
+    heaviest,
+    mixture_weights,
+    predictive,
+    student_quantile,
+    unusable,
+)
 
 FloatArray = NDArray[np.float64]
 Integers = NDArray[np.int64]
+# Equally likely starts and ends of each proposal, (B, N, K), and how many pairs are windows.
+Draws = tuple[FloatArray, FloatArray, FloatArray]
 
 # Chosen on validation queries of the embedded world and of the timeline track (docs/log.md): the
 # power g of the foreground probability, and a factor on the scale of the Student-t. Heads that
 # are trained for the likelihood are too wide for the middle of the distribution, which decides.
 POWER, SPREAD = 1.5, 0.5
 # Equally likely quantiles of a boundary, a pair of which is a window of the expectation.
-_NODES = 3
+_NODES, _NODES_OF_A_STEP = 3, 5
 # Proposals of least weight that make up so much of the mass are left out. O errs by no more.
 _LEFT_OUT = 1e-3
 # Of more proposals so many different ones are candidates, and what overlaps none is forgotten.
@@ -47,8 +57,10 @@ PROBABILITIES = (0.005, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.975, 0.9
 _HALF = (0.0, 0.01, 0.04, 0.06, 0.14, 0.2, 0.3, 0.4, 0.46)
 _EDGES = np.array([*_HALF, *(1 - edge for edge in _HALF[::-1])])
 _MIDDLES, _CELLS = (_EDGES[1:] + _EDGES[:-1]) / 2, np.diff(_EDGES)
-# Quantiles of starts and ends whose 25 pairs refine a window; 49 or 81 gave the same IoU.
-_GRID = np.array([0.1, 0.25, 0.5, 0.75, 0.9])
+# Of these the starts and ends whose 25 pairs refine a window; 49 or 81 gave the same IoU.
+_GRID = [3, 4, 5, 6, 7]
+# So many proposals choose among them, those that the window explains most of.
+_AGREEING = 24
 
 
 @dataclass(frozen=True)
@@ -107,9 +119,9 @@ class Mixture:
     aleatoric: FloatArray
     epistemic: FloatArray
 
-    def draws(self) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Equally likely starts and ends, ``(B, N, K)``, and how many pairs are windows."""
-        probability = (np.arange(_NODES) + 0.5) / _NODES
+    def draws(self, nodes: int = _NODES) -> Draws:
+        """So many of each boundary, see :data:`Draws`."""
+        probability = (np.arange(nodes) + 0.5) / nodes
         starts, ends = np.moveaxis(self.quantiles(probability), 2, 0)
         windows = (ends[..., None, :] > starts[..., None]).sum(axis=(-1, -2))
         return starts, ends, np.maximum(windows, 1.0)
@@ -154,9 +166,7 @@ def answer(
     return [answers[query] for query in range(len(proposals))]
 
 
-def expected_iou(
-    mixture: Mixture, windows: FloatArray, draws: tuple[FloatArray, FloatArray, FloatArray]
-) -> FloatArray:
+def expected_iou(windows: FloatArray, draws: Draws) -> FloatArray:
     """Expected IoU of windows with each proposal's draws, ``(B, C, N)``, for ``(B, C, 2)``.
 
     Where two windows share anything, their union is the hull, so one division a pair of draws
@@ -166,10 +176,10 @@ def expected_iou(
     a, b = windows[:, :, None, 0], windows[:, :, None, 1]
     # A window without length shares nothing, and must not divide nothing by nothing.
     hull_end = np.maximum(b, a + _LEAST_WIDTH)
-    total = np.zeros((*windows.shape[:2], mixture.weight.shape[1]))
+    total = np.zeros((*windows.shape[:2], count.shape[1]))
     if total.size > _MOST_AT_ONCE and windows.shape[1] > 1:
         parts = (windows[:, i : i + 1] for i in range(windows.shape[1]))
-        return np.concatenate([expected_iou(mixture, part, draws) for part in parts], axis=1)
+        return np.concatenate([expected_iou(part, draws) for part in parts], axis=1)
     shared, hull = np.empty_like(total), np.empty_like(total)
     nodes = range(starts.shape[2])
     latest = [np.maximum(a, starts[:, None, :, k]) for k in nodes]
@@ -198,21 +208,21 @@ def _search(mixture: Mixture, candidates: FloatArray, top: int) -> dict[str, Flo
         Fields of :class:`Moments` in fractions, ``(B, top, ...)``, and ``left``, the expected
         overlap with what the moments before have left over, ``(B, top)``.
     """
-    draws = mixture.draws()
+    draws, more = mixture.draws(), mixture.draws(_NODES_OF_A_STEP)
     boundaries = _Boundaries.of(mixture)
-    of_candidates = expected_iou(mixture, candidates, draws)
+    of_candidates = expected_iou(candidates, draws)
     rest = mixture.weight
     found = []
     for _ in range(top):
         window, agrees, left = _best(candidates, of_candidates, rest)
-        levels = boundaries.quantiles(rest * agrees, _GRID)
-        starts, ends = np.repeat(levels[:, 0], len(_GRID), 1), np.tile(levels[:, 1], len(_GRID))
-        grid = np.stack([starts, np.maximum(starts, ends)], axis=-1)
-        refined = _best(grid, expected_iou(mixture, grid, draws), rest)
-        better = refined[2] > left * (1 + _TIE)
-        window = np.where(better[:, None], refined[0], window)
-        agrees = np.where(better[:, None], refined[1], agrees)
-        left = np.where(better, refined[2], left)
+        quantiles = boundaries.quantiles(rest * agrees)
+        refined = _refine(quantiles, rest * agrees, rest, draws)[:, None]
+        of_refined = expected_iou(refined, draws)
+        window, agrees, left = _best(
+            np.concatenate([window[:, None], refined], axis=1),
+            np.concatenate([agrees[:, None], of_refined], axis=1),
+            rest,
+        )
         # Squared: what overlaps an answer by half is more often the same moment than another one.
         remains = (1 - agrees) ** 2
         explained = 1 - remains
@@ -222,8 +232,8 @@ def _search(mixture: Mixture, candidates: FloatArray, top: int) -> dict[str, Flo
                 "overlap": _dot(agrees, mixture.weight),
                 "share": _dot(explained, mixture.weight),
                 "count": _dot(explained, mixture.count),
-                "right": _right(mixture, window, draws),
-                "quantile_s": boundaries.quantiles(rest * agrees, np.array(PROBABILITIES)),
+                "right": _right(mixture, window, more),
+                "quantile_s": quantiles,
                 **_variances(mixture, rest * agrees),
                 "left": left,
             }
@@ -243,9 +253,26 @@ def _best(
     return windows[row, best], agrees[row, best], overlap[row, best]
 
 
-def _right(
-    mixture: Mixture, window: FloatArray, draws: tuple[FloatArray, FloatArray, FloatArray]
-) -> FloatArray:
+def _refine(quantiles: FloatArray, part: FloatArray, rest: FloatArray, draws: Draws) -> FloatArray:
+    """The best pair of quantiles of start and end for the proposals that matter most, ``(B, 2)``.
+
+    Args:
+        quantiles: Of the part, ``(B, 2, P)``.
+        part: Weights of what a window to begin from explains, ``(B, N)``.
+        rest: Weights of what is left.
+        draws: Of all proposals.
+    """
+    most = np.argsort(-part, axis=1, kind="stable")[:, :_AGREEING]
+    near = tuple(np.take_along_axis(values, most[..., None], axis=1) for values in draws[:2])
+    count = np.take_along_axis(draws[2], most, axis=1)
+    levels = quantiles[..., _GRID]
+    starts, ends = np.repeat(levels[:, 0], len(_GRID), 1), np.tile(levels[:, 1], len(_GRID))
+    grid = np.stack([starts, np.maximum(starts, ends)], axis=-1)
+    of_grid = expected_iou(grid, (near[0], near[1], count))
+    return _best(grid, of_grid, np.take_along_axis(rest, most, axis=1))[0]
+
+
+def _right(mixture: Mixture, window: FloatArray, draws: Draws) -> FloatArray:
     """Probability of an IoU of at least 0.5 of one window a query, ``(B,)``."""
     starts, ends, count = draws
     a, b = window[:, 0, None, None, None], window[:, 1, None, None, None]
@@ -293,7 +320,7 @@ class _Boundaries:
             _CELLS[order % len(_CELLS)],
         )
 
-    def quantiles(self, weight: FloatArray, probability: FloatArray) -> FloatArray:
+    def quantiles(self, weight: FloatArray) -> FloatArray:
         """Of the mixture whose proposals have these weights ``(B, N)``, ``(B, 2, P)``."""
         batch, _, cells = self.value.shape
         rows = np.arange(batch)[:, None, None]
@@ -302,7 +329,9 @@ class _Boundaries:
         # One search in all rows, each of them 2 above the one before.
         shift = 2.0 * np.arange(2 * batch)[:, None]
         rising = (below.reshape(-1, cells) + shift).ravel()
-        at = np.searchsorted(rising, (probability - _TIE + shift).ravel()).reshape(batch, 2, -1)
+        at = np.searchsorted(rising, (np.array(PROBABILITIES) - _TIE + shift).ravel()).reshape(
+            batch, 2, -1
+        )
         place = np.minimum(at - cells * np.arange(2 * batch).reshape(batch, 2, 1), cells - 1)
         return np.take_along_axis(self.value, place, axis=2)
 
@@ -350,13 +379,14 @@ class _Table:
         check_proposals(query, columns)
         window = columns["window_norm"] = np.clip(columns["window_norm"], 0, 1)
         # In clips; a window shorter than a clip was still proposed by one.
-        length = np.maximum((window[:, 1] - window[:, 0]) * size[query], 1.0)
+        clips = np.array([one.clip_idx.max() + 1 for one in proposals])[query]
+        length = np.maximum((window[:, 1] - window[:, 0]) * clips, 1.0)
         columns["count"] = columns["foreground"] / length
-        columns["weight"] = _weights(columns.pop("foreground"), length, power, query, size)
-        keep = _heaviest(columns["weight"], query, size)
+        columns["weight"] = mixture_weights(columns.pop("foreground"), length, power, query, size)
+        keep = heaviest(columns["weight"], query, size, _LEFT_OUT)
         keep = keep[np.lexsort((window[keep, 1], window[keep, 0], query[keep]))]
         columns, query = {name: column[keep] for name, column in columns.items()}, query[keep]
-        columns = _predictive(columns, spread)
+        columns = predictive(columns, spread)
         kept = np.bincount(query, minlength=len(size))
         if kept.max() > _MOST:
             near = _neighbourhoods(columns, kept)
@@ -388,49 +418,6 @@ class _Table:
         if len(place) > _MOST:  # a query that is alone in its block
             candidates = candidates[:, _different(candidates[0], table["weight"][0])]
         return Mixture(**table), candidates
-
-
-def _weights(
-    foreground: FloatArray, length: FloatArray, power: float, query: Integers, size: Integers
-) -> FloatArray:
-    """``p^power / length``, summing to 1 a query; probabilities that are all 0 count alike."""
-    first = np.cumsum(size) - size
-    with np.errstate(divide="ignore"):
-        log_p = np.log(foreground)
-    none = np.isneginf(np.maximum.reduceat(log_p, first))
-    log_weight = np.where(none[query], 0, power * log_p) - np.log(length)
-    # Relative to the best, so that small probabilities do not vanish.
-    weight: FloatArray = np.exp(log_weight - np.maximum.reduceat(log_weight, first)[query])
-    weight /= np.add.reduceat(weight, first)[query]
-    return weight
-
-
-def _heaviest(weight: FloatArray, query: Integers, size: Integers) -> Integers:
-    """Rows of all but the lightest proposals, which have a mass of at most _LEFT_OUT a query."""
-    order = np.lexsort((weight, query))
-    total = np.cumsum(weight[order])
-    before = np.concatenate([[0.0], total])[np.cumsum(size) - size]
-    result: Integers = order[total - before[query] > _LEFT_OUT]
-    return result
-
-
-def _predictive(columns: dict[str, FloatArray], spread: float) -> dict[str, FloatArray]:
-    """Fields of :class:`Mixture` of the parameters of each proposal."""
-    nu, alpha, beta = (columns[name] for name in ("nu", "alpha", "beta"))
-    # Past a thousand durations they say no more, and sums of them stay finite.
-    with np.errstate(over="ignore"):
-        scale = np.minimum(spread * np.sqrt(beta * (1 + 1 / nu) / alpha), 1e3)
-        aleatoric = np.minimum(beta / (alpha - 1), 1e6)
-        epistemic = np.minimum(beta / (alpha - 1) / nu, 1e6)
-    return {
-        "weight": columns["weight"],
-        "count": columns["count"],
-        "loc": columns["window_norm"],
-        "scale": scale,
-        "dof": 2 * alpha,
-        "aleatoric": aleatoric,
-        "epistemic": epistemic,
-    }
 
 
 def _neighbourhoods(columns: dict[str, FloatArray], size: Integers) -> NDArray[np.bool_]:

@@ -17,6 +17,7 @@ _VOTING_IOU = 0.3
 # Windows that overlap a better one by more are absorbed by it (the release's value).
 NMS_IOU = 0.7
 FloatArray = NDArray[np.float64]
+Integers = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -228,6 +229,57 @@ def _ordered(moved: FloatArray, unmoved: FloatArray) -> FloatArray:
     return result
 
 
+def mixture_weights(
+    foreground: FloatArray, length: FloatArray, power: float, query: Integers, size: Integers
+) -> FloatArray:
+    """``p^power / length``, summing to 1 a query; probabilities that are all 0 count alike.
+
+    Args:
+        foreground: Probabilities of all queries' proposals, ``(T,)``.
+        length: In clips, above 0, ``(T,)``: a moment of n clips is proposed n times.
+        power: Above 0.
+        query: Of each row, rising, ``(T,)``.
+        size: Rows of each query, ``(Q,)``.
+    """
+    first = np.cumsum(size) - size
+    with np.errstate(divide="ignore"):
+        log_p = np.log(foreground)
+    none = np.isneginf(np.maximum.reduceat(log_p, first))
+    log_weight = np.where(none[query], 0, power * log_p) - np.log(length)
+    # Relative to the best, so that small probabilities do not vanish.
+    weight: FloatArray = np.exp(log_weight - np.maximum.reduceat(log_weight, first)[query])
+    weight /= np.add.reduceat(weight, first)[query]
+    return weight
+
+
+def heaviest(weight: FloatArray, query: Integers, size: Integers, left_out: float) -> Integers:
+    """Rows of all but the lightest proposals, which have a mass of at most ``left_out`` a query."""
+    order = np.lexsort((weight, query))
+    total = np.cumsum(weight[order])
+    before = np.concatenate([[0.0], total])[np.cumsum(size) - size]
+    result: Integers = order[total - before[query] > left_out]
+    return result
+
+
+def predictive(columns: dict[str, FloatArray], spread: float) -> dict[str, FloatArray]:
+    """Fields of :class:`~demr.answers.mixture.Mixture` for the parameters of each proposal."""
+    nu, alpha, beta = (columns[name] for name in ("nu", "alpha", "beta"))
+    # Past a thousand durations they say no more, and sums of them stay finite.
+    with np.errstate(over="ignore"):
+        scale = np.minimum(spread * np.sqrt(beta * (1 + 1 / nu) / alpha), 1e3)
+        aleatoric = np.minimum(beta / (alpha - 1), 1e6)
+        epistemic = np.minimum(beta / (alpha - 1) / nu, 1e6)
+    return {
+        "weight": columns["weight"],
+        "count": columns["count"],
+        "loc": columns["window_norm"],
+        "scale": scale,
+        "dof": 2 * alpha,
+        "aleatoric": aleatoric,
+        "epistemic": epistemic,
+    }
+
+
 def student_quantile(dof: FloatArray, probability: FloatArray) -> FloatArray:
     """Quantiles of the standard Student-t of at least 2 degrees of freedom.
 
@@ -262,7 +314,7 @@ def _student_table(probability: tuple[float, ...]) -> tuple[FloatArray, FloatArr
     return at, np.concatenate([special.ndtri(lower), finite], axis=1)
 
 
-def check_proposals(query: NDArray[np.int64], columns: Mapping[str, FloatArray]) -> None:
+def check_proposals(query: Integers, columns: Mapping[str, FloatArray]) -> None:
     """Check that every number of many queries' proposals is finite and of its range.
 
     Args:

@@ -8,7 +8,7 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from demr.annotations.annotations import Annotation, read_annotations_with_report
-from demr.answers.covariates import LEAST_POINTS
+from demr.answers.presence import LEAST_POINTS
 from demr.batches.absent import make_absent, text_qid
 from demr.batches.dataset import MomentDataset
 from demr.batches.stretches import MAX_CLIPS
