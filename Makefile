@@ -49,7 +49,7 @@ $(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) -e '.[train,encoders,cluster,export,dev]'
+	$(PIP) -e '.[train,encoders,cluster,export,reference,dev]'
 	@touch $(VENV)/.core $@
 
 $(LOWEST)/.all: pyproject.toml constraints-lowest.txt

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from demr.annotations.annotations import Annotation, read_annotations, write_annotations
 from demr.errors import AnnotationError
@@ -276,11 +277,92 @@ def test_presence_by_hand() -> None:
     assert some["presence/brier"] == pytest.approx((0.01 + 0.36 + 0.16) / 3)
     none = [says(qid, None) for qid in "abcd"]
     said = {k: v for k, v in measure(none, annotations).metrics.items() if "presence" in k}
-    assert said == {"presence/not judged": 4}
+    # All four are answered: the two absent ones wrongly, and without windows the others, too.
+    overlaps = {f"presence/G-mIoU@{k}": 50.0 for k in (1, 3, 5)}
+    assert said == {"presence/not judged": 4, "presence/Rej-F1": 0.0} | overlaps
     # Predictions of others say nothing of presence, and nothing is said of them.
     foreign = [replace(one, verdict=None) for one in none]
     assert not any("presence" in key for key in measure(foreign, annotations).metrics)
     assert "presence/AUROC" not in measure(predictions[:2], annotations[:2]).metrics
+
+
+def test_rejected_queries_by_hand() -> None:
+    annotations = [asked("a"), asked("b"), asked("c", ()), asked("d", ())]  # 2..6 s or absent
+
+    def answered(verdicts: dict[str, str | None], **present: float) -> dict[str, float]:
+        records = [
+            replace(predicted(qid, (2, 4, 0.9), (8, 9, 0.5)), verdict=v, present=present.get(qid))
+            for qid, v in verdicts.items()
+        ]
+        return measure(records, annotations).metrics
+
+    no = "not in this video"
+    # Of b, c rejected one is absent, and one of the two absent ones is rejected. Overlaps with one
+    # window: 1/2, 0, 1 and 0; the second is no moment, so with it a's is 0.5 / 2.
+    got = answered({"a": "found", "b": no, "c": no, "d": "uncertain"})
+    assert got["presence/Rej-F1"] == pytest.approx(50)
+    assert got["presence/G-mIoU@1"] == pytest.approx(100 * 1.5 / 4)
+    assert got["presence/G-mIoU@3"] == pytest.approx(100 * 1.25 / 4)
+    # Files without a verdict reject by their probability, at 0.4 as the benchmark does.
+    by_chance = answered(dict.fromkeys("abcd"), a=0.41, b=0.4, c=0.1, d=0.9)
+    assert by_chance["presence/Rej-F1"] == pytest.approx(50)
+    assert by_chance["presence/G-mIoU@1"] == got["presence/G-mIoU@1"]
+
+
+def test_scores_of_intervals_and_of_student_t_s_by_hand() -> None:
+    predictions = [
+        predicted(
+            qid,
+            (start, end, score),
+            intervals=[[[start - 1, start + 1], [end - 2, end + 2]]],
+            aleatoric=[[1.0, 1.0]],
+            epistemic=[[wide, wide]],
+            scale=[[wide, wide]],
+            alpha=[[1.5, 1.5]],
+        )
+        for qid, start, end, score, wide in [("a", 2, 7, 0.9, 1.0), ("b", 5, 9, 0.8, 4.0)]
+    ]
+    got = measure(predictions, [asked("a"), asked("b")]).metrics
+    # True windows 2..6 s: inside, inside; 2 s below 4..6 and 1 s below 7..11.
+    # Widths 2 and 4; 20 times what lies outside.
+    assert got["interval/winkler s"] == pytest.approx((2 + 4 + (2 + 20 * 2) + (4 + 20 * 1)) / 4)
+    assert "interval/worst slab" not in got  # four boundaries
+    # Student-t with three degrees of freedom: z = 0, -1, -3/4, -3/4.
+    pit = stats.t.cdf([0, -1, -0.75, -0.75], 3)
+    miss = [abs(np.mean(abs(2 * pit - 1) <= a) - a) for a in np.linspace(0.05, 0.95, 15)]
+    assert got["uncertainty/quantile calibration error"] == pytest.approx(np.mean(miss))
+    half = stats.t.ppf(0.75, 3)  # 0.76: all but z = -1 are inside
+    assert got["uncertainty/coverage 0.5"] == 0.75
+    ends = [(2, 7, 1.0), (5, 9, 4.0)]
+    widths = [
+        place + half * wide - max(place - half * wide, 0)
+        for start, end, wide in ends
+        for place in (start, end)
+    ]
+    assert got["uncertainty/width 0.5 s"] == pytest.approx(np.mean(widths))
+    # "a" is right, "b" (IoU 1/7) wrong, and all measures know: one of two is round(1.6) = 2.
+    assert got["uncertainty/R1@0.5 of the surest 80 %/score"] == 50
+    assert got["uncertainty/spearman/scale"] == 1
+    assert got["uncertainty/1-IoU/AUSE/EU"] == pytest.approx(0)
+
+
+def test_the_least_sure_fifth_is_discarded() -> None:
+    # The third of five is wrong; EU puts it last, the score first.
+    places = [(2, 6), (2, 6), (50, 60), (2, 6), (2, 6)]
+    names = "abcde"
+    predictions = [
+        predicted(
+            qid,
+            (*place, 0.9 if number == 2 else 0.5),
+            aleatoric=[[1.0, 1.0]],
+            epistemic=[[3.0 if number == 2 else 1.0] * 2],
+        )
+        for number, (qid, place) in enumerate(zip(names, places, strict=True))
+    ]
+    got = measure(predictions, [asked(qid) for qid in names]).metrics
+    assert got["R1@0.5"] == 80
+    assert got["uncertainty/R1@0.5 of the surest 80 %/EU"] == pytest.approx(100)
+    assert got["uncertainty/R1@0.5 of the surest 80 %/score"] == pytest.approx(75)
 
 
 def test_confidence_by_hand() -> None:

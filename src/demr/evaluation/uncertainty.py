@@ -15,6 +15,15 @@ from demr.annotations.windows import (
     window_iou,
 )
 from demr.evaluation.predictions import PredictionRecord
+from demr.metrics.rejection import generalized_miou, rejection_f1
+from demr.metrics.scores import (
+    cdf_mixture,
+    coverage_width_curve,
+    interval_score,
+    quantile_calibration_error,
+    quantile_mixture,
+    worst_slab_coverage,
+)
 from demr.metrics.uncertainty import (
     auroc,
     brier,
@@ -24,11 +33,22 @@ from demr.metrics.uncertainty import (
     interval_coverage,
     interval_width,
     nll_student_t,
+    risk_coverage_curve,
     uncertainty_metrics,
 )
 
 FloatArray = npt.NDArray[np.float64]
 Pairs = Sequence[tuple[PredictionRecord, Annotation]]
+
+INTERVAL_LEVEL = 0.9  # of the intervals in prediction files
+# Levels of the Student-t's central intervals whose coverage and width are told.
+STUDENT_T_LEVELS = (0.5, 0.8, 0.9, 0.95)
+REJECTED = "not in this video"  # the verdict of prediction files
+LEAST_PRESENT = 0.4  # what benchmarks of absent queries reject at: arXiv:2605.02623
+SUREST = 0.8  # share of the queries that is left where the least sure fifth is discarded
+# A tenth of 250 boundaries: less says nothing of a slab.
+_LEAST_FOR_SLABS = 250
+_SLAB_DIRECTIONS = 100
 
 
 def uncertainty_of(pairs: Pairs) -> dict[str, float]:
@@ -41,36 +61,91 @@ def uncertainty_of(pairs: Pairs) -> dict[str, float]:
         ``uncertainty/mean error s``: mean boundary error of the first window, wrong ones included,
         against the true window of highest IoU. Where all predictions carry their deviations,
         ``uncertainty/METRIC/MEASURE`` of :func:`~demr.metrics.uncertainty.uncertainty_metrics`,
-        likewise ``uncertainty/1-IoU/spearman/...``, and quantiles of ``nu``; with their Student-t
-        ``uncertainty/NLL`` and ``uncertainty/CRPS s`` of the boundaries. Empty without pairs.
+        likewise ``uncertainty/1-IoU/...`` against 1 - IoU, ``R1@0.5 of the surest 80 %/MEASURE``
+        (by the score, too), and quantiles of ``nu``; with their Student-t ``uncertainty/NLL``,
+        ``uncertainty/CRPS s`` and ``uncertainty/quantile calibration error`` of the boundaries,
+        ``uncertainty/coverage LEVEL`` and ``uncertainty/width LEVEL s`` of its central intervals.
+        Empty without pairs.
     """
     if not pairs:
         return {}
     window, truth = _first_windows(pairs)
     error = np.abs(truth - window).mean(axis=1)
     metrics = {"uncertainty/mean error s": float(error.mean())}
-    aleatoric, epistemic = _first(pairs, "aleatoric"), _first(pairs, "epistemic")
-    if aleatoric is not None and epistemic is not None:
-        evidence = _first(pairs, "evidence")
-        variances = ((aleatoric**2).mean(axis=1), (epistemic**2).mean(axis=1))
-        measures = (*variances, None if evidence is None else evidence.mean(axis=1))
-        metrics |= _prefixed("uncertainty/", uncertainty_metrics(error, *measures))
-        overlap = [
+    overlap = np.array(
+        [
             window_iou(first[None], np.asarray(a.windows_s)).max()
             for first, (_, a) in zip(window, pairs, strict=True)
         ]
-        of_overlap = uncertainty_metrics(1 - np.array(overlap), *measures)
-        spearman = {k: v for k, v in of_overlap.items() if k.startswith("spearman")}
-        metrics |= _prefixed("uncertainty/1-IoU/", spearman)
-        nu = _first(pairs, "nu")
+    )
+    measures = _measures(pairs)
+    if measures is not None:
+        for prefix, wrong in (("uncertainty/", error), ("uncertainty/1-IoU/", 1 - overlap)):
+            found = uncertainty_metrics(
+                wrong,
+                measures["aleatoric"],
+                measures["epistemic"],
+                measures.get("evidence"),
+                scale=measures.get("scale"),
+            )
+            metrics |= _prefixed(prefix, found)
+        metrics |= _surest(pairs, overlap, measures)
+        nu = np.asarray(_first(pairs, "nu"))
         for quantile in (0.05, 0.5, 0.95):
-            metrics[f"uncertainty/nu q{quantile:g}"] = float(np.quantile(np.asarray(nu), quantile))
+            metrics[f"uncertainty/nu q{quantile:g}"] = float(np.quantile(nu, quantile))
+    return metrics | _student_t_metrics(pairs, window, truth)
+
+
+def _measures(pairs: Pairs) -> dict[str, FloatArray] | None:
+    """Means over start and end of what measures uncertainty, as ``uncertainty_metrics`` asks."""
+    aleatoric, epistemic = _first(pairs, "aleatoric"), _first(pairs, "epistemic")
+    if aleatoric is None or epistemic is None:
+        return None
+    measures = {"aleatoric": aleatoric**2, "epistemic": epistemic**2}
+    for name in ("evidence", "scale"):
+        if (values := _first(pairs, name)) is not None:
+            measures[name] = values
+    return {name: values.mean(axis=1) for name, values in measures.items()}
+
+
+def _surest(pairs: Pairs, overlap: FloatArray, measures: dict[str, FloatArray]) -> dict[str, float]:
+    """R1@0.5 where the least sure fifth of the queries is not answered."""
+    by = {
+        "EU": measures["epistemic"],
+        "AU+EU": measures["aleatoric"] + measures["epistemic"],
+        "score": -np.array([p.windows[0, 2] for p, _ in pairs]),
+    }
+    wrong = (overlap < RIGHT_IOU).astype(np.float64)
+    left = max(round(SUREST * len(pairs)), 1) - 1
+    return {
+        f"uncertainty/R1@{RIGHT_IOU:g} of the surest {100 * SUREST:.0f} %/{name}": float(
+            100 * (1 - risk_coverage_curve(wrong, measure)[1][left])
+        )
+        for name, measure in by.items()
+    }
+
+
+def _student_t_metrics(pairs: Pairs, window: FloatArray, truth: FloatArray) -> dict[str, float]:
     scale, alpha = _first(pairs, "scale"), _first(pairs, "alpha")
-    if scale is not None and alpha is not None:
-        inside = np.clip(truth, 0, _durations(pairs))
-        student_t = (inside, window, scale, 2 * alpha)
-        metrics["uncertainty/NLL"] = float(np.mean(nll_student_t(*student_t)))
-        metrics["uncertainty/CRPS s"] = float(np.mean(crps_student_t(*student_t)))
+    if scale is None or alpha is None:
+        return {}
+    duration = _durations(pairs)
+    inside = np.clip(truth, 0, duration)
+    student_t = (window, scale, 2 * alpha)
+    one = [part[..., None] for part in student_t]  # a mixture of one component
+    pit = cdf_mixture(inside, one[0], one[1], one[2], 1.0)
+    metrics = {
+        "uncertainty/NLL": float(np.mean(nll_student_t(inside, *student_t))),
+        "uncertainty/CRPS s": float(np.mean(crps_student_t(inside, *student_t))),
+        "uncertainty/quantile calibration error": quantile_calibration_error(pit),
+    }
+    tail = (1 - np.array(STUDENT_T_LEVELS)[:, None, None]) / 2
+    half = quantile_mixture(1 - tail, one[0], one[1], one[2], 1.0) - window
+    low, high = (np.clip(window + side * half, 0, duration) for side in (-1, 1))
+    curve = coverage_width_curve(low, high, inside)
+    for level, coverage, width in zip(STUDENT_T_LEVELS, *curve, strict=True):
+        metrics[f"uncertainty/coverage {level:g}"] = float(coverage)
+        metrics[f"uncertainty/width {level:g} s"] = float(width)
     return metrics
 
 
@@ -82,10 +157,13 @@ def interval_metrics(pairs: Pairs) -> dict[str, float]:
 
     Returns:
         ``interval/coverage ...`` and ``interval/width ... s`` of first windows that have an
-        interval, ``interval/without`` where some have none (the model cannot judge their video or
-        words), and ``interval/further ...`` of those of the windows after them that were given a
-        true window of their own (:func:`~demr.annotations.windows.assign_truths`), with their
-        number.
+        interval, ``interval/winkler s`` (:func:`~demr.metrics.scores.interval_score` at 0.9, the
+        level of prediction files), ``interval/worst slab`` (coverage of boundaries in the slab of
+        place, length, duration and width where it is least,
+        :func:`~demr.metrics.scores.worst_slab_coverage`), ``interval/without`` where some have none
+        (the model cannot judge their video or words), and ``interval/further ...`` of those of the
+        windows after them that were given a true window of their own
+        (:func:`~demr.annotations.windows.assign_truths`), with their number.
     """
     if not pairs:
         return {}
@@ -94,9 +172,10 @@ def interval_metrics(pairs: Pairs) -> dict[str, float]:
         (p, a) for p, a in pairs if p.intervals is not None and not np.isnan(p.intervals[0]).any()
     ]
     if first:
-        _, truth = _first_windows(first)
         given = np.array([p.intervals[0] for p, _ in first if p.intervals is not None])
+        window, truth = _first_windows(first)
         metrics |= _prefixed("interval/", _coverage(given, truth, _durations(first)))
+        metrics |= _interval_scores(given, window, truth, _durations(first))
         if len(first) < len(pairs):
             metrics["interval/without"] = float(len(pairs) - len(first))
     bounds, truths, durations = [], [], []
@@ -116,19 +195,41 @@ def interval_metrics(pairs: Pairs) -> dict[str, float]:
     return metrics
 
 
+def _interval_scores(
+    bounds: FloatArray, window: FloatArray, truth: FloatArray, duration_s: FloatArray
+) -> dict[str, float]:
+    low, high = (np.clip(bounds[..., side], 0, duration_s) for side in (0, 1))
+    inside = np.clip(truth, 0, duration_s)
+    score = interval_score(low, high, inside, INTERVAL_LEVEL)
+    metrics = {"interval/winkler s": float(score.mean())}
+    covered = ((low <= inside) & (inside <= high)).ravel()
+    if len(covered) >= _LEAST_FOR_SLABS:
+        # Start and end are rows of their own with the same length and duration.
+        place = np.clip(window, 0, duration_s)
+        alike = np.repeat(np.c_[place[:, 1] - place[:, 0], duration_s], 2, axis=0)
+        covariates = np.c_[place.ravel(), (high - low).ravel(), alike]
+        metrics["interval/worst slab"] = worst_slab_coverage(
+            covered, covariates, directions=_SLAB_DIRECTIONS
+        )
+    return metrics
+
+
 def presence_metrics(pairs: Pairs) -> dict[str, float]:
     """Whether present queries are told from absent ones.
 
     Returns:
-        ``presence/AUROC of score`` by the score of the first window; of the predictions that carry
-        ``present`` ``presence/AUROC``, ``presence/brier`` and ``presence/ECE``, and
-        ``presence/not judged``, the number of those that carry a verdict without it: the model
-        cannot judge them. Empty where queries are all present or all absent.
+        ``presence/AUROC of score`` by the score of the first window; ``presence/Rej-F1`` and
+        ``presence/G-mIoU@K`` (:mod:`demr.metrics.rejection`) of predictions that can reject: by the
+        verdict ``not in this video``; without a verdict, by ``present`` of at most 0.4 or by having
+        no windows; of the predictions that carry ``present`` ``presence/AUROC``,
+        ``presence/brier`` and ``presence/ECE``, and ``presence/not judged``, the number of those
+        that carry a verdict without it: the model cannot judge them. Empty where queries are all
+        present or all absent.
     """
     label = np.array([bool(a.windows_s) for _, a in pairs], dtype=bool)
     if not _both_kinds(label):
         return {}
-    metrics = {}
+    metrics = _rejection_metrics(pairs, ~label)
     if all(len(p.windows) for p, _ in pairs):
         score = np.array([p.windows[0, 2] for p, _ in pairs])
         metrics["presence/AUROC of score"] = auroc(score[label], score[~label])
@@ -144,6 +245,26 @@ def presence_metrics(pairs: Pairs) -> dict[str, float]:
     if unjudged := sum(p.present is None and p.verdict is not None for p, _ in pairs):
         metrics["presence/not judged"] = float(unjudged)
     return metrics
+
+
+def _rejection_metrics(pairs: Pairs, absent: npt.NDArray[np.bool_]) -> dict[str, float]:
+    if all(p.verdict is None and p.present is None for p, _ in pairs):
+        return {}  # predictions of a model that always answers
+    rejected = [_is_rejected(p) for p, _ in pairs]
+    told = [
+        p.windows[:0, :2] if reject else p.windows[:, :2]
+        for (p, _), reject in zip(pairs, rejected, strict=True)
+    ]
+    truths = [np.asarray(a.windows_s or (), np.float64).reshape(-1, 2) for _, a in pairs]
+    overlaps = _prefixed("presence/", generalized_miou(told, truths))
+    return {"presence/Rej-F1": rejection_f1(rejected, absent)} | overlaps
+
+
+def _is_rejected(prediction: PredictionRecord) -> bool:
+    if prediction.verdict is not None:
+        return prediction.verdict == REJECTED
+    unlikely = prediction.present is not None and prediction.present <= LEAST_PRESENT
+    return unlikely or not len(prediction.windows)
 
 
 def confidence_metrics(pairs: Pairs) -> dict[str, float]:

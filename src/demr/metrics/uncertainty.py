@@ -13,24 +13,29 @@ def uncertainty_metrics(
     epistemic: npt.ArrayLike,
     evidence: npt.ArrayLike | None = None,
     *,
+    scale: npt.ArrayLike | None = None,
     bins: int = 10,
 ) -> dict[str, float]:
     """Agreement of error with each measure of uncertainty.
 
     The measures are ``EU`` (epistemic), ``AU`` (aleatoric), ``AU+EU`` (the predictive variance,
-    which unlike EU alone the likelihood identifies) and ``-evidence``.
+    which unlike EU alone the likelihood identifies), ``-evidence`` and ``scale`` (of the
+    Student-t: where its tails are heavy, the variance says little about the usual error).
 
     Args:
         error: Of each answer, at least 0, ``(N,)``: mean boundary error or 1 - IoU.
         aleatoric: ``(N,)``, variances in one unit with ``epistemic``.
         epistemic: ``(N,)``.
         evidence: ``(N,)``; None leaves it out.
+        scale: Likewise.
         bins: For the consistency.
 
     Returns:
         For each measure m: ``spearman/m`` (ties share their mean rank; NaN if either side is
         constant or N < 2), ``AURC/m`` (mean error over all coverages, the unit of ``error``),
-        ``AUSE/m`` (AURC above that of ordering by the error itself, divided by the mean error),
+        ``AUSE/m`` (AURC above that of ordering by the error itself, divided by the mean error;
+        both are means over the N coverages, where some libraries integrate by trapezoids, which
+        differs by half of the curve's ends over N),
         ``consistency/m`` (share of pairs of equal-mass bins whose mean errors are ordered as
         their uncertainties; ties count half, 0.5 is chance).
 
@@ -45,6 +50,8 @@ def uncertainty_metrics(
     measures = {"EU": eu, "AU": au, "AU+EU": au + eu}
     if evidence is not None:
         measures["-evidence"] = -_vector(evidence, "evidence", err.size)
+    if scale is not None:
+        measures["scale"] = _vector(scale, "scale", err.size)
     oracle = float(risk_coverage_curve(err, err)[1].mean())
     mean_error = float(err.mean())
     metrics = {}
@@ -254,15 +261,30 @@ def crps_student_t(
     Reference:
         Jordan et al. 2019, Evaluating Probabilistic Forecasts with scoringRules, appendix A.
     """
+    distance = distance_student_t(truth, loc, scale, dof)
+    _, s, nu = _standardise(truth, loc, scale, dof, least_dof=1.0)
+    log_ratio = special.betaln(0.5, nu - 0.5) - 2 * special.betaln(0.5, nu / 2)
+    result: FloatArray = distance - s * (2 * np.sqrt(nu) / (nu - 1) * np.exp(log_ratio))
+    return result
+
+
+def distance_student_t(
+    truth: npt.ArrayLike, loc: npt.ArrayLike, scale: npt.ArrayLike, dof: npt.ArrayLike
+) -> FloatArray:
+    """Mean distance of a Student-t from the truth, elementwise, arguments broadcast.
+
+    In the unit of ``truth``; the first half of the score, which a mixture's has, too.
+
+    Raises:
+        ValueError: If a scale is not positive or there is at most 1 degree of freedom (the
+            distance is then infinite).
+    """
     z, s, nu = _standardise(truth, loc, scale, dof, least_dof=1.0)
     below = special.stdtr(nu, z)
     tail = 1.0 + z**2 / nu
     log_norm = special.betaln(0.5, nu / 2) + 0.5 * np.log(nu)
     density = np.exp(-log_norm - (nu + 1) / 2 * np.log(tail))
-    log_ratio = special.betaln(0.5, nu - 0.5) - 2 * special.betaln(0.5, nu / 2)
-    constant = 2 * np.sqrt(nu) / (nu - 1) * np.exp(log_ratio)
-    body = z * (2 * below - 1) + 2 * density * tail * nu / (nu - 1) - constant
-    result: FloatArray = s * body
+    result: FloatArray = s * (z * (2 * below - 1) + 2 * density * tail * nu / (nu - 1))
     return result
 
 
