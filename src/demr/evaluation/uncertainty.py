@@ -12,7 +12,6 @@ from demr.annotations.windows import (
     distinct_rows,
     iou,
     true_windows,
-    window_iou,
 )
 from demr.evaluation.predictions import PredictionRecord
 from demr.metrics.rejection import generalized_miou, rejection_f1
@@ -72,12 +71,7 @@ def uncertainty_of(pairs: Pairs) -> dict[str, float]:
     window, truth = _first_windows(pairs)
     error = np.abs(truth - window).mean(axis=1)
     metrics = {"uncertainty/mean error s": float(error.mean())}
-    overlap = np.array(
-        [
-            window_iou(first[None], np.asarray(a.windows_s)).max()
-            for first, (_, a) in zip(window, pairs, strict=True)
-        ]
-    )
+    overlap = iou(window, truth)
     measures = _measures(pairs)
     if measures is not None:
         for prefix, wrong in (("uncertainty/", error), ("uncertainty/1-IoU/", 1 - overlap)):
@@ -280,26 +274,33 @@ def confidence_metrics(pairs: Pairs) -> dict[str, float]:
         wrong. Empty where no window carries a confidence.
     """
     metrics = {}
+    judged = [
+        _confidence_and_hits(p, a) for p, a in pairs if p.confidence is not None and len(p.windows)
+    ]
     for name, ranks in (("confidence/", slice(0, 1)), ("confidence/further ", slice(1, None))):
-        probability, right = [], []
-        for prediction, annotation in pairs:
-            if prediction.confidence is None or not len(prediction.windows):
-                continue
-            windows = prediction.windows[:, :2]
-            rows = distinct_rows(windows)
-            hit = np.zeros(len(rows), dtype=bool)
-            given, true = assign_truths(windows[rows], annotation.windows_s or ())
-            hit[given] = iou(windows[rows][given], true) >= RIGHT_IOU
-            known = ~np.isnan(prediction.confidence[rows[ranks]])
-            probability.append(prediction.confidence[rows[ranks]][known])
-            right.append(hit[ranks][known])
-        if not probability or not sum(map(len, probability)):
+        if not sum(len(sure[ranks]) for sure, _ in judged):
             continue
-        every, label = np.concatenate(probability), np.concatenate(right)
+        every = np.concatenate([sure[ranks] for sure, _ in judged])
+        label = np.concatenate([hit[ranks] for _, hit in judged])
+        every, label = every[~np.isnan(every)], label[~np.isnan(every)]
+        if not len(every):
+            continue
         metrics[f"{name}ECE"] = ece(every, label)
         if _both_kinds(label):
             metrics[f"{name}AUROC"] = auroc(every[label], every[~label])
     return metrics
+
+
+def _confidence_and_hits(
+    prediction: PredictionRecord, annotation: Annotation
+) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
+    """Of each distinct window its confidence, and whether it is a true one."""
+    windows = prediction.windows[:, :2]
+    rows = distinct_rows(windows)
+    hit = np.zeros(len(rows), dtype=bool)
+    given, true = assign_truths(windows[rows], annotation.windows_s or ())
+    hit[given] = iou(windows[rows][given], true) >= RIGHT_IOU
+    return np.asarray(prediction.confidence)[rows], hit
 
 
 def _both_kinds(label: npt.NDArray[np.bool_]) -> bool:

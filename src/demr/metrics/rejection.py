@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from demr.metrics.retrieval import iou_matrix
+from demr.annotations.windows import window_iou
 
 SET_SIZES: tuple[int, ...] = (1, 3, 5)
 
@@ -83,7 +83,7 @@ def generalized_miou(
             total += float(len(windows) == len(truth))
             continue
         matched = np.zeros(len(windows))  # IoU of the windows that found a true one to match
-        overlap = iou_matrix(windows, truth)
+        overlap = window_iou(windows, truth)
         for row in range(min(len(windows), len(truth))):
             best = int(overlap[row].argmax())
             matched[row] = overlap[row, best]
