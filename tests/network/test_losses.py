@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck
 
 from demr.batches.batch import Batch, Item, Targets, collate, make_targets
-from demr.evidential import NormalInverseGamma, geom_regularizer
+from demr.evidential import AnchoredGeom, NormalInverseGamma, geom_regularizer
 from demr.network.losses import (
     TEMPERATURE,
     LossBreakdown,
     alignment_loss,
+    anchored_geom,
     foreground_loss,
     giou,
     inter_loss,
@@ -467,6 +468,26 @@ def test_noise_in_the_features_counts_against_evidence() -> None:
     for wanted, noise in ((plain, torch.zeros(4)), (doubted, batch.noise)):
         losses = retrieval_loss(output, replace(batch, noise=noise), LossWeights())
         torch.testing.assert_close(losses.regularizer, wanted)
+
+
+def test_the_anchored_geom_is_the_stages_and_ranks_start_and_end_together() -> None:
+    batch = collate(present())
+    output, targets = build()(batch), known(batch)
+    weights = LossWeights(error_scale="anchored", lambda_geom=1.0)
+    stage, other = anchored_geom(weights), AnchoredGeom()
+    assert stage is not None
+    for step in (1, 2):
+        losses = retrieval_loss(output, batch, weights, stage)
+        expected = other(output.nig, targets.window_norm, targets.foreground, doubt=batch.noise)
+        torch.testing.assert_close(losses.regularizer, expected)
+        remembered = int((stage.errors >= 0).sum())
+        assert remembered == step * 2 * int(targets.foreground.sum())
+    with pytest.raises(ValueError, match="needs the AnchoredGeom of anchored_geom"):
+        retrieval_loss(output, batch, weights)
+    # Nothing is kept, nor asked for, where another regulariser is chosen.
+    for without in (LossWeights(), replace(weights, regularizer="der")):
+        assert anchored_geom(without) is None
+        retrieval_loss(output, batch, without)
 
 
 # --- absent moments ---------------------------------------------------------------------------

@@ -146,8 +146,10 @@ def test_a_run_that_was_moved_keeps_its_best_epoch(
 def test_in_bfloat16_a_resumed_run_repeats_and_all_that_is_stored_is_float32(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: OneThread
 ) -> None:
-    settings = ("precision=bf16", "reconstruction.align_epochs=0", "reconstruction.epochs=1")
-    config = load_config(recipe, [*settings, "retrieval.epochs=2"])
+    settings = ["precision=bf16", "reconstruction.align_epochs=0", "reconstruction.epochs=1"]
+    # Whose state, the errors it has seen, has to be resumed as well.
+    settings += ["losses.error_scale=anchored", "retrieval.epochs=2"]
+    config = load_config(recipe, settings)
     step = training.RetrievalStage.training_step
     predicted: list[tuple[bool, torch.dtype]] = []
     predict = predict_dataset
@@ -171,6 +173,14 @@ def test_in_bfloat16_a_resumed_run_repeats_and_all_that_is_stored_is_float32(
                 train_run(config, tmp_path / "stopped")
         train_run(config, tmp_path / "stopped", resume=True)
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+    for stage in ("stage2", "refit"):
+        whole, resumed = (
+            torch.load(tmp_path / run / "checkpoints" / stage / "last.ckpt", weights_only=True)
+            for run in ("whole", "stopped")
+        )
+        errors = whole["state_dict"]["anchored.errors"]
+        assert (errors >= 0).any()
+        assert torch.equal(errors, resumed["state_dict"]["anchored.errors"])
     # The checkpoint is chosen by what the saved model will predict.
     assert set(predicted) == {(False, torch.float32)}
     weights = load_file(tmp_path / "whole" / "model.safetensors")
@@ -219,12 +229,12 @@ def test_stage_one_moves_the_text_and_stage_two_spares_the_head(
     kinds: list[tuple[torch.dtype, ...]] = []
     real = retrieval_loss
 
-    def watched(output: Any, batch: Any, weights: Any) -> LossBreakdown:
+    def watched(output: Any, batch: Any, weights: Any, anchored: Any) -> LossBreakdown:
         assert not torch.is_autocast_enabled("cpu")
         nig = output.nig
         kinds.append((nig.loc.dtype, nig.nu.dtype, nig.excess.dtype, nig.beta.dtype))
         kinds.append((output.clip_embedding.dtype,))
-        return real(output, batch, weights)
+        return real(output, batch, weights, anchored)
 
     monkeypatch.setattr(training, "retrieval_loss", watched)
     masking = make_masking(config, train, data.encoder)

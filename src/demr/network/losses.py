@@ -7,7 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from demr.batches.batch import Batch, Targets
-from demr.evidential import NormalInverseGamma, der_regularizer, geom_regularizer, nig_nll
+from demr.evidential import (
+    AnchoredGeom,
+    NormalInverseGamma,
+    der_regularizer,
+    geom_regularizer,
+    nig_nll,
+)
 from demr.network.model import Embeddings, ModelOutput
 from demr.network.settings import LossWeights
 
@@ -38,16 +44,22 @@ class LossBreakdown:
     regularizer: Tensor
 
 
-def retrieval_loss(output: ModelOutput, batch: Batch, weights: LossWeights) -> LossBreakdown:
+def retrieval_loss(
+    output: ModelOutput,
+    batch: Batch,
+    weights: LossWeights,
+    anchored: AnchoredGeom | None = None,
+) -> LossBreakdown:
     """The loss of stage 2, ``L = L_mr + lambda_der * 2 * mean(L_e)``.
 
     Args:
         output: Output of the model for ``batch``.
         batch: Must carry targets.
         weights: Weights of the terms.
+        anchored: As in `evidential_terms`.
 
     Raises:
-        ValueError: If the batch carries no targets.
+        ValueError: If the batch carries no targets, or as `evidential_terms`.
     """
     targets = _targets(batch)
     mask = targets.foreground
@@ -57,7 +69,7 @@ def retrieval_loss(output: ModelOutput, batch: Batch, weights: LossWeights) -> L
         output.foreground_logit, mask, batch.video_mask, weights.background_weight
     )
     intra, inter, contrast = saliency_terms(output, batch, weights.absent_negatives)
-    nll, regularizer = evidential_terms(output, batch, weights)
+    nll, regularizer = evidential_terms(output, batch, weights, anchored)
     evidential = evidential_sum(nll, regularizer, weights)
     total = (
         SMOOTH_L1_WEIGHT * smooth_l1
@@ -100,16 +112,35 @@ def alignment_loss(output: Embeddings, batch: Batch, weights: LossWeights) -> Te
     )
 
 
+def anchored_geom(weights: LossWeights) -> AnchoredGeom | None:
+    """The regulariser that the stages keep, with the errors it has seen; None without one.
+
+    Start and end err in one unit, and so share a memory.
+    """
+    if weights.regularizer == "geom" and weights.error_scale == "anchored":
+        return AnchoredGeom()
+    return None
+
+
 def evidential_terms(
-    output: ModelOutput, batch: Batch, weights: LossWeights
+    output: ModelOutput,
+    batch: Batch,
+    weights: LossWeights,
+    anchored: AnchoredGeom | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Likelihood and regulariser over the foreground, unweighted.
 
     Noise in the features of an item counts against its evidence in the Geom-regulariser: without
     it, no loss says that evidence has to fall where features are worse than ever seen.
 
+    Args:
+        output: Output of the model for ``batch``.
+        batch: Must carry targets.
+        weights: Which regulariser.
+        anchored: What `anchored_geom` made for these weights, the same in every step.
+
     Raises:
-        ValueError: If the batch carries no targets.
+        ValueError: If the batch carries no targets, or ``anchored`` is missing.
     """
     targets = _targets(batch)
     nig, mask, target = output.nig, targets.foreground, targets.window_norm
@@ -120,6 +151,10 @@ def evidential_terms(
         return nll, nll.new_zeros(())
     if weights.regularizer == "der":
         return nll, der_regularizer(scored, target, mask)
+    if weights.error_scale == "anchored":
+        if anchored is None:
+            raise ValueError("error_scale 'anchored' needs the AnchoredGeom of anchored_geom")
+        return nll, anchored(scored, target, mask, doubt=batch.noise)
     return nll, geom_regularizer(
         scored, target, mask, error_scale=weights.error_scale, doubt=batch.noise
     )

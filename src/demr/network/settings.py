@@ -135,10 +135,12 @@ class LossWeights:
     """Weight of the Geom-regulariser within the evidential loss, beside a likelihood of 1."""
     regularizer: Literal["none", "der", "geom"] = "geom"
     """Which regulariser shapes the evidence."""
-    error_scale: Literal["min-max", "rank"] = "min-max"
+    error_scale: Literal["min-max", "rank", "anchored"] = "min-max"
     """How Geom scales errors to 0..1: the paper's ``min-max``, or ``rank``, which no outlier moves.
 
-    See ``demr.evidential.geom_regularizer``.
+    Both are of one batch, and leave the level of the evidence to chance: see
+    ``demr.evidential.geom_regularizer``. ``anchored`` ranks among the last 4,096 errors and scales
+    evidence too: ``demr.evidential.AnchoredGeom``; its ``lambda_geom`` is 1 rather than 0.01.
     """
     location_gradient: bool = True
     """Whether the likelihood's gradient reaches the predicted boundary."""

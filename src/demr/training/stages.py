@@ -29,6 +29,7 @@ from demr.metrics.uncertainty import auroc
 from demr.network.losses import (
     LossBreakdown,
     alignment_loss,
+    anchored_geom,
     evidential_sum,
     evidential_terms,
     retrieval_loss,
@@ -259,13 +260,14 @@ class RetrievalStage(_Stage):
             head.requires_grad_(False)
         super().__init__(model, head, config, dataset, config.retrieval, 2)
         self._validation = validation
+        self.anchored = anchored_geom(config.losses)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step."""
         del batch_idx
         output = self.model(batch)
         with torch.autocast(self.device.type, enabled=False):
-            losses = retrieval_loss(output, batch, self.weights)
+            losses = retrieval_loss(output, batch, self.weights, self.anchored)
         values = {
             f"train/{f.name}": getattr(losses, f.name).detach() for f in fields(LossBreakdown)
         }
@@ -325,6 +327,7 @@ class RefitStage(_Stage):
             model.evidential_head = EvidentialHead(model.dim, targets=2)
         model.requires_grad_(False)
         model.evidential_head.requires_grad_(True)
+        self.anchored = anchored_geom(config.losses)
 
     @property
     def _limit(self) -> int:
@@ -336,7 +339,7 @@ class RefitStage(_Stage):
         self.model.eval()
         output = self.model(batch)
         with torch.autocast(self.device.type, enabled=False):
-            nll, regularizer = evidential_terms(output, batch, self.weights)
+            nll, regularizer = evidential_terms(output, batch, self.weights, self.anchored)
         self.log_dict(
             {"refit/nll": nll, "refit/regularizer": regularizer},
             on_step=False,
