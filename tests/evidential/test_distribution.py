@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from tests.evidential.nig_samples import random_nig, random_target, wide_grid
+from tests.evidential.nig_samples import gradients, random_nig, random_target, wide_grid
 from torch import Tensor
 from torch.distributions import StudentT
 
@@ -181,6 +181,18 @@ def test_from_excess_is_not_quantised_by_alpha() -> None:
     assert exact.aleatoric.item() == pytest.approx(0.3 / 1.05e-5, rel=1e-6)
     assert rounded.aleatoric.item() != pytest.approx(0.3 / 1.05e-5, rel=1e-4)
     assert exact.expand((2,))[0].detach().excess == excess
+
+
+def test_the_same_evidence_about_another_estimate() -> None:
+    nig, loc = random_nig(4, 2), random_target(4, 2)
+    moved = nig.with_loc(loc)
+    torch.testing.assert_close(moved.log_prob(loc + 1), nig.log_prob(nig.loc + 1))
+    assert moved.loc is not nig.loc
+    # The losses reach the evidence alone, by errors of the other estimate.
+    reached = [g is not None for g in gradients(nig_nll(moved, random_target(4, 2)), nig)]
+    assert reached == [False, True, True, True]
+    tiny = NormalInverseGamma.from_excess(0.3, 1.0, 1.05e-5, 0.1)
+    assert tiny.with_loc(torch.tensor(2.0)).excess == tiny.excess
 
 
 def test_rescaled_predictions_are_in_original_units() -> None:

@@ -9,7 +9,6 @@ from torch import Tensor
 from demr.batches.batch import Batch, Targets
 from demr.evidential import (
     AnchoredGeom,
-    NormalInverseGamma,
     der_regularizer,
     geom_regularizer,
     nig_nll,
@@ -144,8 +143,7 @@ def evidential_terms(
     """
     targets = _targets(batch)
     nig, mask, target = output.nig, targets.foreground, targets.window_norm
-    loc = nig.loc if weights.location_gradient else nig.loc.detach()
-    scored = NormalInverseGamma.from_excess(loc, nig.nu, nig.excess, nig.beta, validate_args=False)
+    scored = nig if weights.location_gradient else nig.with_loc(nig.loc.detach())
     nll = nig_nll(scored, target, mask)
     if weights.regularizer == "none":
         return nll, nll.new_zeros(())
