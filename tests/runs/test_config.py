@@ -177,6 +177,10 @@ def test_validation_is_never_a_test(tmp_path: Path) -> None:
     for name in ("val.jsonl", "./val.jsonl"):
         with pytest.raises(ConfigError, match="a validation split that is no test split"):
             load_config(save(tmp_path, nested("data.tests", {"iid": name})))
+    # A test split under such a name would take the other's place, and be calibrated on.
+    for name in ("val", "train", "gap"):
+        with pytest.raises(ConfigError, match=f"tests called otherwise .* got '{name}'"):
+            load_config(save(tmp_path, nested("data.tests", {name: "other.jsonl"})))
     allowed = nested("data.tests", {"iid": "iid.jsonl", "ood": "ood.jsonl"})
     assert len(load_config(save(tmp_path, allowed)).data.tests) == 2
 
@@ -309,9 +313,14 @@ def written(override: str) -> str:
         ("name=../../x", "a name .* that is no path"),
         ("name=a/b", "a name .* that is no path"),
         ("name=.x", "a name .* that is no path"),
+        ("name=" + "日" * 50, "of at most 100 bytes"),
         ('data.root="a\\0b"', "a path that a file can have"),
         ("data.tests=!!set {a}", "the tag"),
         ("name=!!python/name:os.getcwd", "could not determine a constructor"),
+        ("seed=!!bool maybe", "'maybe' under the tag"),
+        ('seed=!!float ""', "'' under the tag"),
+        ("seed=!!timestamp now", "'now' under the tag"),
+        ("seed=!!int x", "invalid literal"),
         ("x=&a [*a]", "an alias of what it stands in"),
         ("x=" + "[" * 100_000, "nested deeper than 64 levels"),
         ("x=" + "[" * 70 + "]" * 70, "nested deeper than 64 levels"),

@@ -49,6 +49,13 @@ def test_a_variant_that_two_grids_share_is_one_run() -> None:
     assert len({trial.name for trial in trials_of(planned)}) == 2 * (4 + 5 - 1)
 
 
+def test_a_variant_of_any_name_has_a_folder(tmp_path: Path) -> None:
+    grid = Grid(title="x", variants={name: {} for name in ("", "../../x", "a" * 300, "é\n\0")})
+    for trial in trials_of(plan(RECIPE, {"own": grid}, [0])):
+        assert Path(trial.name).name == trial.name
+        (tmp_path / f"{trial.name}.yaml").touch()
+
+
 def test_trials_go_seed_by_seed(tmp_path: Path) -> None:
     grids = {name: GRIDS[name] for name in ("fusion", "reconstruction")}
     different = plan_ablation(RECIPE, grids, [3, 1], out=tmp_path).different
@@ -106,6 +113,8 @@ def test_a_grid_of_ones_own(tmp_path: Path) -> None:
         ("title: x\nsweep: seed", "either variants, or a sweep"),
         ("title: x\nvariants: {a: {}}\nfoo: 1", "foo"),
         ("- 1", "a grid"),
+        ("title: x\nvariants: {a: {seed: 1}}", "other than seed"),
+        ("title: x\nsweep: seed\nvalues: [1, 2]", "other than seed"),
         ("title: [", "a grid"),
     ],
 )

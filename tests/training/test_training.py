@@ -45,7 +45,6 @@ KILLED = """
 import os, signal, sys
 from demr.training import stages as training
 from demr.training import trainer
-from demr.training import trainer
 from demr.cli.main import main
 
 stage, epoch, batch = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])

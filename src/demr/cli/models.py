@@ -38,7 +38,9 @@ def train(
 
     loaded = load_config(config, overrides or [])
     need_extra("train", "lightning", "tensorboard", "HanTa")
-    from demr.runs.folder import default_run_folder, is_main_process
+    from demr.runs.folder import check_processes, default_run_folder, is_main_process
+
+    check_processes(loaded.devices)
     from demr.training.run import train_run
 
     if resume and out is None:
@@ -207,6 +209,7 @@ def balance(
     device: _Device = "auto",
 ) -> None:
     """Measure how uncertainty answers to noise on video and on text (dVar)."""
+    check_at_least("--limit", limit, 0)
     from demr.runs.balance import balance_run
 
     say(*balance_run(run, split, limit, device).split("\n"))

@@ -146,6 +146,9 @@ class YamlReader:
             value = self._loader.construct_object(node, deep=True)
         except yaml.YAMLError as error:
             raise ValueError(" ".join(str(error).split())) from error
+        except (LookupError, AttributeError, ArithmeticError) as error:
+            # A tag that says more than is true, such as !!bool maybe.
+            raise ValueError(f"{node.value[:40]!r} under the tag {node.tag[:60]!r}") from error
         if isinstance(value, int) and value.bit_length() > _INT_BITS:
             raise ValueError(f"a whole number of {value.bit_length()} bits")
         if type(value) in (int, float) and _MISREAD.search(node.value):

@@ -34,9 +34,11 @@ _LONGEST_NAME = 100
 
 def _file_name(value: str) -> str:
     """Check that a name is one folder's, and leads nowhere else."""
-    if not re.fullmatch(rf"[^\W.][\w .+=,@-]{{0,{_LONGEST_NAME - 1}}}", value) or value[-1] in ". ":
+    fits = re.fullmatch(r"[^\W.][\w .+=,@-]*", value) and value[-1] not in ". "
+    if not fits or len(value.encode()) > _LONGEST_NAME:
         raise ValueError(
-            "a name of letters, digits and . _ + - that is no path, as a folder is called by it"
+            "a name of letters, digits and . _ + - that is no path, as a folder is called by it, "
+            f"of at most {_LONGEST_NAME} bytes"
         )
     return value
 
@@ -92,9 +94,13 @@ class DataConfig(_Strict):
         raise ValueError("a path, or a share of the training videos between 0 and 1")
 
     @model_validator(mode="after")
-    def _val_is_no_test(self) -> Self:
+    def _splits_differ(self) -> Self:
         if self.val in self.tests.values():
             raise ValueError(f"a validation split that is no test split; got {self.val} as both")
+        # A run's metrics and predictions have these places already.
+        for taken in ("train", "val", "gap"):
+            if taken in self.tests:
+                raise ValueError(f"tests called otherwise than train, val or gap; got {taken!r}")
         return self
 
 

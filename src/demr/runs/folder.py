@@ -13,8 +13,9 @@ from demr.runs.config import TrainConfig, load_config, load_stored_config
 _FOLDER_VARIABLE = "DEMR_RUN_FOLDER"
 _LOCK = ".lock"
 # What torchrun, Lightning and clusters say about the processes of a training.
-_RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK")
-_COUNTS = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT", "SLURM_NTASKS", "SLURM_PROCID")
+_RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK")
+_NUMBERS = ("GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT", "SLURM_NTASKS",
+            "SLURM_PROCID")  # fmt: skip
 
 
 def check_folder(config: TrainConfig, run: Path, resume: bool) -> None:
@@ -112,22 +113,37 @@ def _taken(run: Path) -> ConfigError:
     )
 
 
-def is_main_process() -> bool:
-    """Whether this is the process that writes; false in the others of a parallel training.
+def check_processes(devices: int) -> None:
+    """Check what the environment says about the processes of a training.
+
+    Before Lightning is imported, which reads some of it as it is imported.
+
+    Args:
+        devices: Processes that the training is to have.
 
     Raises:
-        ConfigError: If a variable that tells the processes apart is no number.
+        ConfigError: If a variable is no number, or speaks of a process that there is not.
     """
-    for name in (*_RANKS, *_COUNTS):
+    most = {"RANK": devices - 1, "LOCAL_RANK": devices - 1, "NODE_RANK": 0}
+    for name in (*_RANKS, *_NUMBERS):
         value = os.environ.get(name, "0")
         if not (value.isascii() and value.isdecimal() and len(value) < 10):
-            raise ConfigError(
-                f"environment variable {name}",
-                expected="a whole number from 0 on, as torchrun and clusters set it",
-                got=repr(value[:40]),
-                remedy=f"unset {name}",
-            )
-    return all(int(os.environ.get(rank, "0")) == 0 for rank in _RANKS[:3])
+            expected = "a whole number from 0 on, as torchrun and clusters set it"
+        elif int(value) > most.get(name, int(value)):
+            expected = f"no more than {most[name]} in a training with devices: {devices}"
+        else:
+            continue
+        raise ConfigError(
+            f"environment variable {name}",
+            expected=expected,
+            got=repr(value[:40]),
+            remedy=f"unset {name}",
+        )
+
+
+def is_main_process() -> bool:
+    """Whether this is the process that writes; false in the others of a parallel training."""
+    return all(int(os.environ.get(rank, "0")) == 0 for rank in _RANKS)
 
 
 def default_run_folder(name: str) -> Path:

@@ -42,6 +42,8 @@ class Grid(BaseModel):
     def _variants_or_sweep(self) -> "Grid":
         if bool(self.variants) == bool(self.sweep) or bool(self.sweep) != bool(self.values):
             raise ValueError("a grid of either variants, or a sweep with its values; got another")
+        if self.sweep == "seed" or any("seed" in changes for changes in self.variants.values()):
+            raise ValueError("settings other than seed, as each variant is trained with every seed")
         return self
 
     @property

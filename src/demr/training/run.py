@@ -291,12 +291,15 @@ def make_masking(config: TrainConfig, train: MomentDataset, encoder: Any) -> Mas
             remedy="choose other parts of speech, or set reconstruction.epochs to 0",
         )
     wordless, unplaced = train.never_masked(frozenset(stage.pos))
+    reasons = {
+        f"{wordless} have no {' or '.join(stage.pos)}": wordless,
+        f"of {unplaced} it is not known which token is which word (stored text can say so under "
+        "the name tokens)": unplaced,
+    }
     if (wordless or unplaced) and is_main_process():
-        share = (wordless + unplaced) / len(train)
         console.print(
-            f"query reconstruction never masks {share:.1%} of the training queries: {wordless} "
-            f"have no {' or '.join(stage.pos)}, of {unplaced} it is not known which token is "
-            "which word (stored text can say so under the name tokens)",
+            f"query reconstruction never masks {(wordless + unplaced) / len(train):.1%} of the "
+            f"training queries: {', '.join(why for why, count in reasons.items() if count)}",
             highlight=False,
         )
     return Masking(

@@ -3,7 +3,8 @@
 import logging
 import textwrap
 import warnings
-from collections.abc import Callable, Iterator
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ from typing import Any
 import lightning
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from safetensors import SafetensorError
 
-from demr.errors import DemrError, ModelError
+from demr.errors import ConfigError, DemrError, ModelError
 from demr.machine.devices import has_fast_bfloat16, resolve_device
 from demr.machine.files import atomic_path
 from demr.machine.reading import check_regular
@@ -60,6 +62,10 @@ def read_checkpoint(path: Path, map_location: Any | None = None) -> dict[str, An
     """
     try:
         check_regular(path)
+        with zipfile.ZipFile(path) as archive:
+            # torch compares no checksums.
+            if (changed := archive.testzip()) is not None:
+                raise ValueError(f"{changed} is not what was written")
         location = "cpu" if map_location is None else map_location
         checkpoint = torch.load(path, map_location=location, weights_only=True)
         if not isinstance(checkpoint, dict):
@@ -194,6 +200,45 @@ def _checkpoints(folder: Path, validates: bool) -> list[PortableCheckpoint]:
     return [best, last]
 
 
+def _trainer(
+    config: TrainConfig, run: Path, name: str, epochs: int, callbacks: Sequence[Callback]
+) -> lightning.Trainer:
+    """Lightning's Trainer of a stage.
+
+    Raises:
+        ConfigError: If there are not the devices that the config asks for, or the cluster has set
+            up other processes.
+    """
+    try:
+        return lightning.Trainer(
+            accelerator="auto",
+            devices=config.devices,
+            # No stage uses every head.
+            strategy="auto" if config.devices == 1 else "ddp_find_unused_parameters_true",
+            max_epochs=epochs,
+            precision="bf16-mixed" if use_bf16(config.precision) else "32-true",
+            # Standard output belongs to the results.
+            callbacks=[
+                *callbacks,
+                RichProgressBar(refresh_rate=5, console_kwargs={"stderr": True}),
+            ],
+            logger=TensorBoardLogger(run, name="logs", version=name),
+            plugins=[AtomicCheckpointIO()],
+            limit_val_batches=0,  # stages validate themselves, as every evaluation predicts
+            reload_dataloaders_every_n_epochs=1,
+            use_distributed_sampler=False,
+            enable_model_summary=False,
+            default_root_dir=run,
+        )
+    except (MisconfigurationException, RuntimeError, ValueError) as error:
+        raise ConfigError(
+            "devices",
+            expected="devices that are here, one for each process that a cluster starts",
+            got=textwrap.shorten(str(error), 250, placeholder=" ..."),
+            remedy="set another number, or start demr in another way, with --resume",
+        ) from error
+
+
 @_quiet()
 def fit_stage(
     stage: lightning.LightningModule,
@@ -224,27 +269,7 @@ def fit_stage(
     folder = run / "checkpoints" / name
     callbacks, started = _checkpoints(folder, validates), _Started()
     best = callbacks[0]
-    trainer = lightning.Trainer(
-        accelerator="auto",
-        devices=config.devices,
-        # No stage uses every head.
-        strategy="auto" if config.devices == 1 else "ddp_find_unused_parameters_true",
-        max_epochs=epochs,
-        precision="bf16-mixed" if use_bf16(config.precision) else "32-true",
-        # Standard output belongs to the results.
-        callbacks=[
-            *callbacks,
-            started,
-            RichProgressBar(refresh_rate=5, console_kwargs={"stderr": True}),
-        ],
-        logger=TensorBoardLogger(run, name="logs", version=name),
-        plugins=[AtomicCheckpointIO()],
-        limit_val_batches=0,  # stages validate themselves, as every evaluation predicts
-        reload_dataloaders_every_n_epochs=1,
-        use_distributed_sampler=False,
-        enable_model_summary=False,
-        default_root_dir=run,
-    )
+    trainer = _trainer(config, run, name, epochs, [*callbacks, started])
     resume = folder / "last.ckpt"
     is_resumed = resume.exists()
     if is_resumed:

@@ -106,7 +106,8 @@ def _digest(config: TrainConfig) -> str:
 
 
 def _words(variant: str) -> str:
-    return re.sub(r"[^a-z0-9.]+", "_", variant.lower()).strip("_")
+    # Folders are called by them, and no file system takes names of any length.
+    return re.sub(r"[^a-z0-9.]+", "_", variant.lower())[:60].strip("_")
 
 
 def _id(name: str) -> str:
