@@ -144,18 +144,7 @@ def export_model(
             remedy="choose one of them",
         )
     folder = find_model(source)
-    if out is None:
-        local = Path(source).is_dir()
-        out = (
-            folder / f"model.{file_format}" if local else Path(f"{Path(source).name}.{file_format}")
-        )
-    if out.exists():
-        raise InputError(
-            str(out),
-            expected="a new file",
-            got="a folder" if out.is_dir() else "one that is there",
-            remedy="choose another name with --out, or remove it first",
-        )
+    out = _new_file(out, source, file_format)
     pretrained = load_pretrained(folder)
     facts = metadata(folder, pretrained)
     localiser = Localiser(pretrained.model).eval()
@@ -184,6 +173,21 @@ def export_model(
             remedy="free disk space or choose another file with --out",
         ) from error
     return Exported(out, off)
+
+
+def _new_file(out: Path | None, source: str | Path, file_format: str) -> Path:
+    """Where to write: ``out``, or beside a model in a folder of one's own, or here."""
+    if out is None:
+        name = "model" if Path(source).is_dir() else Path(source).name
+        out = (Path(source) if Path(source).is_dir() else Path()) / f"{name}.{file_format}"
+    if out.exists():
+        raise InputError(
+            str(out),
+            expected="a new file",
+            got="a folder" if out.is_dir() else "one that is there",
+            remedy="choose another name with --out, or remove it first",
+        )
+    return out
 
 
 def metadata(folder: Path, pretrained: Pretrained) -> dict[str, str]:
