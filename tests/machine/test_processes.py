@@ -76,3 +76,14 @@ def test_a_child_ends_with_its_parent(
     while is_alive(child) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not is_alive(child)
+
+
+@pytest.mark.parametrize("value", ["", "x", "-1", "0", "2", "77", "9" * 30])
+def test_without_a_parent_nothing_is_waited_for(value: str) -> None:
+    script = "import time; from demr.machine.processes import end_with_parent as tie; tie()"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{script}; time.sleep(0.3); print('alive')"],
+        check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        env=os.environ | {"DEMR_LIFELINE": value},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "alive\n", "")

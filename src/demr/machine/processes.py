@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -62,8 +63,15 @@ def end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         _watch(parent.join)
-    elif lifeline.isdecimal():
+    elif lifeline.isdecimal() and _is_pipe(lifeline):
         _watch(lambda: os.read(int(lifeline), 1))
+
+
+def _is_pipe(handle: str) -> bool:
+    """Whether a handle is the end of a pipe, and no stream that every process has."""
+    with suppress(OSError, OverflowError):
+        return int(handle) > 2 and stat.S_ISFIFO(os.fstat(int(handle)).st_mode)
+    return False
 
 
 def _watch(wait: Callable[[], object]) -> None:
