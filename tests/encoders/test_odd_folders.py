@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from demr.encoders import get_encoder
 from demr.encoders.preprocessing import Preprocessing
-from demr.errors import ModelError
+from demr.errors import DemrError, FeatureError, ModelError
 
 Change = Callable[[Path], object]
 ENCODERS = {"smolvlm": "vlm", "idefics3": "vlm", "xclip": "xclip"}
@@ -243,3 +245,40 @@ def test_weights_larger_than_memory_are_refused_unread(
         grow(place)
         with pytest.raises(ModelError, match=r"of weights, where 2\.1 GB are left"):
             get_encoder(f"slowfast:{place}", device="cpu")
+
+
+def zeros(name: str) -> Change:
+    """Overwrites a tensor of the weights with zeros."""
+
+    def change(folder: Path) -> None:
+        tensors = load_file(folder / "model.safetensors")
+        (whole,) = (key for key in tensors if name in key)
+        tensors[whole] = torch.zeros_like(tensors[whole])
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("clip", "text_projection"),
+        ("clip", "token_embedding"),
+        ("siglip", "token_embedding"),
+        ("siglip2", "text_model.head.weight"),
+        ("xclip", "text_model.embeddings.token_embedding"),
+    ],
+)
+def test_weights_that_make_the_same_of_every_sentence(
+    make: Callable[[str, Change], Any], kind: str, name: str
+) -> None:
+    encoder = make(kind, zeros(name))
+    for encode in (encoder.embed_queries, encoder.encode_queries):
+        with pytest.raises(DemrError, match=r"that tell sentences apart|not all zero"):
+            encode(["a person opens the door"])
+
+
+def test_weights_that_make_nothing_of_a_picture(make: Callable[[str, Change], Any]) -> None:
+    encoder = make("clip", zeros("visual_projection"))
+    with pytest.raises(FeatureError, match=r"not all zero, got zeros in"):
+        encoder.embed(torch.zeros(1, 1, 3, 48, 48, dtype=torch.uint8))

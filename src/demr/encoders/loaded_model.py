@@ -83,14 +83,15 @@ class Precision:
             encoder: Name and source, for the error.
 
         Raises:
-            FeatureError: If one is not finite.
+            FeatureError: If one is not finite, or all are zero.
         """
         result: NDArray[np.float32] = values.float().cpu().numpy()
-        if not np.isfinite(result).all():
+        is_zero = result.size > 0 and not result.any()
+        if is_zero or not np.isfinite(result).all():
             raise FeatureError(
                 f"encoder {encoder}",
-                expected="finite features",
-                got=f"NaN or infinity in {self.name}",
+                expected="finite features that are not all zero",
+                got=f"{'zeros' if is_zero else 'NaN or infinity'} in {self.name}",
                 remedy="add ,dtype=float32 to the encoder's name, or check the weights",
             )
         return result

@@ -16,9 +16,12 @@ from torch import Tensor
 from demr.encoders.base import QueryFeatures
 from demr.encoders.loaded_model import LoadedModel
 from demr.encoders.tokens import Tokens, check_tokenizer, tokenize, unfit_tokenizer
+from demr.errors import ModelError
 
 # Queries that are read at once.
 _QUERIES = 64
+# The same tokens in another order, which mean something else to every text tower.
+_ORDERS = ("two dogs run", "run dogs two")
 # Number of the end token in the settings of the first CLIPs, which is not that of any tokenizer:
 # their end token is the highest of a sentence.
 _BY_RANK = 2
@@ -43,6 +46,7 @@ class TextTower:
         self._tokenizer = loaded.folder.load_tokenizer()
         self._pad = self._padding()
         self._check_tokenizer()
+        self._is_checked = False
 
     @property
     def dims(self) -> int:
@@ -64,6 +68,7 @@ class TextTower:
             InputError: If a query holds no word.
             ModelError: If weights or tokenizer are damaged.
         """
+        self._check_weights()
         tokens = self._tokenize(queries)
         states = []
         for low in range(0, len(tokens), _QUERIES):
@@ -81,6 +86,7 @@ class TextTower:
             InputError: If a query holds no word.
             ModelError: If weights or tokenizer are damaged.
         """
+        self._check_weights()
         tokens = self._tokenize(queries)
         rows = [np.zeros((0, dims), dtype=np.float32)]
         rows += [
@@ -121,6 +127,25 @@ class TextTower:
                 "a start token before each sentence, and the model's end token behind it",
                 f"the tokens {ids} for 'a dog', whose own are {plain}",
             )
+
+    def _check_weights(self) -> None:
+        """Refuse weights that make the same of every sentence, when they are first needed.
+
+        Raises:
+            ModelError: If they do.
+        """
+        if self._is_checked:
+            return
+        one, other = self._read(self._tokenize(_ORDERS), None)[1]
+        if np.allclose(one, other, rtol=0, atol=1e-6 * float(np.abs(one).max())):
+            folder = self._loaded.folder
+            raise ModelError(
+                str(folder.path),
+                expected="weights that tell sentences apart",
+                got=f"the same features of {_ORDERS[0]!r} and {_ORDERS[1]!r}",
+                remedy="copy the weights again from where the model came from",
+            )
+        self._is_checked = True
 
     def _tokenize(self, queries: Sequence[str]) -> list[Tokens]:
         return tokenize(self._tokenizer, queries, int(self._settings.max_position_embeddings))

@@ -19,11 +19,9 @@ from demr.errors import ModelError
 _PROBES = ("a person opens the door", "two dogs run", "red cars stop near water")
 # Share of a model's tokens that its tokenizer has: some models have rows to spare.
 _KNOWN_SHARE = 0.9
-# Words of the vocabulary that are tried, and the share that must come back as the one token.
 _END_OF_WORD = "</w>"  # CLIP's
+# Words of the vocabulary that are tried, and the share that must come back as the one token.
 _TRIED, _FEW, _WHOLE_SHARE = 64, 8, 0.1
-
-
 # Tokens that may be hidden with a word whose place is not known exactly.
 _WIDEST_SPAN = 4
 # Encoders read so many tokens at least: a query that is cut has as many.
