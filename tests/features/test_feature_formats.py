@@ -134,7 +134,10 @@ def test_a_shard_without_its_last_start_is_refused(tmp_path: Path) -> None:
         again = {name: arrays[name] for name in arrays.files}
     again["start"] = again["start"][:-1]
     np.savez(folder / "shard_0.npz", **again)
-    assert "shard_0.npz: expected a readable file" in refused(tmp_path, clip=folder)
+    line = refused(tmp_path, clip=folder)
+    assert "shard_0.npz: expected a readable file" in line
+    # Two videos lie in this shard.
+    assert line.startswith("1 file and 2 of 3 videos: ")
 
 
 def test_a_video_in_two_shards_is_refused(tmp_path: Path) -> None:
@@ -449,6 +452,16 @@ def test_a_circle_of_links(tmp_path: Path) -> None:
         del file["b"]
         file["b"], file["d"] = h5py.SoftLink("/d"), h5py.SoftLink("/b")
     assert "a circle of links" in refused(tmp_path, clip=source)
+
+
+@pytest.mark.parametrize("path", ["/nowhere", "../a", "q/nowhere"])
+def test_a_link_to_nothing_leads_to_no_other_file(tmp_path: Path, path: str) -> None:
+    source = hdf5(tmp_path / "c", tables(6, 0), nested=False)
+    with h5py.File(source, "a") as file:
+        del file["b"]
+        file.create_group("q")
+        file["b"] = h5py.SoftLink(path)
+    assert "got ValueError: nothing under b" in refused(tmp_path, clip=source)
 
 
 def test_damaged_hdf5_is_a_clear_line_or_harmless(tmp_path: Path) -> None:

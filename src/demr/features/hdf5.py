@@ -111,6 +111,8 @@ class Hdf5Features:
                 group = self._file if link.path.startswith("/") else group
             elif isinstance(link, self._library.HardLink):
                 group = group[step]
+            elif link is None:
+                raise ValueError(f"nothing under {name}")
             else:
                 raise self._leads_out(name, "a link to another file")
             if steps and not isinstance(group, self._library.Group):

@@ -2,7 +2,7 @@
 
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -12,6 +12,7 @@ from demr.errors import FeatureError
 from demr.features.pack import FeaturePackWriter
 from demr.features.prepare import align_streams, check_storable, shortest_stream, usable_rows
 from demr.features.sources import FeatureSource, QuantizedShards, open_source
+from demr.machine.terminal import counted
 
 _T = TypeVar("_T")
 _Shapes = Mapping[str, tuple[int, int]]
@@ -43,7 +44,8 @@ class FeatureImport:
     def summary(self) -> str:
         """One line with all that is not zero."""
         streams = " + ".join(f"{name} {dims}" for name, dims in self.identity.streams)
-        parts = [f"{self.videos} videos, {self.clips} clips of {self.identity.clip_s:g} s"]
+        clips = f"{counted(self.clips, 'clip')} of {self.identity.clip_s:g} s"
+        parts = [f"{counted(self.videos, 'video')}, {clips}"]
         parts.append(f"{self.identity.spec} ({streams})")
         if self.cut:
             parts.append(f"{self.cut} videos with streams a row apart, cut to the shortest")
@@ -92,8 +94,8 @@ def import_features(
             str(out), expected="at least one annotated video", got="none", remedy="add annotations"
         )
     sources = {stream: open_source(path) for stream, path in streams.items()}
-    misfits = _Misfits(len(durations_s), skip=skip)
-    misfits.errors += [fault for source in sources.values() for fault in source.faults]
+    faults = [fault for source in sources.values() for fault in source.faults]
+    misfits = _Misfits(len(durations_s), faults, skip=skip)
     shapes = dict(misfits.sift(_ordered(sources, durations_s), lambda vid: _shapes(sources, vid)))
     dims = {stream: _usual_width(stream, shapes.values()) for stream in sources}
     identity = EncoderIdentity(name, version, clip_s, tuple(dims.items()), text_dim, normalization)
@@ -126,16 +128,18 @@ class _Misfits:
 
     Args:
         wanted: Number of annotated videos.
+        faults: Damaged files of several videos.
         skip: Whether they are left out.
 
     Attributes:
-        errors: What was expected of each, and what was found.
+        errors: What was expected of each, and what was found; damaged files first.
     """
 
-    def __init__(self, wanted: int, *, skip: bool) -> None:
+    def __init__(self, wanted: int, faults: Sequence[FeatureError], *, skip: bool) -> None:
         self._wanted = wanted
+        self._files = len(faults)
         self._skip = skip
-        self.errors: list[FeatureError] = []
+        self.errors = list(faults)
 
     def sift(self, vids: Iterable[str], work: Callable[[str], _T]) -> Iterator[tuple[str, _T]]:
         """Videos that some work succeeds with, and what came of it."""
@@ -167,8 +171,9 @@ class _Misfits:
                 break
             told.append(_line(error))
         more = len(self.errors) - len(told)
+        files = f"{counted(self._files, 'file')} and " if self._files else ""
         raise FeatureError(
-            f"{len(self.errors)} of {self._wanted} videos",
+            f"{files}{len(self.errors) - self._files} of {self._wanted} videos",
             expected="features that fit",
             got="; ".join([*told, *([f"and {more} more"] if more else [])]),
             remedy=f"mend them{skippable}",
