@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -282,3 +283,13 @@ def test_weights_that_make_nothing_of_a_picture(make: Callable[[str, Change], An
     encoder = make("clip", zeros("visual_projection"))
     with pytest.raises(FeatureError, match=r"not all zero, got zeros in"):
         encoder.embed(torch.zeros(1, 1, 3, 48, 48, dtype=torch.uint8))
+
+
+def test_a_length_that_only_the_tokenizer_states_limits_nothing(
+    make: Callable[[str, Change], Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    encoder = make("clip", edit("tokenizer_config.json", model_max_length=1))
+    capfd.readouterr()
+    two = encoder.embed_queries(["a person opens the door", "a person opens the window"])
+    assert not np.allclose(two[0], two[1])
+    assert capfd.readouterr() == ("", "")

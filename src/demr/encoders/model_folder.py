@@ -40,6 +40,7 @@ _SETTINGS = (
     "merges.txt",
 )
 _WANTED = [*_SETTINGS, *_SAFE, "model-*.safetensors"]
+_NO_LIMIT = 1 << 62
 # Bytes, bytes that end a word, and special tokens.
 _UNMERGED = 256 + 256 + 64
 _AGAIN = "copy the file again from where the model came from"
@@ -189,8 +190,11 @@ class ModelFolder:
                 raise ValueError("a tokenizer without offsets")
             # What transformers takes unseen from the settings, such as a length that is no number
             # or a special token that is none, shows only here.
-            tokenizer("a dog")
+            with quiet_transformers():
+                tokenizer("a dog")
             _ = tokenizer.all_special_ids
+            # It would warn of sentences longer than a length that the model does not have.
+            tokenizer.model_max_length = _NO_LIMIT
         except Exception as error:  # errors of json, tokenizers and transformers
             raise ModelError(
                 str(self.path),
