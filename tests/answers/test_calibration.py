@@ -511,7 +511,18 @@ def test_missing_newer_and_foreign_files(tmp_path: Path, calibrated: Calibration
         Calibration.load(tmp_path)
 
 
-@pytest.mark.parametrize("change", [{"version": 0}, {"ranking": 3}, {"note": math.nan}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"version": 0},
+        {"ranking": 3},
+        {"ranking": "best"},
+        {"ranking": ["score"]},
+        {"thresholds": {"found": 0.6}},
+        {"thresholds": {"found": 0.6, "absnt": 0.4}},
+        {"note": math.nan},
+    ],
+)
 def test_files_that_no_demr_wrote(
     tmp_path: Path, calibrated: Calibration, change: dict[str, Any]
 ) -> None:

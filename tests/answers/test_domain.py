@@ -93,6 +93,12 @@ def test_the_domain_of_older_models_is_that_of_single_clips() -> None:
     assert measure_strangeness(np.array([[2.0], [0.0]]), domain) == pytest.approx(1.0)
 
 
+def test_numbers_that_are_strings_are_numbers() -> None:
+    words = check_domain({"low": ["0"], "high": ["1e0"], "edge": "0.5"}, 1)
+    assert words == check_domain({"low": [0.0], "high": [1.0], "edge": 0.5}, 1)
+    assert measure_strangeness(np.array([[2.0], [0.0]]), words) == pytest.approx(1.0)
+
+
 def test_what_is_like_videos_of_the_calibration_is_not_strange() -> None:
     own = check_domain({"low": [0.0], "high": [1.0], "edge": 0.5}, 1)
     other = check_domain({"low": [8.0], "high": [9.0], "edge": 0.5})

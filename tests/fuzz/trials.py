@@ -234,7 +234,8 @@ def _complaint(code: int, out: str, err: str, is_json: bool) -> str:
         return f"a line of {max(map(len, lines))} characters"
     if any(unicodedata.category(c) in _OBEYED and c not in "\n\r\u200c\u200d" for c in err):
         return "control characters in the messages"
-    if code == 2 and (out or not lines or any(not line.startswith("demr: ") for line in lines)):
+    # What was found on the way (how many queries were read) may stand before it.
+    if code == 2 and (out or not lines or not lines[-1].startswith("demr: ")):
         return "exit code 2 without a line that says why"
     if code == 0 and is_json:
         try:

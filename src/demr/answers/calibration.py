@@ -9,11 +9,12 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, get_args
 
 from demr.answers.domain import check_domain
 from demr.answers.intervals import LEVELS, IntervalCalibrator
 from demr.answers.presence import LEAST_POINTS, PresenceCalibrator, Standardizer, numbers
+from demr.answers.proposals import Ranking
 from demr.errors import InputError, ModelError
 from demr.machine.documents import format_version, read_json
 from demr.machine.files import atomic_path
@@ -118,8 +119,11 @@ class Calibration:
             InputError, KeyError, TypeError, ValueError: If it is damaged.
         """
         thresholds = data["thresholds"]
-        if not isinstance(data["ranking"], str) or not isinstance(thresholds, dict):
-            raise TypeError("ranking must be a word and thresholds an object")
+        if data["ranking"] not in get_args(Ranking) or not isinstance(thresholds, dict):
+            raise TypeError(f"ranking must be one of {get_args(Ranking)}, thresholds an object")
+        judges = data["presence"] is not None
+        if judges and not {"found", "absent"} <= thresholds.keys():
+            raise ValueError("thresholds must have found and absent, as there is presence")
         # Formats 1 and 2 said of further moments what they knew of the first, none before 4 how
         # sure a moment is, and format 1 nothing of disagreement.
         later = {"further": None, "confidence": None, "further_confidence": None}

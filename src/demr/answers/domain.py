@@ -98,6 +98,7 @@ def check_domain(domain: Any, video_dim: int | None = None) -> Mapping[str, Any]
     scales = domain["scales"] if "scales" in domain else [domain | {"clips": 1}]
     if not isinstance(scales, list) or not all(isinstance(scale, dict) for scale in scales):
         raise TypeError("domain scales must be a list of objects")
+    checked = []
     for scale in scales:
         video_dim = len(scale["low"]) if video_dim is None else video_dim
         clips = scale["clips"]
@@ -109,9 +110,13 @@ def check_domain(domain: Any, video_dim: int | None = None) -> Mapping[str, Any]
                 raise ValueError(f"domain {key} must be {video_dim} finite numbers")
         if edge.shape != () or not 0 < edge < np.inf:
             raise ValueError("domain edge must be a number above 0")
+        # As numbers: in JSON they may have been strings.
+        checked.append(
+            {"clips": clips, "low": low.tolist(), "high": high.tolist(), "edge": float(edge)}
+        )
     if not scales or scales[0]["clips"] != 1:
         raise ValueError("the first of domain scales must be that of single clips")
-    return {"scales": scales}
+    return {"scales": checked}
 
 
 def _means(features: NDArray[np.floating], clips: int) -> NDArray[np.float32]:
