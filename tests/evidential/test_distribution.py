@@ -10,6 +10,7 @@ from tests.evidential.nig_samples import gradients, random_nig, random_target, w
 from torch import Tensor
 from torch.distributions import StudentT
 
+from demr import evidential
 from demr.evidential import NormalInverseGamma, der_regularizer, nig_nll, student_t
 from demr.evidential import distribution as distribution_module
 from demr.evidential import head as head_module
@@ -308,7 +309,12 @@ def test_quantiles_invert_the_distribution_function() -> None:
 
 
 def test_docstrings_run() -> None:
-    for module, least in ((distribution_module, 8), (head_module, 3), (losses_module, 4)):
+    for module, least in (
+        (distribution_module, 8),
+        (head_module, 3),
+        (losses_module, 4),
+        (evidential, 8),
+    ):
         results = doctest.testmod(module)
         assert results.attempted >= least
         assert results.failed == 0

@@ -21,6 +21,18 @@ the distance from the training features (``density.py``). The median deviation a
 of the data is then 73 to 650 times the one inside (x^3 and sin(x), three seeds, without a
 regulariser, with DER and with Geom), and what is said inside moves by less than 1 %.
 
+Example:
+    For a table, ``x`` of shape (N, 8), and targets ``y`` of shape (N, 1), mean 0 and deviation 1:
+
+    >>> import torch
+    >>> x, y = torch.randn(64, 8), torch.randn(64, 1)
+    >>> body = torch.nn.Sequential(torch.nn.Linear(8, 50), torch.nn.ReLU())
+    >>> value, head, regularizer = torch.nn.Linear(50, 1), EvidentialHead(50), AnchoredGeom()
+    >>> hidden = body(x)
+    >>> nig = head(hidden, value(hidden))
+    >>> loss = nig_nll(nig, y) + regularizer(nig, y)  # to be minimised over all parameters
+    >>> in_seconds = nig.rescale(12.5, 80.0)  # targets had the mean 80 s and the deviation 12.5 s
+
 References:
     Amini et al. 2020, arXiv:1910.02600 (the distribution, its likelihood, the first regulariser);
     DEMR, arXiv:2512.00953 (the Geom-regulariser); Meinert et al. 2023, arXiv:2205.10060 (why

@@ -195,7 +195,9 @@ class AnchoredGeom(nn.Module):
 
     Errors are constants to the gradient, so it reaches nu and alpha alone, never ``loc``. Ranks
     are of *training* errors: of a network that learnt its training set by heart they say little
-    about new inputs. Fit the head to data that the rest of the network has not seen, then.
+    about new inputs. Fit the head to data that the rest of the network has not seen then, or give
+    the losses the estimates of a network that has not (`NormalInverseGamma.with_loc`): of six UCI
+    sets ``docs/uci.md`` has what either does.
 
     The memory is a buffer: it is saved and restored with the module, follows it to its device,
     and a resumed training goes on as if it had not stopped. In ``eval()`` mode errors are ranked
