@@ -32,8 +32,9 @@ ORDER = ("rho EU", "AUSE", "QCE")
 HEAD = """\
 # Evidential regression on six UCI tables
 
-Written by `benchmarks/uci.py`. Twenty splits each, one hidden layer of 50 units; mean and standard
-error over the splits, in the target's own units.
+Written by `benchmarks/uci.py`. Twenty splits each, one hidden layer of 50 units, 1,500 steps of
+Adam on 32 rows at a rate that falls from 0.005 to 0; mean and standard error over the splits, in
+the target's own units. Longer trainings lower the RMSE of concrete and yacht for all.
 
 - *likelihood alone*, *DER*, *Geom (paper)*: no regulariser, and those two with the weight (0.01 or
   0.1) that is better on held-out rows, split by split.
