@@ -50,8 +50,9 @@ def _raw(density: Density) -> Tensor:
     return (density.bank / density.scale) @ density.axes.T + density.centre
 
 
-def test_resemblance_is_one_inside_and_falls_with_the_square_outside() -> None:
+def test_resemblance_is_one_inside_and_falls_with_a_power_outside() -> None:
     density = fitted(torch.arange(1000.0)[:, None])
+    assert density.power == 2
     far = torch.tensor([[2000.0], [3000.0], [1e5]])
     strange = density.strangeness(far)
     torch.testing.assert_close(density(far), strange**-2, rtol=1e-5, atol=0)
@@ -59,6 +60,26 @@ def test_resemblance_is_one_inside_and_falls_with_the_square_outside() -> None:
     usual = density.strangeness(inside)
     torch.testing.assert_close(density(inside), (1 + usual**8) ** -0.25)
     assert bool((density(inside).median() > 0.99).all())
+
+
+def test_the_power_is_the_dimension_that_features_fill() -> None:
+    for size, least, most in ((1, 2, 2), (3, 2, 4.5), (8, 4, 10), (60, 12, 16)):
+        generator = torch.Generator().manual_seed(0)
+        density = fitted(torch.rand(4000, size, generator=generator))
+        assert least <= float(density._part("power", torch.zeros(1))) <= most
+        strange = density.strangeness(torch.full((1, size), 30.0))
+        found = density(torch.full((1, size), 30.0))
+        torch.testing.assert_close(found, strange ** -density._part("power", strange))
+        # Inside it is 1 all the same.
+        inside = density(torch.rand(2000, size, generator=generator))
+        assert float(inside.median()) > 0.97
+
+
+def test_one_in_a_thousand_is_doubtful() -> None:
+    density = fitted(normal(4000, 8), normal(4000, 8, 1))
+    doubt = density.doubt(normal(20_000, 8, 2))
+    assert float((doubt > 1).float().mean()) < 4e-3
+    assert (density.doubt(normal(20, 8, 3) * 5) > 1).all()
 
 
 def test_most_features_lie_within_the_edge() -> None:

@@ -5,6 +5,7 @@ whatever a network extrapolates to. What the data could have told can be measure
 to the nearest features of the training.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,13 +34,18 @@ _RIDGE = 0.1
 # two of them usually have.
 _LEAST_EDGE = 0.02
 # Of a function that is known at the edge and may have any slope from there on, the variance grows
-# with the square of the distance.
-_POWER = 2.0
-# How sharp the edge is: 0.4 % of the evidence is gone half-way to it, 16 % at it.
-_SHARPNESS = 8.0
+# with the square of the distance: the least power. The most keeps numbers within float32.
+_LEAST_POWER, _MOST_POWER = 2.0, 16.0
+# In n dimensions the number of features within a distance grows with its n-th power, so that this
+# is n times the logarithm of the distance that 95 % lie within over the one that half lie within.
+_SPREAD = math.log(math.log(0.05) / math.log(0.5))
+# How sharp the edge is, in powers: 16 % of the evidence is gone at it, and within it soon nothing.
+_SHARPNESS = 4.0
+# Share of the features that are further away than is usual at all.
+_BEYOND = 1e-3
 # Further than anything is, whitened and not, and their squares are no infinities yet.
 _FURTHEST, _LARGEST = 1e9, 1e15
-_BUFFERS = ("centre", "axes", "scale", "bank")
+_BUFFERS = ("centre", "axes", "scale", "bank", "power", "limit")
 
 
 class Density(nn.Module):
@@ -48,10 +54,12 @@ class Density(nn.Module):
     Features are whitened: principal components brought to deviation 1, with some shrinkage, and
     the length of what lies beside them. Their *strangeness* ``r`` is the distance to the nearest
     of up to 512 training features that are kept, over the one within which 95 % of the others
-    lie (the edge). The resemblance is ``(1 + r^8)^(-1/4)``: 1 inside, ``r^-2`` outside, smooth
+    lie (the edge). The resemblance is ``(1 + r^4n)^(-1/4)``: 1 inside, ``r^-n`` outside, smooth
     between. It is the part of the evidence that the neighbourhood of the training data supports:
-    of a function known at the edge, of unknown slope from there on, the variance grows with the
-    square of the distance.
+    the number of features around a place falls with the n-th power of the distance to the
+    nearest, n being the dimension that they fill (from 2 to 16, by how much the distances inside
+    differ). At least the square, as the variance of a function that is known at the edge, and of
+    unknown slope from there on, grows with it.
 
     Nearest neighbours and not a Gaussian, since a curve, a gap and clusters are no ellipsoid.
     What is kept are buffers, stored with the weights; their size is bounded by that of a feature.
@@ -66,6 +74,8 @@ class Density(nn.Module):
     axes: Tensor | None
     scale: Tensor | None
     bank: Tensor | None
+    power: Tensor | None
+    limit: Tensor | None
 
     def __init__(self, in_features: int) -> None:
         super().__init__()
@@ -111,6 +121,32 @@ class Density(nn.Module):
         half = len(known) // 2
         seen = known[order[: len(known) - half][:_SEEN]]
         probes = known[order[len(known) - half :][:_PROBES]]
+        self._set_axes(seen, float(total.mean()))
+        rows = min(rows, _MOST_ROWS)
+        white = self._whiten(seen)
+        self.bank = _distinct(white, rows)
+        usual = (2 * white.var(dim=0, unbiased=False).sum()).sqrt()
+        # What the network was not trained on tells more, where it lies further away.
+        distances = [self._distances(each) for each in (probes, others) if each is not None]
+        far = max(
+            (each for each in distances if len(each)), key=lambda each: float(_at(each, _INSIDE))
+        )
+        edge = torch.maximum(_at(far, _INSIDE), _LEAST_EDGE * usual)
+        spread = (edge / _at(far, 0.5).clamp(min=1e-9)).log().clamp(min=1e-9)
+        self.power = (_SPREAD / spread).clamp(_LEAST_POWER, _MOST_POWER)[None]
+        self.limit = (
+            torch.stack([_at(each, 1 - _BEYOND) for each in distances if len(each)]).amax() / edge
+        ).clamp(min=1)[None]
+        # The edge is known; what is like the other half is no stranger for it.
+        self.bank = _distinct(self._whiten(known[order[:_SEEN]]), rows) / edge
+        self.scale = self._part("scale", edge) / edge
+        given = as_tensor(features, known, "features")
+        for name in _BUFFERS:
+            part = getattr(self, name).to(given.device).to(_wide(given.dtype))
+            setattr(self, name, part.contiguous())
+
+    def _set_axes(self, seen: Tensor, variance_of_each: float) -> None:
+        """How features are whitened from now on."""
         self.centre = seen.mean(dim=0)
         away = seen - self.centre
         variance, axes = torch.linalg.eigh(away.T @ away / len(seen))
@@ -119,20 +155,7 @@ class Density(nn.Module):
         if count < self.in_features:
             beside = _beside(away, away @ self.axes, self.axes)
             variance = torch.cat([variance, beside.var(dim=0, unbiased=False)])
-        self.scale = (variance + _RIDGE * total.mean()).rsqrt()
-        rows = min(rows, _MOST_ROWS)
-        white = self._whiten(seen)
-        self.bank = _distinct(white, rows)
-        usual = (2 * white.var(dim=0, unbiased=False).sum()).sqrt()
-        edges = [self._edge(each) for each in (probes, others) if each is not None and len(each)]
-        edge = torch.stack([_LEAST_EDGE * usual, *edges]).amax()
-        # The edge is known; what is like the other half is no stranger for it.
-        self.bank = _distinct(self._whiten(known[order[:_SEEN]]), rows) / edge
-        self.scale = self.scale / edge
-        given = as_tensor(features, known, "features")
-        for name in _BUFFERS:
-            part = getattr(self, name).to(given.device).to(_wide(given.dtype))
-            setattr(self, name, part.contiguous())
+        self.scale = (variance + _RIDGE * variance_of_each).rsqrt()
 
     def _check(self, features: ArrayLike, name: str) -> Tensor:
         """Features as rows in float64."""
@@ -148,12 +171,10 @@ class Density(nn.Module):
             raise ValueError(f"{name} must be finite, got {bad:,} of {len(table):,} that are not")
         return table
 
-    def _edge(self, probes: Tensor) -> Tensor:
-        """Distance within which most features have a neighbour."""
-        squared = torch.cat([self._squared(self._whiten(part)) for part in probes.split(1024)])
-        # A sorted place and not torch.quantile, which takes no more than 2^24 values.
-        place = min(int(_INSIDE * len(squared)), len(squared) - 1)
-        return squared[:, 0].sort().values[place].sqrt()
+    def _distances(self, probes: Tensor) -> Tensor:
+        """Distance of each to the nearest feature that is kept, ascending."""
+        parts = [self._squared(self._whiten(part))[:, 0] for part in probes.split(1024)]
+        return torch.cat(parts).sqrt().sort().values
 
     def _part(self, name: str, like: Tensor) -> Tensor:
         part = getattr(self, name)
@@ -210,8 +231,23 @@ class Density(nn.Module):
         Raises:
             ValueError: As :meth:`strangeness`.
         """
-        raised = functional.softplus(_SHARPNESS * self._log_strangeness(x))
-        return (-_POWER / _SHARPNESS * raised).exp()
+        away = self._log_strangeness(x)
+        sharp = _SHARPNESS * self._part("power", away)
+        return (functional.softplus(sharp * away) / -_SHARPNESS).exp()
+
+    def doubt(self, x: Tensor) -> Tensor:
+        """Strangeness over what 1 in 1000 features like those of the training exceed, ``(..., 1)``.
+
+        Beyond 1 nothing that was learnt or measured on the training data need hold.
+
+        Args:
+            x: ``(..., D)``.
+
+        Raises:
+            ValueError: As :meth:`strangeness`.
+        """
+        strange = self.strangeness(x)
+        return strange / self._part("limit", strange)
 
     def expect(self, shapes: Mapping[str, tuple[int, ...]], prefix: str = "") -> None:
         """Make room for what a stored state holds, which `load_state_dict` then fills.
@@ -232,7 +268,11 @@ class Density(nn.Module):
             rows = bank[0] if len(bank) == 2 else 0
             size = self.in_features
             right = dict(
-                zip(_BUFFERS, ((size,), (size, kept), (width,), (rows, width)), strict=True)
+                zip(
+                    _BUFFERS,
+                    ((size,), (size, kept), (width,), (rows, width), (1,), (1,)),
+                    strict=True,
+                )
             )
             if found != right or not (0 < kept <= _COMPONENTS and 0 < rows <= _MOST_ROWS):
                 raise ValueError(f"{prefix[:-1] or 'density'} of shapes that fit no density")
@@ -256,6 +296,11 @@ class Density(nn.Module):
 def _wide(dtype: torch.dtype) -> torch.dtype:
     """float64 for float64, float32 for anything else."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _at(ascending: Tensor, share: float) -> Tensor:
+    """The value that this share of sorted ones lies within."""
+    return ascending[min(int(share * len(ascending)), len(ascending) - 1)]
 
 
 def _distinct(table: Tensor, most: int) -> Tensor:
