@@ -16,6 +16,8 @@ Ranking = Literal["score", "uncertainty", "fusion", "voting"]
 _VOTING_IOU = 0.3
 # Windows that overlap a better one by more are absorbed by it (the release's value).
 NMS_IOU = 0.7
+# Windows to begin a search from in a long video, which overlap by less than the above.
+_CANDIDATES = 64
 FloatArray = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
@@ -278,6 +280,39 @@ def predictive(columns: dict[str, FloatArray], spread: float) -> dict[str, Float
         "aleatoric": aleatoric,
         "epistemic": epistemic,
     }
+
+
+def neighbourhoods(
+    columns: Mapping[str, FloatArray], size: Integers, most: int
+) -> NDArray[np.bool_]:
+    """Rows that long videos keep, ``(T,)``: those that overlap a window to begin from.
+
+    Others would add to no expected overlap. So time grows with the length of a video, not with
+    its square.
+
+    Args:
+        columns: As :func:`predictive` gives them.
+        size: Rows of each query, ``(Q,)``.
+        most: Queries of no more rows keep them all.
+    """
+    near = np.ones(size.sum(), np.bool_)
+    # A draw lies about two scales from its location at most; three keep a margin.
+    low, high = (columns["loc"] + [-3, 3] * columns["scale"]).T
+    for last, count in zip(np.cumsum(size), size, strict=True):
+        if count > most:
+            rows = slice(last - count, last)
+            window = columns["loc"][rows]
+            near[rows] = False
+            for start, end in window[different(window, columns["weight"][rows])]:
+                near[rows] |= (low[rows] <= end) & (high[rows] >= start)
+    return near
+
+
+def different(window: FloatArray, weight: FloatArray) -> Integers:
+    """Rows of the heaviest windows that differ, in the order of rows."""
+    order = np.argsort(-weight, kind="stable")
+    owner = suppress(window[order], NMS_IOU, _CANDIDATES)
+    return np.sort(order[owner == np.arange(len(order))])
 
 
 def student_quantile(dof: FloatArray, probability: FloatArray) -> FloatArray:
