@@ -222,7 +222,7 @@ def _search(mixture: Mixture, candidates: FloatArray, top: int) -> dict[str, Flo
         window, agrees, left = _best(candidates, of_candidates, rest)
         quantiles = boundaries.quantiles(rest * agrees)
         hedged = _refine(quantiles, rest * agrees, rest, draws)
-        centre = _centre(mixture, rest * agrees**3)
+        centre = _centre(mixture, rest * agrees**3, window)
         windows = np.stack([centre, window, hedged], axis=1)
         window, agrees, left = _best(windows, expected_iou(windows, draws), rest, _WORTH)
         # Squared: what overlaps an answer by half is more often the same moment than another one.
@@ -259,15 +259,19 @@ def _best(
     return windows[row, best], agrees[row, best], overlap[row, best]
 
 
-def _centre(mixture: Mixture, part: FloatArray) -> FloatArray:
+def _centre(mixture: Mixture, part: FloatArray, window: FloatArray) -> FloatArray:
     """Precision-weighted means of the boundaries of what has the weights ``(B, N)``, ``(B, 2)``.
 
     The proposals of one moment are measurements of the same two boundaries, each boundary by
-    those that know it: a clip at the start does not see the end, and its scale says so.
+    those that know it: a clip at the start does not see the end, and its scale says so. A window
+    that explains nothing is its own centre.
     """
-    weight = part[..., None] / np.maximum(mixture.scale, _LEAST_WIDTH) ** 2
-    total = np.maximum(weight.sum(axis=1), 1e-300)
-    return np.sort(np.einsum("bnk,bnk->bk", weight, mixture.loc) / total, axis=1)
+    most = part.max(axis=1)[:, None]
+    relative = np.divide(part, most, out=np.zeros_like(part), where=most > 0)
+    weight = relative[..., None] / np.maximum(mixture.scale, _LEAST_WIDTH) ** 2
+    total = weight.sum(axis=1)
+    mean = np.einsum("bnk,bnk->bk", weight, mixture.loc)
+    return np.sort(np.divide(mean, total, out=window.copy(), where=most > 0), axis=1)
 
 
 def _refine(quantiles: FloatArray, part: FloatArray, rest: FloatArray, draws: Draws) -> FloatArray:
