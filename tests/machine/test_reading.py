@@ -84,8 +84,8 @@ def test_gzip_in_pieces(tmp_path: Path) -> None:
     assert read_records(file) == text + b"more"
     with pytest.raises(EOFError):
         gunzip(parts[:-3], 1 << 30)
-    with pytest.raises(OSError, match="67 MB or more"):  # unread: there is nothing to unpack
-        gunzip(b"\x1f\x8b" + (1 << 26).to_bytes(4, "little"), 4_000_000)
+    with pytest.raises(EOFError):  # what a cut file ends with is not its size
+        gunzip(parts[:20] + b"\xff" * 4, 1 << 20)
     bomb = gzip.compress(bytes(1 << 26)) + gzip.compress(b"")  # the last part tells its own size
     with pytest.raises(OSError, match="where 4 MB can be read"):
         gunzip(bomb, 4_000_000)
