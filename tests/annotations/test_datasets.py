@@ -260,7 +260,7 @@ def test_hirest(tmp_path: Path) -> None:
         ),
         (
             {"v_b": {"timestamps": [[1, 2]], "sentences": ["x"]}},
-            ": video 'v_b', sentence 0: expected the key 'duration'",
+            ": video 'v_b': expected the key 'duration'",
             "",
         ),
         (
@@ -407,3 +407,37 @@ def test_any_damage_is_read_or_refused_in_one_line(tmp_path: Path, whole: Any) -
         write_annotations(out, found)
         assert read_annotations(out) == found
     assert 10 < read_any < 290
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ({"v_a": {"timestamps": [[1, 2]], "sentences": ["x"]}}, "got timestamps, sentences;"),
+        (
+            [{"video": "a.mov", "description": "x", "times": []}],
+            "expected times, num_segments or a duration (--durations), got none",
+        ),
+    ],
+)
+def test_a_missing_duration_is_told_in_words_of_the_file(
+    tmp_path: Path, document: object, message: str
+) -> None:
+    assert message in refusal(tmp_path, document)
+
+
+def test_sentences_of_blanks_are_no_sentences(tmp_path: Path) -> None:
+    query = {"query": " ", "clip_start_sec": 1, "clip_end_sec": 2}
+    queries = [query, query | {"query": "where is it"}]
+    clip = {"clip_uid": "c", "video_start_sec": 0, "video_end_sec": 9}
+    clip |= {"annotations": [{"language_queries": queries}]}
+    found, report = read(tmp_path, {"videos": [{"clips": [clip]}]})
+    assert [a.query for a in found] == ["where is it"]
+    assert report.null_queries == 1
+
+
+@pytest.mark.parametrize("name", ["queries.json", "queries.jsonl"])
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path, name: str) -> None:
+    entry = '{"duration": 9, "timestamps": [[1, 2]], "sentences": ["x"]}'
+    (tmp_path / name).write_text(f'{{"v_a": {entry},\n"v_b": {entry},\n"v_a": {entry}}}')
+    with pytest.raises(AnnotationError, match="every key of an object once, got 'v_a' 2 times"):
+        read_annotations(tmp_path / name)

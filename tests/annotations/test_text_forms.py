@@ -131,6 +131,10 @@ def test_what_is_no_time_is_named_by_its_line(tmp_path: Path, cell: str, message
         (f"{HEADING}v,a dog,1,2\nv,a dog,,\n", ":3: expected windows of this query, or one row"),
         ("", ": expected at least one query, got none"),
         (HEADING, ": expected at least one query, got none"),
+        (
+            "video,query,start_frame,end_frame\nv,a dog,3,9\n",
+            ":1: expected the columns start and end, or duration, got video, query, start_frame",
+        ),
         ("video,query,start,end,duration\nv,x,1,2,0\n", ":2: expected a duration above 0 s"),
     ],
 )
@@ -184,3 +188,20 @@ def test_the_durations_of_other_annotations_count(tmp_path: Path) -> None:
     ((found,), _) = read_annotations_with_report(path, durations_s={"v": 20.0})
     assert (found.duration_s, found.duration_guessed) == (20.0, False)
     assert read_annotations(path)[0].duration_s == 6.0
+
+
+def test_lines_of_charades(tmp_path: Path) -> None:
+    found, report = read(tmp_path, "A.mp4 1 4.5##a dog\nB 0 0##a cat\nA 5 2##it runs\n", "q.txt")
+    assert [(a.qid, a.vid, a.duration_s, a.windows_s) for a in found] == [
+        ("A_1", "A", 5.0, ((1.0, 4.5),)),
+        # Of B nothing is known: as long as the longest.
+        ("B_2", "B", 5.0, ()),
+        ("A_3", "A", 5.0, ((2.0, 5.0),)),
+    ]
+    assert (report.guessed_durations, report.absent, report.swapped) == (2, 1, 1)
+    path = tmp_path / "q.txt"
+    known, _ = read_annotations_with_report(path, durations_s={"A": 9.0, "B": 8.0})
+    assert [a.duration_s for a in known] == [9.0, 8.0, 9.0]
+    for line in ("A 0 inf##a dog", "A nan 3##a dog"):
+        with pytest.raises(AnnotationError, match=r"q\.txt:1: expected 'vid start end##sentence'"):
+            read(tmp_path, f"{line}\n", "q.txt")

@@ -26,6 +26,7 @@ _KEYS = frozenset(
         "annotated_windows", "relevant_clip_ids", "saliency_scores", "event", "kind",
     )
 )  # fmt: skip
+_MOST_CLIPS = 10**9
 _NOISE_S = 1e-6  # rounding of floating point; cut as well, but nothing worth reporting
 
 
@@ -375,9 +376,6 @@ def _says_absent(record: Mapping[str, Any], pairs: Sequence[Window]) -> bool:
     if pairs[0] != (0.0, 0.0) or record.get("relevant_clip_ids"):
         return False
     return bool(record.get("kind", "absent") == "absent") and set(pairs) == {(0.0, 0.0)}
-
-
-_MOST_CLIPS = 10**9
 
 
 def _votes(place: str, record: Mapping[str, Any]) -> dict[int, tuple[float, ...]] | None:

@@ -46,9 +46,8 @@ def caption_records(
                 place, "as many timestamps as sentences", f"{len(windows)} and {len(sentences)}"
             )
         duration, fps = _timing(place, vid, entry, windows)
-        shared: dict[str, Any] = {"vid": vid if fps is None else video_name(vid), "kind": "present"}
-        if fps is not None or entry.keys() & {"duration", "video_duration"}:
-            shared["duration"] = duration
+        name = vid if fps is None else video_name(vid)
+        shared = {"vid": name, "kind": "present", "duration": duration}
         report.framed_videos += fps is not None
         used = {"timestamps", "sentences", "duration", "video_duration"}
         used |= set() if fps is None else {"num_frames", "fps"}
@@ -85,6 +84,8 @@ def _timing(
         duration = number(place, "duration", stated)
         if duration > _TACOS_LONGEST_S:
             return duration / _TACOS_FPS, _TACOS_FPS
+    if not entry.keys() & {"duration", "video_duration"}:
+        raise broken(place, "the key 'duration'", ", ".join(map(str, entry)))
     return stated, None
 
 
@@ -123,6 +124,8 @@ def didemo_records(
         if duration is None:
             segments = number(place, "num_segments", record.get("num_segments", 0))
             duration = _SEGMENT_S * max([segments, *(last + 1 for _, last in times)])
+            if duration <= 0:
+                raise broken(place, "times, num_segments or a duration (--durations)", "none")
             record["duration_guessed"] = True
             guessed.add(vid)
         windows = None
@@ -264,7 +267,7 @@ def _has_sentence(place: str, entry: object, key: str, report: RepairReport) -> 
     if not isinstance(entry, dict):
         raise broken(place, f"an object with the key {key!r}", repr(entry))
     sentence = entry.get(key)
-    if sentence is None or sentence == "":
+    if sentence is None or (isinstance(sentence, str) and not sentence.strip()):
         report.null_queries += 1
         return False
     return True

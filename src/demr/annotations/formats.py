@@ -1,7 +1,8 @@
 """The forms in which queries are published, told apart -> records with the field's keys."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +43,26 @@ def file_records(
     return _json_records(source, text, durations_s, report)
 
 
+class _RepeatedKeyError(ValueError):
+    """What stands under the first of two equal keys of an object would be lost."""
+
+
+def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        ((key, count),) = Counter([key for key, _ in pairs]).most_common(1)
+        raise _RepeatedKeyError(f"{key!r} {count} times")
+    return record
+
+
 def _json_records(
     source: Path, text: str, durations_s: Mapping[str, float], report: RepairReport
 ) -> Iterable[Located]:
     """Records of JSON Lines, or of one JSON document."""
     try:
-        document = json.loads(text)
+        document = json.loads(text, object_pairs_hook=_unique)
+    except _RepeatedKeyError as error:
+        raise broken(str(source), "every key of an object once", str(error)) from error
     except (ValueError, RecursionError) as error:
         if _starts_with_a_record(text):
             return json_lines(source, text)  # names the line, if one is broken

@@ -32,6 +32,20 @@ _SEPARATOR_LINE = re.compile(r"sep=.(?=\r?\n)")  # Excel's first line, before th
 _CLOCK = re.compile(r"((?P<h>\d+):)?(?P<m>\d+):(?P<s>[0-5]?\d([.,]\d+)?)")
 
 
+@dataclass
+class _Query:
+    """Lines of one query: its windows, and what else they say."""
+
+    place: str
+    line: int
+    record: dict[str, Any]
+    windows: list[list[float]]
+
+    def located(self) -> Located:
+        """Its record, where it stands, and the ending of a qid for it."""
+        return self.place, str(self.line), self.record
+
+
 def text_records(
     source: Path, text: str, durations_s: Mapping[str, float], report: RepairReport
 ) -> list[Located]:
@@ -40,7 +54,7 @@ def text_records(
     Raises:
         AnnotationError: If a line has another form.
     """
-    parsed: list[tuple[int, str, tuple[float, float], str]] = []
+    queries: list[_Query] = []
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
@@ -48,36 +62,20 @@ def text_records(
         try:
             if match is None:
                 raise ValueError("no match")
-            window = float(match["start"]), float(match["end"])
+            window = [float(match["start"]), float(match["end"])]
+            if not all(map(math.isfinite, window)):
+                raise ValueError("no time")
         except ValueError as error:
             got = repr(line.strip())
             raise broken(f"{source}:{number}", "'vid start end##sentence'", got) from error
-        parsed.append((number, match["vid"], window, match["query"]))
-    last: dict[str, float] = {}
-    for _, vid, window, _ in parsed:
-        last[vid] = max(last.get(vid, 0.0), *window)
-    records: list[Located] = []
-    for number, vid, window, query in parsed:
         record = {
-            "vid": vid,
-            "duration": durations_s.get(vid, last[vid]),
-            "duration_guessed": vid not in durations_s,
-            "query": query,
-            "relevant_windows": [list(window)],
+            "vid": video_name(match["vid"]),
+            "query": match["query"],
+            "relevant_windows": [window],
         }
-        records.append((f"{source}:{number}", str(number), record))
-    report.guessed_durations += sum(vid not in durations_s for vid in last)
-    return records
-
-
-@dataclass
-class _Query:
-    """Rows of one query: its windows, and what else its columns say."""
-
-    place: str
-    line: int
-    record: dict[str, Any]
-    windows: list[list[float]]
+        queries.append(_Query(f"{source}:{number}", number, record, [window]))
+    _set_durations(queries, durations_s, report)
+    return [query.located() for query in queries]
 
 
 def looks_like_csv(text: str) -> bool:
@@ -116,12 +114,16 @@ def csv_records(
     if repeated:
         got = f"{', '.join(repeated)} twice"
         raise broken(f"{source}:{line}", "one column of each name", got)
+    has_times = bool({"start", "end"} & set(heading))
+    if not has_times and not durations_s and "duration" not in heading:
+        got = ", ".join(heading)
+        raise broken(f"{source}:{line}", "the columns start and end, or duration", got)
     queries = list(_queries(source, heading, rows, report))
     _set_durations(queries, durations_s, report)
-    if {"start", "end"} & set(heading):
+    if has_times:
         for query in queries:
             query.record["relevant_windows"] = query.windows
-    return [(query.place, str(query.line), query.record) for query in queries]
+    return [query.located() for query in queries]
 
 
 def _heading(cells: Sequence[str]) -> list[str]:
@@ -230,7 +232,7 @@ def _set_durations(
                 query.place,
                 expected=f"the duration of video {vid}, as no row has times",
                 got="none",
-                remedy="add a column duration, or name other annotations with --durations",
+                remedy="name other annotations with --durations (of CSV, or add a column duration)",
             )
         query.record["duration"] = known
     report.guessed_durations += len(guessed)
