@@ -203,6 +203,36 @@ def test_what_cannot_be_measured_is_one_line(
     assert metrics == {}
 
 
+def test_what_was_predicted_for_another_sentence_is_noted(evaluate: Any) -> None:
+    given = [{**record, "query": " a  dog runs"} for record in ANSWERED]
+    done, _ = evaluate([*given[:3], {**given[3], "query": "a cat sleeps"}])
+    expected = "1 predictions whose query reads otherwise in the annotations (such as 3)"
+    assert done.err == f"demr: warning: {expected}\n"
+
+
+def test_where_nothing_can_be_compared(evaluate: Any) -> None:
+    past = [{**record, "relevant_windows": [[12, 14]]} for record in ASKED]  # of 10 s
+    line = evaluate(ANSWERED, past)[0].one_line()
+    assert "all windows lie past the end of their video" in line
+    assert line.endswith("or try --unclipped")
+    assert evaluate(ANSWERED, past, "--unclipped")[1]["R1@0.3"] == 0
+    scored = {"relevant_windows": None, "relevant_clip_ids": [1], "saliency_scores": [[4, 4, 4]]}
+    unlike = [{**record, **scored} for record in ASKED]
+    assert "or saliency in both" in evaluate(ANSWERED, unlike)[0].one_line()
+
+
+def test_an_output_that_is_a_folder_is_named(tmp_path: Path, cli: Cli) -> None:
+    predictions, annotations = (
+        save(tmp_path / name, records) for name, records in (("p", ANSWERED), ("a", ASKED))
+    )
+    (tmp_path / "out").mkdir()
+    done = cli(
+        *("evaluate", "--predictions", predictions, "--annotations", annotations),
+        *("--json", tmp_path / "out"),
+    )
+    assert done.one_line() == f"demr: {tmp_path / 'out'}: Is a directory"
+
+
 # Features against annotations
 
 

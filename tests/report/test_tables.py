@@ -77,3 +77,12 @@ def test_metrics_have_a_column_a_split_and_blanks() -> None:
     assert rows["mAP"] == ["51.3", "7.0"]
     assert rows["mIoU"] == ["40.0"]
     assert "R1@0.5" not in rows
+
+
+def test_metrics_that_nothing_was_measured_for_have_no_row() -> None:
+    nan = float("nan")
+    text = printed(metrics_table({"iid": {"R1@0.5": nan, "mIoU": nan}, "ood": {"mIoU": 7.0}}))
+    assert "nan" not in text
+    assert "R1@0.5" not in text
+    (row,) = (line.split() for line in text.splitlines() if "mIoU" in line)
+    assert row == ["mIoU", "7.0"]

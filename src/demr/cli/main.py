@@ -114,8 +114,8 @@ def _ending(step: Callable[[], int | None]) -> int:
         # Not of this program's own writing, which goes on; the reader has seen enough.
         return 0
     except OSError as error:
-        # Without a name it is an output that cannot be written to.
-        complain(f"{error.filename or 'output'}: {error.strerror or error}")
+        # The second name is where a temporary file was to go; without any it is an output.
+        complain(f"{error.filename2 or error.filename or 'output'}: {error.strerror or error}")
     except Exception as error:  # noqa: BLE001  (told whole, but without what a terminal obeys)
         # Click's usage errors (a missing argument, an unknown option) share no public base here.
         message = getattr(error, "format_message", None)

@@ -144,10 +144,10 @@ def measure(
     """
     annotations = [annotation for annotation in annotations if is_scored(annotation)]
     pairs = _join(predictions, annotations)
-    _check(pairs, predictions)
+    _check(pairs, predictions, unclipped)
     notes = _notes_on_joining(pairs, predictions)
     metrics: dict[str, float] = {}
-    if any(a.windows_s is not None or (unclipped and a.annotated_s) for a in annotations):
+    if any(_truth(a, unclipped) is not None for a in annotations):
         metrics |= _windows(pairs, thresholds, unclipped, notes)
         labelled = [(p, a) for p, a in pairs if p is not None and a.windows_s is not None]
         present = [(p, a) for p, a in labelled if a.windows_s and len(p.windows)]
@@ -191,8 +191,11 @@ def _is_for(prediction: PredictionRecord, annotation: Annotation) -> bool:
             got="no vid",
             remedy="write the vid of every prediction",
         )
-    is_other = prediction.query is not None and tidy_query(prediction.query) != annotation.query
-    return _is_of_video(prediction.vid, annotation) and not is_other
+    return _is_of_video(prediction.vid, annotation) and not _is_other_query(prediction, annotation)
+
+
+def _is_other_query(prediction: PredictionRecord, annotation: Annotation) -> bool:
+    return prediction.query is not None and tidy_query(prediction.query) != annotation.query
 
 
 def _is_of_video(vid: str, annotation: Annotation) -> bool:
@@ -212,6 +215,11 @@ def _notes_on_joining(pairs: Joined, predictions: Sequence[PredictionRecord]) ->
         notes,
         missing,
         f"of {len(pairs)} annotated queries without a prediction: counted as misses",
+    )
+    _note(
+        notes,
+        [a.qid for p, a in pairs if p is not None and _is_other_query(p, a)],
+        "predictions whose query reads otherwise in the annotations",
     )
     _note(
         notes,
@@ -278,7 +286,7 @@ def _moved_by_clipping(pairs: Joined, metrics: dict[str, float]) -> str:
     )
 
 
-def _check(pairs: Joined, predictions: Sequence[PredictionRecord]) -> None:
+def _check(pairs: Joined, predictions: Sequence[PredictionRecord], unclipped: bool) -> None:
     if not pairs or not predictions:
         got = f"{len(predictions)} and {len(pairs)}"
         raise AnnotationError(
@@ -292,12 +300,19 @@ def _check(pairs: Joined, predictions: Sequence[PredictionRecord]) -> None:
             got=f"no common qid (such as {predictions[0].qid!r} and {pairs[0][1].qid!r})",
             remedy="choose the annotations that were predicted",
         )
-    if not any(a.windows_s is not None or a.saliency or a.annotated_s for _, a in pairs):
+    with_saliency = any(a.saliency and p and p.saliency is not None for p, a in pairs)
+    if not with_saliency and all(_truth(a, unclipped) is None for _, a in pairs):
+        outside = any(a.annotated_s for _, a in pairs)
+        why = (
+            "all windows lie past the end of their video"
+            if outside
+            else "a test split whose answers are not public"
+        )
         raise AnnotationError(
             _BOTH,
-            expected="annotations with windows or saliency",
-            got=f"{len(pairs)} queries without (a test split whose answers are not public)",
-            remedy="choose another split",
+            expected="annotations with windows, or saliency in both",
+            got=f"{len(pairs)} queries without ({why})",
+            remedy="choose another split" + (", or try --unclipped" if outside else ""),
         )
     for prediction, annotation in joined:
         if prediction.vid is not None and not _is_of_video(prediction.vid, annotation):

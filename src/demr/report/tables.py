@@ -156,18 +156,18 @@ def metrics_table(
     """Lay the main numbers of an evaluation out, one column a split.
 
     Args:
-        metrics: Split -> metric -> value, as in ``metrics.json``; what is missing stays blank.
-        thresholds: IoU of further rows of R1.
+        metrics: Split -> metric -> value; what is missing or NaN stays blank.
+        thresholds: IoU of further rows of R1 and R5.
     """
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("metric")
     for split in metrics:
         table.add_column(plain(split), justify="right")
-    recall = {key for key, _, _ in _METRICS if key.startswith("R1@")}
-    recall |= {f"R1@{t:g}" for t in thresholds}
+    recall = {key for key, _, _ in _METRICS if key.startswith(("R1@", "R5@"))}
+    recall |= {f"R{n}@{t:g}" for n in (1, 5) for t in thresholds}
     others = [row for row in _METRICS if row[0] not in recall]
     for key, label, digits in (*((key, key, 1) for key in sorted(recall)), *others):
-        values = [of_split.get(key) for of_split in metrics.values()]
-        if any(value is not None for value in values):
-            table.add_row(label, *("" if v is None else f"{v:.{digits}f}" for v in values))
+        values = [of_split.get(key, math.nan) for of_split in metrics.values()]
+        if not all(map(math.isnan, values)):
+            table.add_row(label, *("" if math.isnan(v) else f"{v:.{digits}f}" for v in values))
     return table
