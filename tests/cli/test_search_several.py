@@ -189,3 +189,20 @@ def test_clips_are_of_the_moments_in_the_table(folder: Path, cli: Cli, tmp_path:
     assert len(saved) == 2
     assert any(name.startswith("b [final]-01-") for name in saved)
     assert "expected a folder without clips" in cli(*arguments).one_line()
+
+
+def test_a_page_of_several_videos(folder: Path, cli: Cli, tmp_path: Path) -> None:
+    page = tmp_path / "new" / "answers.html"
+    done = cli("search", folder, QUERY, "--html", page)
+    assert (done.code, done.err) == (0, f"{page}\n")
+    text = page.read_text(encoding="utf-8")
+    assert text.count("<video ") == 2
+    assert f"No moment in {folder / 'a.mp4'}." in text
+    for name, words in ((folder / "a.mp4", "another name"), (tmp_path / "new", "a folder")):
+        assert f"got {words}" in cli("search", folder, QUERY, "--html", name).one_line()
+
+
+def test_subtitles_leave_the_notes_to_stderr(folder: Path, cli: Cli) -> None:
+    done = cli("search", folder / "a.mp4", "a zebra gallops", "--srt")
+    assert (done.code, done.out) == (0, "")
+    assert done.err.startswith("note: the model was never trained on: zebra, gallops")

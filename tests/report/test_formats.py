@@ -2,6 +2,7 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -90,6 +91,7 @@ def test_what_is_not_known_is_null_or_empty(zero_shot: SearchResult) -> None:
         "0.6000",
         *[""] * 9,
         "uncertain",
+        "",
     ]
     assert second[3:7] == ["2", "50.0000", "54.0000", "0.4000"]
     assert "uncertain, not known" in to_srt(zero_shot)
@@ -128,3 +130,17 @@ def test_json_holds_no_control_characters() -> None:
     assert text.isascii()
     assert text.isprintable()
     assert json.loads(text)["answers"][0]["query"] == "a\x7f\x1b\x9b\u202e"
+
+
+def test_csv_has_the_notes_on_an_answer(result: SearchResult) -> None:
+    found, *_, unknown = result.answers
+    notes = ("frames after 0:03.0 are damaged", "never trained on: zebra")
+    answers = (replace(found, notes=notes[:1]), replace(unknown, notes=notes))
+    rows = csv.DictReader(io.StringIO(to_csv(replace(result, answers=answers))))
+    assert [row["notes"] for row in rows] == [notes[0], notes[0], " | ".join(notes)]
+
+
+def test_json_of_results_of_one_name_keeps_all(result: SearchResult) -> None:
+    other = replace(result, duration=99.0)
+    values = json.loads(to_json([result, other]))
+    assert [(one["duration"], one["answers"][0]["rank"]) for one in values] == [(80, 1), (99, 2)]

@@ -272,3 +272,43 @@ def test_legend_explains_what_is_on_the_page_alone(result: SearchResult, write: 
         "truth",
         "uncertain moment",
     ]
+
+
+def test_a_page_of_several_videos_has_a_part_for_each(
+    result: SearchResult, video: Path, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = video.with_name("other.mp4")
+    other.write_bytes(b"other")
+    monkeypatch.setattr(page, "_LARGEST_EMBEDDED_BYTES", 8)
+    surest, *_, unknown = result.answers
+    unsure = replace(surest, present=0.5, verdict="uncertain")
+    results = [
+        replace(result, video="none.mp4", answers=(unknown, unknown)),
+        replace(result, video=str(other), duration=9.0, answers=(unsure, unknown)),
+        replace(result, video=str(video), answers=(surest, unknown)),
+    ]
+    document = write(results, video_path=None)
+    assert document.one("h1").text == "3 videos"
+    first, second = document.all("div", "part")
+    assert [part.one("header").one("h2").text for part in (first, second)] == [
+        "talk 1.mp4",
+        "other.mp4",
+    ]
+    # What there is no room for is linked.
+    sources = [part.one("video").attributes["src"] for part in (first, second)]
+    assert sources == ["data:video/mp4;base64,AAF2aWRlbw==", "../other.mp4"]
+    assert [card.one("div", "tags").text for card in document.all("article")] == [
+        "✓found 1 of 3 videos",
+        "?uncertain 1 of 3 videos",
+        "?uncertain 2 of 3 videos",
+        "?uncertain 2 of 3 videos",
+    ]
+    assert document.one("p", "others").text == "No moment in none.mp4."
+    data = [json.loads(part.one("script").text) for part in (first, second)]
+    assert [part["duration"] for part in data] == [80.0, 9.0]
+    anchors = [card.attributes["id"] for card in document.all("article")]
+    assert [link for link in fetched(document) if link.startswith("#a")] == [
+        f"#{anchor}" for anchor in reversed(anchors)
+    ]
+    with pytest.raises(ValueError, match="of one video"):
+        write(results, video_path=None, truth={})

@@ -13,7 +13,7 @@ from demr.cli.clips import check_clips, save_clips
 from demr.cli.options import Device
 from demr.errors import FeatureError, InputError, VideoError
 from demr.machine.reading import read_bytes
-from demr.machine.terminal import complain, console, plain, status, write_text
+from demr.machine.terminal import complain, console, plain, say, status, write_text
 
 if TYPE_CHECKING:
     from demr.search.result import SearchResult
@@ -33,7 +33,7 @@ class _Output(StrEnum):
 
 
 @app.command()
-def search(
+def search(  # noqa: PLR0913, PLR0917  (one an option)
     words: Annotated[
         list[str],
         typer.Argument(
@@ -64,6 +64,10 @@ def search(
     as_srt: Annotated[
         bool, typer.Option("--srt", help="Print subtitles of the moments, of one video.")
     ] = False,
+    html: Annotated[
+        Path | None,
+        typer.Option(help="Also write a page with the videos and their timelines.  [NAME.html]"),
+    ] = None,
     clips: Annotated[
         Path | None,
         typer.Option("--save-clips", help="Folder to cut the moments into that are shown."),
@@ -92,6 +96,8 @@ def search(
             got="a folder" if len(sources) == 1 else f"{len(sources)} videos",
             remedy="search each by itself, or print --csv",
         )
+    if html is not None:
+        _check_page(html)
     from demr.video.watchdog import DECODER_TIMEOUT_S, decoder_watchdog
 
     with decoder_watchdog(DECODER_TIMEOUT_S, _give_up):
@@ -104,9 +110,25 @@ def search(
         # Of several videos a sentence has so many moments in all.
         most = None if is_one else top
         _print_results(results, output, most)
+        if html is not None:
+            from demr.report import write_html_report
+
+            write_html_report(html, results[0] if is_one else results)
+            say(str(html), stderr=True)
         failed = clips is not None and save_clips(results, videos, clips, most, overwrite=overwrite)
     if skipped or closed or failed:
         raise typer.Exit(1)
+
+
+def _check_page(path: Path) -> None:
+    """Refuse what is no name of a page, such as a video that it would replace."""
+    if path.suffix.lower() not in (".html", ".htm") or path.is_dir():
+        raise InputError(
+            f"--html {path}",
+            expected="a file whose name ends in .html",
+            got="a folder" if path.is_dir() else "another name",
+            remedy="write for example --html answers.html",
+        )
 
 
 def _give_up(error: VideoError) -> None:
@@ -183,7 +205,7 @@ def _search_all(
     """Search every video; of several, those that cannot be read are named and left out.
 
     Returns:
-        The searches, and how many videos were left out.
+        The searches, the surest first, and how many videos were left out.
 
     Raises:
         VideoError: If the only video, or none of several, can be read.
@@ -209,7 +231,9 @@ def _search_all(
             got="none",
             remedy="check that a player shows them",
         )
-    return results, len(videos) - len(results)
+    from demr.search.several import order_videos
+
+    return order_videos(results), len(videos) - len(results)
 
 
 def report_skipped(reasons: Sequence[str]) -> None:
@@ -304,6 +328,8 @@ def _print_results(results: list["SearchResult"], output: _Output, most: int | N
         write_text(to_csv(searched))
     elif output is _Output.SRT:
         write_text(to_srt(results[0]))
+        # Subtitles have no place for what limits the trust in them.
+        say(*unique_notes(results), stderr=True)
     else:
         table = search_table(results[0]) if most is None else videos_table(results, most)
         console().print(table, *map(plain, unique_notes(results)), sep="\n")

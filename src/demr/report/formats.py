@@ -34,6 +34,7 @@ _CSV_COLUMNS: Final = (
     "epistemic_end",
     "confidence",
     "moment_verdict",
+    "notes",
 )
 
 # Excel, LibreOffice and others begin a formula at these; full-width ones in East Asian editions.
@@ -59,10 +60,10 @@ def to_json(results: SearchResult | Sequence[SearchResult]) -> str:
 
 def _ranked_dicts(results: Sequence[SearchResult]) -> list[dict[str, Any]]:
     ordered = order_videos(results)
-    values = {result.video: result.to_dict() for result in ordered}
+    values = {id(result): result.to_dict() for result in ordered}
     for number in range(len(ordered[0].answers)):
         for rank, result in enumerate(rank_videos(ordered, number), start=1):
-            values[result.video]["answers"][number]["rank"] = rank
+            values[id(result)]["answers"][number]["rank"] = rank
     return list(values.values())
 
 
@@ -70,8 +71,9 @@ def to_csv(results: SearchResult | Sequence[SearchResult]) -> str:
     """Return one row a moment; a sentence without a moment keeps a row without times.
 
     Of several videos the first column names the video, and the rows of each sentence begin with
-    its surest video. Text that spreadsheets would take for a formula has an apostrophe before it,
-    and control characters are written as escapes.
+    its surest video. The last column has the notes on an answer, with bars between them. Text that
+    spreadsheets would take for a formula has an apostrophe before it, and control characters are
+    written as escapes.
     """
     several = isinstance(results, Sequence)
     searched = results if isinstance(results, Sequence) else [results]
@@ -83,11 +85,12 @@ def to_csv(results: SearchResult | Sequence[SearchResult]) -> str:
             answer = result.answers[number]
             name = (_cell(result.video),) if several else ()
             head = (*name, _cell(answer.query), answer.verdict, _number(answer.present))
+            notes = _cell(" | ".join(answer.notes))
             for rank, moment in enumerate(answer.moments, start=1):
                 numbers = map(_number, _moment_numbers(moment))
-                writer.writerow((*head, rank, *numbers, moment.verdict))
+                writer.writerow((*head, rank, *numbers, moment.verdict, notes))
             if not answer.moments:
-                writer.writerow((*head, *[""] * (len(_CSV_COLUMNS) - 3)))
+                writer.writerow((*head, *[""] * (len(_CSV_COLUMNS) - 4), notes))
     return stream.getvalue()
 
 

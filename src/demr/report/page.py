@@ -1,4 +1,4 @@
-"""One self-contained HTML page of a search: the video, and a timeline for every sentence.
+"""One self-contained HTML page of a search: each video, and a timeline for every sentence.
 
 This file gathers what the page shows; ``page.html`` and what it includes lay it out. Jinja2
 escapes every text on its way into the page.
@@ -11,6 +11,7 @@ import hashlib
 import math
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -28,11 +29,13 @@ from demr.report.wording import (
     best_iou,
     chance_text,
     explain_answer,
+    first_few,
     level_text,
 )
+from demr.search.several import order_videos, rank_videos
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from jinja2 import Environment
 
@@ -66,6 +69,7 @@ class Card:
     Attributes:
         answer: Query, verdict and notes.
         verdict: In one word, which is also its class in ``page.css``.
+        rank: Which of several videos this one is for the sentence; empty of one alone.
         presence: The probability that the moment is in the video, as text.
         gauge: The same as a ring; None where it is not known.
         truth_line: The truth, and how well the best moment meets it; empty where not known.
@@ -75,6 +79,7 @@ class Card:
 
     answer: Answer
     verdict: str
+    rank: str
     presence: str
     gauge: Gauge | None
     truth_line: str
@@ -82,85 +87,127 @@ class Card:
     explanation: str
 
 
+@dataclass(frozen=True)
+class Part:
+    """What the page shows of one video.
+
+    Attributes:
+        result: The search of it.
+        name: Of the file.
+        source: The video as a URL.
+        cards: Of its answers.
+    """
+
+    result: SearchResult
+    name: str
+    source: str
+    cards: tuple[Card, ...]
+
+    @property
+    def facts(self) -> tuple[str, ...]:
+        """What is said of the video below its name."""
+        result, sentences = self.result, counted(len(self.cards), "sentence")
+        return (self.name, clock(result.duration), sentences, result.model, result.encoder)
+
+    @property
+    def verdicts(self) -> str:
+        """How many answers have each verdict."""
+        short_verdicts = [card.verdict for card in self.cards]
+        return " · ".join(
+            f"{short_verdicts.count(short)} {verdict}"
+            for verdict, short in SHORT_VERDICT.items()
+            if short in short_verdicts
+        )
+
+    @property
+    def data(self) -> dict[str, object]:
+        """What the script of the page asks for."""
+        queries = [printable(card.answer.query) for card in self.cards]
+        return {"duration": self.result.duration, "queries": queries}
+
+
 def write_html_report(
     path: str | Path,
-    result: SearchResult,
+    results: SearchResult | Sequence[SearchResult],
     *,
-    video_path: str | Path,
+    video_path: str | Path | None = None,
     truth: Mapping[str, Windows] | None = None,
     title: str | None = None,
 ) -> Path:
     """Write a search as one page that needs no network and no other file.
 
-    A video above 40 MiB is linked relative to the page and not embedded.
+    Of several videos each with a moment has a part of its own, the surest first; the others are
+    named. What is above 40 MiB, of all videos together, is linked relative to the page and not
+    embedded.
 
     Args:
         path: The page; its folder is made, and an older page is replaced in one step.
-        result: What was searched and found.
-        video_path: The video as a file that a browser plays.
-        truth: True windows in seconds by sentence, where known; an empty sequence says that the
-            moment is not in the video.
-        title: Heading of the page; the name of the video if not given.
+        results: What was searched and found, in one video or in each of several.
+        video_path: Of one video, the file that a browser plays; the searched one if not given.
+        truth: Of one video, true windows in seconds by sentence, where known; an empty sequence
+            says that the moment is not in the video.
+        title: Heading of the page; the name of the video, or their number, if not given.
 
     Returns:
         The path of the page.
 
     Raises:
-        InputError: If the video cannot be read or the page cannot be written.
+        InputError: If a video cannot be read or the page cannot be written.
+        ValueError: If ``video_path`` or ``truth`` is given for several videos.
     """
-    path = Path(path)
-    video = _video_source(Path(video_path), path)
-    write_output(path, _render(result, video, truth, title).encode())
+    path, several = Path(path), isinstance(results, Sequence)
+    if several and not (video_path is None and truth is None):
+        raise ValueError("video_path and truth are of one video")
+    searched = order_videos(results) if isinstance(results, Sequence) else [results]
+    shown = [r for r in searched if not several or any(a.moments for a in r.answers)]
+    parts, left = [], _LARGEST_EMBEDDED_BYTES
+    for result in shown:
+        file = Path(result.video if video_path is None else video_path)
+        source, size = _video_source(file, path, left)
+        left -= size
+        cards = tuple(
+            _card(answer, result, truth, _rank(result, number, searched) if several else "")
+            for number, answer in enumerate(result.answers)
+        )
+        parts.append(Part(result, Path(result.video).name, source, cards))
+    if title is None:
+        title = counted(len(searched), "video") if several else parts[0].name
+    others = [result.video for result in searched if result not in shown]
+    text = _render(
+        parts,
+        title=title,
+        several=several,
+        others=f"No moment in {first_few(others)}." if others else "",
+        level=level_text(searched[0]),
+        has_truth=truth is not None,
+    )
+    write_output(path, text.encode())
     return path
 
 
-def _render(
-    result: SearchResult, video: str, truth: Mapping[str, Windows] | None, title: str | None
-) -> str:
+def _rank(result: SearchResult, number: int, searched: Sequence[SearchResult]) -> str:
+    """Which of several videos a video is for one of the sentences."""
+    rank = [id(one) for one in rank_videos(searched, number)].index(id(result)) + 1
+    return f"{rank} of {counted(len(searched), 'video')}"
+
+
+def _render(parts: Sequence[Part], **context: object) -> str:
     from markupsafe import Markup
 
     # Of this package, and the same to the byte as what the policy of the page lets run.
     script = Markup(files("demr.report").joinpath("page.js").read_text(encoding="utf-8"))  # noqa: S704
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    name = Path(result.video).name
-    cards = [_card(answer, result, truth) for answer in result.answers]
+    moments = [m for part in parts for answer in part.result.answers for m in answer.moments]
     return (
         _templates()
         .get_template("page.html")
         .render(
-            result=result,
-            cards=cards,
-            video=video,
-            title=name if title is None else title,
-            facts=(
-                name,
-                clock(result.duration),
-                counted(len(cards), "sentence"),
-                result.model,
-                result.encoder,
-            ),
-            verdicts=_count_verdicts(cards),
-            level=level_text(result),
-            has_truth=truth is not None,
-            has_uncertain=any(
-                moment.verdict == "uncertain" for card in cards for moment in card.answer.moments
-            ),
-            data={
-                "duration": result.duration,
-                "queries": [printable(answer.query) for answer in result.answers],
-            },
+            parts=parts,
+            has_uncertain=any(moment.verdict == "uncertain" for moment in moments),
             script=script,
             script_digest=digest,
+            **context,
         )
-    )
-
-
-def _count_verdicts(cards: Sequence[Card]) -> str:
-    short_verdicts = [card.verdict for card in cards]
-    return " · ".join(
-        f"{short_verdicts.count(short)} {verdict}"
-        for verdict, short in SHORT_VERDICT.items()
-        if short in short_verdicts
     )
 
 
@@ -191,13 +238,14 @@ def _templates() -> Environment:
     return templates
 
 
-def _video_source(video: Path, page: Path) -> str:
-    """The video itself as a URL, or where it lies as seen from the page."""
+def _video_source(video: Path, page: Path, most: int) -> tuple[str, int]:
+    """The video itself as a URL, or where it lies as seen from the page; and bytes embedded."""
     try:
-        if video.stat().st_size > _LARGEST_EMBEDDED_BYTES:
+        size = video.stat().st_size
+        if size > most:
             place = os.path.relpath(video.resolve(), page.resolve().parent)
             # As bytes: not every name is UTF-8.
-            return quote(os.fsencode(Path(place).as_posix()))
+            return quote(os.fsencode(Path(place).as_posix())), 0
         content = base64.b64encode(video.read_bytes()).decode()
     except OSError as error:
         raise InputError(
@@ -206,14 +254,17 @@ def _video_source(video: Path, page: Path) -> str:
             got=error.strerror or str(error),
             remedy="give the path of an existing video file",
         ) from error
-    return f"data:{_MIME.get(video.suffix.lower(), 'video/mp4')};base64,{content}"
+    return f"data:{_MIME.get(video.suffix.lower(), 'video/mp4')};base64,{content}", size
 
 
-def _card(answer: Answer, result: SearchResult, truth: Mapping[str, Windows] | None) -> Card:
+def _card(
+    answer: Answer, result: SearchResult, truth: Mapping[str, Windows] | None, rank: str
+) -> Card:
     windows = None if truth is None else truth.get(answer.query)
     return Card(
         answer=answer,
         verdict=SHORT_VERDICT[answer.verdict],
+        rank=rank,
         presence=chance_text(answer.present),
         gauge=_gauge(answer.present),
         truth_line="" if windows is None else _truth_line(answer, windows),

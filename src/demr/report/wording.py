@@ -103,13 +103,14 @@ def _scope(places: Sequence[tuple[str, str]], results: Sequence[SearchResult]) -
     named = []
     if len(queries) < len(results[0].answers):
         # Quoted, so that a query cannot be taken for our own words.
-        named.append(_first_few([repr(query) for query in queries]))
+        named.append(first_few([repr(query) for query in queries]))
     if len(videos) < len(results):
-        named.append(_first_few(videos))
+        named.append(first_few(videos))
     return f"note on {' in '.join(named)}" if named else "note"
 
 
-def _first_few(names: Sequence[str], most: int = 5) -> str:
+def first_few(names: Sequence[str], most: int = 5) -> str:
+    """Return names in a row; of many, the first few and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
