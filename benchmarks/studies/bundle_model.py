@@ -29,7 +29,8 @@ def main() -> None:
     shutil.copy(run / "train.log", TARGET / "train.log")
     calibrate_run(TARGET)
     evaluate_run(TARGET)
-    (TARGET / "predictions.jsonl").unlink()
+    for written in ("predictions.jsonl", "error_bins.json", "uncertainty.png"):
+        (TARGET / written).unlink()
     size = sum(path.stat().st_size for path in TARGET.iterdir())
     if size > LIMIT_BYTES:
         raise SystemExit(f"{TARGET} takes {size} bytes, more than {LIMIT_BYTES}")
