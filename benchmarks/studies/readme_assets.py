@@ -3,11 +3,13 @@
     python benchmarks/studies/readme_assets.py
 
 Runs the demo and puts its table between the fences of README.md that hold `demr demo` output; the
-results come from the rows in benchmarks/results, which shapes_study.py and track_study.py fill.
+results come from the bundled model's metrics, and from the rows in benchmarks/results, which
+shapes_study.py and track_study.py fill.
 """
 
 import argparse
 import io
+import json
 import re
 import tempfile
 from pathlib import Path
@@ -22,8 +24,10 @@ from demr.report import search_figure, search_table
 from demr.training.ablation_report import cell
 
 ROOT = Path(__file__).resolve().parents[2]
+MODEL = ROOT / "src" / "demr" / "models" / "shapes"
 _FENCE = re.compile(r"(beside the answers:\n\n```text\n).*?(\n```)", re.DOTALL)
 _RESULTS = re.compile(r"(<!-- results -->\n).*?(<!-- end of results -->)", re.DOTALL)
+_BUNDLED = re.compile(r"(<!-- bundled -->\n).*?(<!-- end of bundled -->)", re.DOTALL)
 _TRACKS = re.compile(r"(<!-- tracks -->\n).*?(<!-- end of tracks -->)", re.DOTALL)
 _ROWS = (
     ("R1@0.5", "R1@0.5", 1),
@@ -53,6 +57,17 @@ def results() -> str:
     return "\n".join(lines) + "\n"
 
 
+def bundled() -> str:
+    """What the bundled model reaches with sentences that name an action, and a thing alone."""
+    metrics = json.loads((MODEL / "metrics.json").read_text(encoding="utf-8"))
+    splits = ("iid", "ood", "iid_things", "ood_things")
+    lines = ["| | actions, IID | actions, OOD | things, IID | things, OOD |", "|---|---|---|---|---|"]
+    for key, label, digits in _ROWS:
+        cells = " | ".join(f"{metrics[split][key]:.{digits}f}" for split in splits)
+        lines.append(f"| {label} | {cells} |")
+    return "\n".join(lines) + "\n"
+
+
 def tracks() -> str:
     """What the study of the timeline track was to show, and what it shows."""
     ((_, variants),) = TRACKS["timeline"].results().values()
@@ -73,6 +88,7 @@ def main() -> None:
     text = readme.read_text(encoding="utf-8")
     text = _FENCE.sub(lambda m: m[1] + table + m[2], text)
     text = _RESULTS.sub(lambda m: m[1] + results() + m[2], text)
+    text = _BUNDLED.sub(lambda m: m[1] + bundled() + m[2], text)
     text = _TRACKS.sub(lambda m: m[1] + tracks() + m[2], text)
     readme.write_text(text, encoding="utf-8")
 

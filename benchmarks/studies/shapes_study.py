@@ -15,6 +15,7 @@ SEEDS = (0, 1, 2)
 BEFORE_THINGS = (
     'data.tests={"iid": "iid.jsonl", "ood": "ood.jsonl"}',
     "reconstruction.align_epochs=7",
+    "retrieval.epochs=2",
 )
 SHORTER = (
     "reconstruction.align_epochs=2",
