@@ -61,7 +61,10 @@ def bundled() -> str:
     """What the bundled model reaches with sentences that name an action, and a thing alone."""
     metrics = json.loads((MODEL / "metrics.json").read_text(encoding="utf-8"))
     splits = ("iid", "ood", "iid_things", "ood_things")
-    lines = ["| | actions, IID | actions, OOD | things, IID | things, OOD |", "|---|---|---|---|---|"]
+    lines = [
+        "| | actions, IID | actions, OOD | things, IID | things, OOD |",
+        "|---|---|---|---|---|",
+    ]
     for key, label, digits in _ROWS:
         cells = " | ".join(f"{metrics[split][key]:.{digits}f}" for split in splits)
         lines.append(f"| {label} | {cells} |")

@@ -373,7 +373,7 @@ def test_zero_shot_for_people(
     assert "nan" not in text.lower()
     csv = cli(*arguments, "--csv").out.splitlines()
     assert csv[1].startswith("a red circle,uncertain,,1,")
-    assert csv[1].endswith(",,,,,,,,,uncertain")
+    assert ',,,,,,,,,uncertain,"zero-shot, uncalibrated' in csv[1]
     assert "nan" not in "".join(csv)
     srt = cli(*arguments, "--srt").out
     assert "uncertain, not known" in srt
