@@ -81,7 +81,7 @@ def test_a_thumbnail_is_no_video(tmp_path: Path, suffix: str, flags: Disposition
 
 def test_a_song_with_one_frame_is_no_video(tmp_path: Path) -> None:
     path = several(tmp_path / "v.mp4", ("libx264", 64, 1, DEFAULT), with_audio=True)
-    with pytest.raises(VideoError, match="audio and a picture"):
+    with pytest.raises(VideoError, match="audio and a single frame"):
         probe_video(path)
 
 

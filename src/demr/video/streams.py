@@ -42,9 +42,17 @@ def choose_stream(container: InputContainer, path: Path) -> VideoStream:
             raise video_error(path, "a still picture")
     if not streams:
         kinds = sorted({str(stream.type) for stream in container.streams} - {"video"})
-        kinds += ["a picture"] if container.streams.video else []
+        # Of a damaged file, too, one frame may be all that is found.
+        kinds += [_name_of_one(stream) for stream in container.streams.video[:1]]
         raise video_error(path, f"a file without video (only {' and '.join(kinds) or 'nothing'})")
     return max(streams, key=_rank)
+
+
+def _name_of_one(stream: VideoStream) -> str:
+    if stream.disposition & _PICTURES or stream.codec_context is None:
+        return "a picture"
+    is_picture = stream.codec_context.codec.canonical_name in _PICTURE_CODECS
+    return "a picture" if is_picture else "a single frame"
 
 
 def _rank(stream: VideoStream) -> tuple[bool, int, int]:
