@@ -17,6 +17,7 @@ from demr.features.pack import FeaturePack, FeaturePackWriter
 from demr.features.prepare import (
     align_streams,
     as_float32,
+    check_storable,
     clip_spans,
     feature_statistics,
     prepare_query,
@@ -98,6 +99,16 @@ def test_the_row_that_is_not_finite_is_named() -> None:
 def test_other_clips_and_impossible_durations_are_refused(change: dict[str, float]) -> None:
     with pytest.raises(FeatureError, match="clips of 2 s"):
         prepare_video(replace(video(), **change), IDENTITY)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [7e4, -7e4, 3e38])
+def test_what_half_precision_lacks_is_one_error_and_no_warning(value: float) -> None:
+    given = video()
+    given.features[1, 2] = value
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(FeatureError, match="within 65504, the range of float16"):
+            check_storable(given, IDENTITY)
 
 
 def test_the_input_is_not_changed() -> None:

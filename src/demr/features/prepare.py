@@ -218,7 +218,8 @@ def check_storable(video: VideoFeatures, identity: EncoderIdentity) -> None:
     Raises:
         FeatureError: If features do not fit the encoder, or the range of float16.
     """
-    prepare_video(video, identity)
+    with np.errstate(over="ignore"):  # of numbers that are refused below
+        prepare_video(video, identity)
     if np.abs(video.features).max() > _LARGEST:
         raise FeatureError(
             f"features of {video.vid}",
