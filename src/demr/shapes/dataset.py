@@ -155,8 +155,10 @@ def _each(make: Callable[[int], _Made], numbers: range, workers: int) -> Iterato
                 made = pool.map(make, numbers)
             yield made
         except BaseException:
-            # Nobody waits for what is left; rendering it could take minutes.
-            pool.shutdown(wait=False, cancel_futures=True)
+            # Nobody waits for what is left; rendering it could take minutes. To wait for what has
+            # begun is part of it: leaving the pool shuts it down once more, and without waiting
+            # that would come first and take the cancelling back.
+            pool.shutdown(cancel_futures=True)
             raise
 
 
