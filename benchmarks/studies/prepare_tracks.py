@@ -112,9 +112,15 @@ def prepare_clip(sources: Sources, folder: Path) -> None:
     )
 
 
-def prepare_timeline(sources: Sources, folder: Path, noise: float) -> None:
-    """Simulated features of every video of Charades-CD."""
-    splits = sources.splits()
+def prepare_timeline(
+    sources: Sources,
+    folder: Path,
+    noise: float,
+    splits: Mapping[str, list[Annotation]] | None = None,
+) -> None:
+    """Simulated features of every video of the splits; of Charades-CD where none are given."""
+    if splits is None:
+        splits = sources.splits()
     write_splits(folder, splits)
     actions_of, classes = read_actions(sources.root / "annotations" / "charades_actions")
     embeddings = class_embeddings(classes, sources.words)
