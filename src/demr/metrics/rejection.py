@@ -28,7 +28,7 @@ def rejection_f1(rejected: npt.ArrayLike, absent: npt.ArrayLike) -> float:
 
     Reference:
         Ding et al. 2026, Retrieving Any Relevant Moments: Benchmark and Models for Generalized
-        Moment Retrieval, arXiv:2605.02623, section 3.3. There a query is rejected whose
+        Moment Retrieval, arXiv:2605.02623. There a query is rejected whose
         probability of being present is at most 0.4.
 
     >>> rejection_f1([1, 1, 0, 0], [1, 0, 1, 0])
@@ -68,7 +68,7 @@ def generalized_miou(
         ValueError: If there are not as many predictions as truths, or none.
 
     Reference:
-        Ding et al. 2026, arXiv:2605.02623, section 3.3; details as in the authors' evaluation.
+        Ding et al. 2026, arXiv:2605.02623; details as in code that evaluates so, the text was not at hand.
     """
     if len(predictions) != len(truths) or not len(truths):
         counts = f"{len(predictions)} and {len(truths)}"
