@@ -68,7 +68,7 @@ def generalized_miou(
         ValueError: If there are not as many predictions as truths, or none.
 
     Reference:
-        Ding et al. 2026, arXiv:2605.02623; details as in code that evaluates so, the text was not at hand.
+        Ding et al. 2026, arXiv:2605.02623; details as in published code, not its text.
     """
     if len(predictions) != len(truths) or not len(truths):
         counts = f"{len(predictions)} and {len(truths)}"
